@@ -1,0 +1,1 @@
+//! The sluice agent: assembles the crates, serves the operator's view.

@@ -1,0 +1,15 @@
+//! The mesh as one immutable snapshot: workloads, services and the policies that bind them.
+//!
+//! Sources build a [`Snapshot`] and publish it whole; the data path only ever reads one. Nothing here
+//! does I/O, and nothing here fails on valid input.
+#![forbid(unsafe_code)]
+
+mod enrolment;
+mod service;
+mod snapshot;
+mod workload;
+
+pub use enrolment::{DATAPLANE_MODE, Enrolment, enrolment};
+pub use service::{Service, ServicePort};
+pub use snapshot::{BuildError, Destination, Member, Snapshot, SnapshotBuilder};
+pub use workload::{Workload, WorkloadUid};

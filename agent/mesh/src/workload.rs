@@ -1,0 +1,54 @@
+//! One pod, as every agent of the mesh sees it.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
+
+use sluice_spiffe::{SpiffeId, WorkloadName};
+
+/// The name that is unique over time: a Kubernetes pod UID, or `namespace/name` in the file source.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkloadUid(pub Arc<str>);
+
+/// A pod: its names, where it is, and whether the mesh carries its traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Unique over time, also when an address is used again.
+    pub uid: WorkloadUid,
+    /// Pod name.
+    pub name: String,
+    /// Namespace and service account: what its certificate says.
+    pub account: WorkloadName,
+    /// What its certificate says, in full.
+    pub identity: SpiffeId,
+    /// Pod labels, for the selectors of services and policies.
+    pub labels: BTreeMap<String, String>,
+    /// All addresses of the pod; the first of each family is the one its own connections leave from
+    /// when the application does not bind.
+    pub addresses: Vec<IpAddr>,
+    /// Name of the node that it runs on.
+    pub node: String,
+    /// Whether it is enrolled, on whichever node.
+    pub in_mesh: bool,
+    /// Path of its network namespace; only of use on its own node.
+    pub netns: Option<PathBuf>,
+    /// Whether services may send connections to it.
+    pub ready: bool,
+}
+
+impl Workload {
+    /// The address of the given family that unbound connections leave from.
+    pub fn primary_address(&self, ipv6: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv6() == ipv6)
+    }
+}
+
+impl fmt::Display for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for WorkloadUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}

@@ -1,0 +1,1 @@
+//! Enrols pods: listeners in their namespaces, hooks on their sockets, the guard on their veth.

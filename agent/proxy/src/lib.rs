@@ -1,0 +1,1 @@
+//! Carries connections: capture to mTLS, mTLS to application.

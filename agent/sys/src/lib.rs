@@ -1,0 +1,1 @@
+//! Linux without BPF: namespaces, sockets, netlink, limits.

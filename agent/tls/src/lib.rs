@@ -1,0 +1,1 @@
+//! Certificates and TLS: issuing, storing, verifying; the only crate that names rustls.

@@ -1,0 +1,1 @@
+//! Namespaces, agents and wire captures for the tests and the demo; nothing in it is mocked.

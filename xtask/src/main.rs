@@ -1,0 +1,2 @@
+//! The developer's door: build, load, demo, test, bench.
+fn main() {}
