@@ -1,1 +1,26 @@
-//! Linux without BPF: namespaces, sockets, netlink, limits.
+//! Linux without BPF: network namespaces, sockets, netlink, limits.
+//!
+//! Nothing here knows the mesh. What enters a namespace does so on a thread of its own
+//! ([`Netns::run`]) or on a thread that is a declared nomad ([`nomad`]); every other thread of the
+//! process stays in the node's namespace for good.
+
+mod addresses;
+pub mod diag;
+mod error;
+pub mod limits;
+mod netlink;
+pub mod netns;
+pub mod nomad;
+pub mod socket;
+pub mod veth;
+
+#[cfg(test)]
+mod lab;
+
+pub use addresses::addresses;
+pub use error::Error;
+pub use netns::{Netns, NetnsId};
+pub use veth::VethLink;
+
+/// What every fallible function of this crate answers.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,164 @@
+//! Network namespaces: opening, naming and working inside them.
+
+use std::{
+    fmt,
+    fs::File,
+    io,
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::Arc,
+    thread,
+};
+
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType},
+    thread::LinkNameSpaceType,
+};
+
+use crate::{Error, Result, nomad};
+
+/// An open network namespace. Clones share one descriptor; while one lives, the namespace does too.
+#[derive(Clone)]
+pub struct Netns(Arc<Inner>);
+
+/// What a namespace is called in the file system of namespaces; may be used again after its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetnsId {
+    /// Device number of the file system.
+    pub device: u64,
+    /// Inode number of the namespace.
+    pub inode: u64,
+}
+
+struct Inner {
+    file: OwnedFd,
+    id: NetnsId,
+    cookie: u64,
+}
+
+// === impl Netns ===
+
+impl Netns {
+    /// Opens a pod's namespace: a bind mount such as `/run/netns/x`, or `/proc/<pid>/ns/net`.
+    ///
+    /// # Errors
+    ///
+    /// Besides what the file system may refuse: [`Error::OwnNamespace`] when the path leads to the
+    /// namespace of the calling thread or of the agent. Enrolling that one would capture the node.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let opened = Self::open_any(path)?;
+        if [nomad::home()?, &Self::current()?].iter().any(|own| own.cookie() == opened.cookie()) {
+            return Err(Error::OwnNamespace(path.to_owned()));
+        }
+        Ok(opened)
+    }
+
+    /// The namespace that the calling thread is in.
+    pub fn current() -> Result<Self> {
+        Self::open_any("/proc/thread-self/ns/net".as_ref())
+    }
+
+    /// The namespace at `path`, whichever it is.
+    pub(crate) fn open_any(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Open { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let status = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
+        let file = OwnedFd::from(file);
+        let cookie = match in_namespace(file.as_fd(), cookie_of_calling_thread) {
+            Ok(cookie) => cookie?,
+            Err(Error::Enter(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                return Err(Error::NotANamespace(path.to_owned()));
+            }
+            Err(error) => return Err(error),
+        };
+        let id = NetnsId { device: status.st_dev, inode: status.st_ino };
+        Ok(Self(Arc::new(Inner { file, id, cookie })))
+    }
+
+    /// The kernel's name for the namespace, never used twice while the machine runs
+    /// (`SO_NETNS_COOKIE`, Linux 5.14); BPF programs read the same value.
+    pub fn cookie(&self) -> u64 {
+        self.0.cookie
+    }
+
+    /// What the namespace's files are called; compare it to learn what a path leads to now.
+    pub fn id(&self) -> NetnsId {
+        self.0.id
+    }
+
+    /// Runs `task` inside the namespace, on a thread that exists for nothing else, and waits for it:
+    /// whatever becomes of the task, no thread that outlives it has changed namespaces.
+    pub fn run<T: Send>(&self, task: impl FnOnce() -> T + Send) -> Result<T> {
+        in_namespace(self.as_fd(), task)
+    }
+
+    /// Moves the calling thread into the namespace.
+    pub(crate) fn enter(&self) -> Result<()> {
+        enter(self.as_fd())
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.file.as_fd()
+    }
+}
+
+impl fmt::Debug for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netns").field("id", &self.0.id).field("cookie", &self.0.cookie).finish()
+    }
+}
+
+fn enter(namespace: BorrowedFd<'_>) -> Result<()> {
+    rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
+        .map_err(|error| Error::Enter(error.into()))
+}
+
+fn in_namespace<T: Send>(namespace: BorrowedFd<'_>, task: impl FnOnce() -> T + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let inside = move || enter(namespace).map(|()| task());
+        thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, inside)
+            .map_err(Error::Thread)?
+            .join()
+            .unwrap_or(Err(Error::Panicked))
+    })
+}
+
+/// A socket of any kind tells the cookie of the namespace that it was made in; a Unix one can always
+/// be made.
+fn cookie_of_calling_thread() -> Result<u64> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| Error::Cookie(error.into()))?;
+    read_cookie(&socket).map_err(Error::Cookie)
+}
+
+#[expect(unsafe_code, reason = "no crate that we use wraps SO_NETNS_COOKIE")]
+fn read_cookie(socket: &OwnedFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `cookie`, and both outlive the
+    // call; the descriptor is open because `socket` owns it.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests;
