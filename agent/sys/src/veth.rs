@@ -9,22 +9,27 @@ use crate::{
     netlink::{Channel, Message, attributes},
 };
 
-/// Kinds that only hand packets back to the pod's own stack, as long as they have not been moved in
-/// from another namespace (then `IFLA_LINK_NETNSID` is set). Kernels with the tunnel modules put the
-/// fallback devices `tunl0`, `sit0`, `gre0`... into every namespace, so they are no oddity.
-const INSIDE: [&str; 12] = [
+/// Kinds whose packets come out in the pod again: into its own stack, or on another of its links. That
+/// holds as long as what they sit on is in the pod too; when it is not, `IFLA_LINK_NETNSID` says so.
+/// Kernels with the tunnel modules put the fallback devices `tunl0`, `sit0`, `gre0`... into every
+/// namespace, so they are no oddity.
+const INSIDE: [&str; 16] = [
+    "bridge",
     "dummy",
-    "ifb",
-    "ipip",
-    "sit",
+    "erspan",
     "gre",
     "gretap",
-    "erspan",
-    "vti",
-    "vti6",
-    "ip6tnl",
+    "ifb",
     "ip6gre",
     "ip6gretap",
+    "ip6tnl",
+    "ipip",
+    "ipvlan",
+    "macvlan",
+    "sit",
+    "vlan",
+    "vti",
+    "vti6",
 ];
 
 // Numbers of <linux/rtnetlink.h>, <linux/if_link.h> and <linux/net_namespace.h>.

@@ -1,1 +1,73 @@
-//! Placeholder.
+//! The options that the proxy counts on.
+
+use std::{
+    io::{ErrorKind, Read},
+    net::{Ipv4Addr, Ipv6Addr, TcpStream},
+    os::fd::AsFd,
+    thread,
+};
+
+use super::*;
+
+fn loopback(ipv6: bool) -> SocketAddr {
+    if ipv6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (Ipv4Addr::LOCALHOST, 0).into() }
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => return stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_listener_does_not_block_and_passes_on_nodelay() {
+    for ipv6 in [false, true] {
+        let listener = listen(loopback(ipv6), 16).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(accept(&listener).nodelay().unwrap());
+        drop(client);
+    }
+}
+
+#[test]
+fn both_families_may_listen_on_one_port() {
+    let v6 = listen(loopback(true), 16).unwrap();
+    let port = v6.local_addr().unwrap().port();
+    assert!(listen((Ipv4Addr::UNSPECIFIED, port).into(), 16).is_ok());
+}
+
+#[test]
+fn a_reset_on_close_is_seen_by_the_peer() {
+    let listener = listen(loopback(false), 16).unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let server = accept(&listener);
+    set_reset_on_close(&server).unwrap();
+    drop(server);
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn options_stick() {
+    let socket = tcp_socket(false).unwrap();
+    bind_to_device(&socket, "lo").unwrap();
+    assert_eq!(socket.device().unwrap().as_deref(), Some(b"lo".as_slice()));
+    set_keepalive(&socket, Duration::from_secs(30), Duration::from_secs(5), 3).unwrap();
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+    assert!(socket.tcp_nodelay().unwrap());
+    assert!(take_error(&socket).unwrap().is_none());
+    let flags = rustix::io::fcntl_getfd(socket.as_fd()).unwrap();
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+}
+
+#[test]
+fn a_connection_knows_its_cpu() {
+    let listener = listen(loopback(false), 16).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    assert!(incoming_cpu(accept(&listener)).is_ok());
+    drop(client);
+}
