@@ -1,1 +1,32 @@
 //! Loads, attaches, pins and reads the BPF programs; the only crate that names aya.
+//!
+//! One agent owns one *instance*: a directory `<bpffs>/sluice/<instance>/` with its pinned maps and
+//! links. Nothing of it hangs on the agent's life: when the agent dies, the pinned hooks go on
+//! pointing enrolled pods at listeners that are no longer there, so their connections are refused and
+//! never go out in plaintext. The next agent adopts the maps and swaps the programs under the links.
+//!
+//! ```text
+//!  <bpffs>/sluice/<instance>/<generation>/map/PODS ...        one per map
+//!                                        /hook/sluice_connect4 ... one link per node-wide hook
+//!                                        /pod/<netns cookie>/inbound        sk_lookup link
+//!                                        /pod/<netns cookie>/guard-<ifindex>  tcx link
+//! ```
+//!
+//! The *generation* spells the ABI version and the sizes of the maps: what has the same name can be
+//! adopted, what has another name is of another shape and is left alone until it is retired.
+#![deny(unsafe_op_in_unsafe_fn)]
+#![expect(unsafe_code, reason = "bpf(2), and mounting bpffs, have no safe wrapper")]
+
+mod datapath;
+mod error;
+mod pod;
+mod report;
+mod settings;
+mod sockets;
+
+pub use datapath::Datapath;
+pub use error::Error;
+pub use pod::{CaptureState, Enrolled, GuardState, PodCounters, PodHooks, WorkerSockets};
+pub use report::{Fallback, MapReport, PeerFill, ProgramReport, Removed, Report};
+pub use settings::{Feature, LogLevel, Settings};
+pub use sockets::SocketTable;

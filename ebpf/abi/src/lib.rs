@@ -1,2 +1,102 @@
-#![no_std]
 //! Types that the kernel programs and the agent both read.
+//!
+//! Addresses and ports are big-endian bytes, as on the wire, so neither side converts by accident;
+//! IPv4 is always mapped into IPv6, so that one key serves both families. Counts, slots and cookies
+//! are in the machine's own order: both readers run on the same machine. Every padding byte is a
+//! named field, and the size and offsets are asserted at compile time, because the kernel compares
+//! map keys byte by byte.
+#![cfg_attr(not(any(feature = "user", test)), no_std)]
+
+mod address;
+mod counters;
+mod pod;
+mod socket;
+
+pub use address::IpKey;
+pub use counters::Counters;
+pub use pod::{Family, Local, Pod, PodAddresses, Settings, listener_index};
+pub use socket::{AgentSocket, Endpoint, EndpointKind, PendingKey, Role};
+
+/// Changes whenever a map's key, value or meaning does; an agent adopts only maps of its own version.
+pub const ABI_VERSION: u32 = 1;
+
+/// Workers an agent may have; fixes the stride of [`listener_index`] and the size of [`Pod`].
+pub const MAX_WORKERS: u32 = 8;
+
+/// Slot of [`Counters`] for what cannot be put to a pod; pods have slots from 1.
+pub const UNATTRIBUTED: u32 = 0;
+
+/// Names of the maps, which are also the names of their pins.
+pub mod map {
+    /// Network namespace cookie (`u64`) to [`Pod`](crate::Pod): who is captured.
+    pub const PODS: &str = "PODS";
+    /// [`IpKey`](crate::IpKey) of mesh pods and service addresses: what is captured.
+    pub const PEERS: &str = "PEERS";
+    /// [`IpKey`](crate::IpKey) of enrolled pods to [`Local`](crate::Local).
+    pub const LOCAL: &str = "LOCAL";
+    /// Interface index (`u32`) of a pod's host veth to its slot (`u32`).
+    pub const GUARDED: &str = "GUARDED";
+    /// Socket to [`Endpoint`](crate::Endpoint): the address that its owner should see.
+    pub const SK_ORIG: &str = "SK_ORIG";
+    /// Socket to [`AgentSocket`](crate::AgentSocket): the agent's own, set from user space only.
+    pub const AGENT_SK: &str = "AGENT_SK";
+    /// [`PendingKey`](crate::PendingKey) to [`Endpoint`](crate::Endpoint), from connect to accept.
+    pub const PENDING: &str = "PENDING";
+    /// [`listener_index`](crate::listener_index) to the listening socket for inbound connections.
+    pub const LISTENERS: &str = "LISTENERS";
+    /// Slot (`u32`) to [`Counters`](crate::Counters), one per CPU.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// One [`Settings`](crate::Settings).
+    pub const SETTINGS: &str = "SETTINGS";
+}
+
+/// Names of the programs, at most 15 bytes as the kernel keeps them.
+pub mod program {
+    /// `cgroup/connect4`.
+    pub const CONNECT4: &str = "sluice_connect4";
+    /// `cgroup/connect6`.
+    pub const CONNECT6: &str = "sluice_connect6";
+    /// `cgroup/getpeername4`.
+    pub const PEERNAME4: &str = "sluice_peer4";
+    /// `cgroup/getpeername6`.
+    pub const PEERNAME6: &str = "sluice_peer6";
+    /// `sockops`.
+    pub const SOCKOPS: &str = "sluice_sockops";
+    /// `sk_lookup`.
+    pub const INBOUND: &str = "sluice_inbound";
+    /// `classifier`, on the ingress of a pod's host veth.
+    pub const GUARD: &str = "sluice_guard";
+}
+
+/// Names of the read-only globals that the loader sets; all are `u8`, 0 or 1.
+pub mod tunable {
+    /// The kernel lets a connect hook choose the error (`bpf_set_retval`, Linux 5.18).
+    pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
+    /// `bpf_sk_lookup` tells the ingress interface (Linux 5.17).
+    pub const HAS_INGRESS_IFINDEX: &str = "HAS_INGRESS_IFINDEX";
+    /// A subflow's MPTCP socket can be found (`bpf_skc_to_mptcp_sock`, Linux 5.19).
+    pub const HAS_MPTCP: &str = "HAS_MPTCP";
+    /// Level of the programs' diagnostics, 0 is off; the verifier removes what is above it.
+    pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+}
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
+mod user {
+    // SAFETY: four `u32`, any pattern of which is an address.
+    unsafe impl aya::Pod for super::IpKey {}
+    // SAFETY: an `IpKey` and four bytes; `kind` is a raw byte, decoded only by `Endpoint::kind`.
+    unsafe impl aya::Pod for super::Endpoint {}
+    // SAFETY: an `IpKey` and four bytes; `role` is a raw byte, never turned into an enum.
+    unsafe impl aya::Pod for super::AgentSocket {}
+    // SAFETY: integers and bytes whose sizes add up to the asserted 48, tail padding being a field.
+    unsafe impl aya::Pod for super::PendingKey {}
+    // SAFETY: integers and byte arrays whose sizes add up to the asserted 72: nothing is left between.
+    unsafe impl aya::Pod for super::Pod {}
+    // SAFETY: two `u32`.
+    unsafe impl aya::Pod for super::Local {}
+    // SAFETY: one `u32`.
+    unsafe impl aya::Pod for super::Settings {}
+    // SAFETY: eight `u64`.
+    unsafe impl aya::Pod for super::Counters {}
+}

@@ -1,0 +1,113 @@
+//! What can go wrong with the datapath, and what to do about it.
+
+use std::{io, net::IpAddr, path::PathBuf};
+
+/// Why the datapath could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The agent was built before its kernel programs.
+    #[error("built without BPF bytecode: run `cargo xtask build`")]
+    NoBytecode,
+    /// A directory, mount or pin could not be used.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The cgroup that the hooks attach to is not a version 2 one.
+    #[error("{} is not in a cgroup v2 hierarchy: mount one and name it in the configuration (`cgroup:`)", .0.display())]
+    NotCgroup2(PathBuf),
+    /// An instance name that cannot be a directory.
+    #[error("instance name {0:?} must be 1 to 64 of [a-z0-9.-] and start with a letter or digit")]
+    InstanceName(String),
+    /// The object could not be read, or its maps not be created.
+    #[error(
+        "cannot load the BPF object: {0}; the agent needs root (CAP_BPF, CAP_NET_ADMIN) and Linux 5.15 or later"
+    )]
+    Load(#[source] Box<aya::EbpfError>),
+    /// The verifier refused a program.
+    #[error("the kernel refuses program {program}: {source}; Linux 5.15 or later is needed")]
+    Verify {
+        /// Name of the program.
+        program: &'static str,
+        /// The verifier's log.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A pinned map is not what its generation says.
+    #[error(
+        "pinned map {map} has keys of {key} and values of {value} bytes: remove the instance (`sluice uninstall`) and start again"
+    )]
+    ForeignMap {
+        /// Name of the map.
+        map: &'static str,
+        /// Its key size.
+        key: u32,
+        /// Its value size.
+        value: u32,
+    },
+    /// A `bpf(2)` call failed.
+    #[error("cannot {action} {object}: {source}")]
+    Kernel {
+        /// What was tried.
+        action: &'static str,
+        /// On which map, program or hook.
+        object: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The filter on a host veth could not be set without tcx.
+    #[error("cannot {action} the guard on interface {ifindex}: {source}")]
+    Filter {
+        /// What was tried.
+        action: &'static str,
+        /// Index of the interface, in the agent's namespace.
+        ifindex: u32,
+        /// What netlink said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// All slots are taken.
+    #[error("no slot left for another pod: {max_pods} are enrolled; raise the agent's `maxPods`")]
+    NoSlot {
+        /// How many pods the maps are made for.
+        max_pods: u32,
+    },
+    /// The caller wants a slot that another pod has, or that does not exist.
+    #[error("slot {slot} cannot be given to a pod: {reason}")]
+    Slot {
+        /// The slot.
+        slot: u32,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A pod cannot have this many workers.
+    #[error("{0} workers: a pod needs 1 to {max}", max = sluice_abi::MAX_WORKERS)]
+    Workers(usize),
+    /// A pod's address that cannot be captured.
+    #[error("pod address {0} is loopback or unspecified")]
+    Address(IpAddr),
+    /// The pod is not enrolled.
+    #[error("no pod is enrolled with network namespace cookie {0}")]
+    NotEnrolled(u64),
+}
+
+impl Error {
+    pub(crate) fn path(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Path { action, path, source }
+    }
+
+    pub(crate) fn kernel(
+        action: &'static str,
+        object: impl Into<String>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let object = object.into();
+        move |source| Self::Kernel { action, object, source }
+    }
+}

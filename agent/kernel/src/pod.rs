@@ -1,0 +1,84 @@
+//! A pod as the datapath is told of it, and as it finds it.
+
+use std::{net::IpAddr, os::fd::BorrowedFd};
+
+/// What the kernel counts of a pod's connections.
+pub type PodCounters = sluice_abi::Counters;
+
+/// Everything that enrolling a pod needs.
+#[derive(Clone, Copy, Debug)]
+pub struct PodHooks<'a> {
+    /// Cookie of the pod's network namespace (`SO_NETNS_COOKIE`); never the host's own.
+    pub cookie: u64,
+    /// The pod's network namespace.
+    pub netns: BorrowedFd<'a>,
+    /// Slot to use; `None` keeps the pod's slot, or takes the lowest free one.
+    pub slot: Option<u32>,
+    /// The pod's addresses; the first of each family is its primary one, to which captured
+    /// connections are bound.
+    pub addresses: &'a [IpAddr],
+    /// Interface indexes of the host ends of the pod's veths, in the namespace of the calling thread.
+    pub guard_ifindexes: &'a [u32],
+    /// The agent's sockets for the pod, one entry per worker.
+    pub workers: &'a [WorkerSockets<'a>],
+}
+
+/// The sockets of one worker that serve a pod; a family that is absent is refused.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerSockets<'a> {
+    /// Port of its outbound listener on 127.0.0.1.
+    pub out_port_v4: Option<u16>,
+    /// Port of its outbound listener on `::1`.
+    pub out_port_v6: Option<u16>,
+    /// Its listener for inbound IPv4 connections.
+    pub in_v4: Option<BorrowedFd<'a>>,
+    /// Its listener for inbound IPv6 connections.
+    pub in_v6: Option<BorrowedFd<'a>>,
+}
+
+/// A pod that the maps or pins say is enrolled, by this agent or the one before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// Cookie of its network namespace.
+    pub cookie: u64,
+    /// Its slot; `None` when only pins are left of it (an enrolment that was cut short).
+    pub slot: Option<u32>,
+    /// Its addresses, in no order.
+    pub addresses: Vec<IpAddr>,
+    /// Interfaces that are guarded for it.
+    pub guard_ifindexes: Vec<u32>,
+}
+
+/// Whether a pod is captured, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CaptureState {
+    /// Node-wide hooks of this instance that are not in effect on the cgroup, by program name.
+    pub missing_hooks: Vec<&'static str>,
+    /// The pod's namespace is looked up by the connect hooks.
+    pub enrolled: bool,
+    /// Our inbound program is attached to this very namespace.
+    pub inbound: bool,
+    /// The guards, one per interface.
+    pub guards: Vec<GuardState>,
+}
+
+/// Whether an interface is guarded, as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuardState {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Our guard runs on its ingress.
+    pub attached: bool,
+}
+
+impl CaptureState {
+    /// Whether nothing can enter or leave the pod unseen: every hook in effect and at least one guard.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        self.missing_hooks.is_empty()
+            && self.enrolled
+            && self.inbound
+            && !self.guards.is_empty()
+            && self.guards.iter().all(|guard| guard.attached)
+    }
+}
