@@ -1,0 +1,98 @@
+//! The real programs that the demo, the tests and the benchmark drive: one list, each with its reason.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{apt, process, workspace};
+
+/// A program that is run as it is, never imitated.
+pub(crate) struct Program {
+    /// The name on `PATH`.
+    name: &'static str,
+    /// The Debian package that has it.
+    package: &'static str,
+    why: &'static str,
+}
+
+const fn program(name: &'static str, package: &'static str, why: &'static str) -> Program {
+    Program { name, package, why }
+}
+
+/// Building the agent: aws-lc is C.
+pub(crate) const BUILD: [Program; 1] =
+    [program("cc", "gcc", "compiles the agent's cryptography (aws-lc)")];
+
+/// What the demo and the namespace tests start in pods, and what looks at the machine from outside.
+pub(crate) const LAB: [Program; 3] = [
+    program("ip", "iproute2", "makes the namespaces of the nodes and pods, and shows `ip rule`"),
+    program("curl", "curl", "the HTTP client in the demo's pods"),
+    program("python3", "python3", "the HTTP server in the demo's pods"),
+];
+
+/// What the benchmark measures with. It keeps to these versions' output formats.
+pub(crate) const BENCH: [Program; 7] = [
+    program("ip", "iproute2", "makes the namespaces"),
+    program("nsenter", "util-linux", "runs a program in a namespace without remounting /sys"),
+    program("python3", "python3", "runs the harness"),
+    program("cc", "gcc", "builds the load generator, tests/bench/mbload.c"),
+    program("iperf3", "iperf3", "measures bulk throughput"),
+    program("wrk", "wrk", "measures HTTP"),
+    program("curl", "curl", "sends the marker that is looked for on the wire"),
+];
+
+/// What only ztunnel needs: its redirection is iptables rules.
+pub(crate) const ZTUNNEL: [Program; 1] =
+    [program("iptables-restore", "iptables", "redirects pods to ztunnel, as istio-cni does")];
+
+/// Installs the programs that are missing; does nothing, and asks apt nothing, when all are there.
+pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
+    let missing: Vec<&Program> =
+        programs.iter().filter(|program| process::find(program.name).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|program| program.package).collect();
+    let why: Vec<String> =
+        missing.iter().map(|program| format!("{} {}", program.name, program.why)).collect();
+    apt::install(&packages, &why.join("; "))
+}
+
+/// nginx as a bare binary: the installed package would start a service on this machine.
+pub(crate) fn nginx() -> Result<PathBuf> {
+    if let Some(installed) = process::find("nginx") {
+        return Ok(installed);
+    }
+    let directory = workspace::tools_cache()?.join("nginx");
+    let binary = directory.join("root/usr/sbin/nginx");
+    if binary.exists() {
+        return Ok(binary);
+    }
+    let version =
+        apt::candidate("nginx").context("the benchmark's web server is missing: install nginx")?;
+    eprintln!(
+        "xtask: fetching nginx {version} into {} (not installed, so no service starts)",
+        directory.display()
+    );
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    process::output(
+        process::command("apt-get").args(["download", "-qq", "nginx"]).current_dir(&directory),
+    )?;
+    let package = downloaded_package(&directory)?;
+    process::output(process::command("dpkg").arg("-x").arg(&package).arg(directory.join("root")))?;
+    fs::remove_file(&package).with_context(|| format!("cannot remove {}", package.display()))?;
+    Ok(binary)
+}
+
+fn downloaded_package(directory: &Path) -> Result<PathBuf> {
+    fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download left no package in {}", directory.display()))
+}

@@ -1,0 +1,74 @@
+//! Where things are: the repository, what cargo builds, and what is kept between clones.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+/// Cargo's profile for the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// Optimized: what the demo and the tests run.
+    Release,
+    /// What is shipped and measured: whole-program optimization, slow to build.
+    Dist,
+    /// Quick to build, for `cargo check`-like work.
+    Dev,
+}
+
+impl Profile {
+    /// The name that cargo's `--profile` takes.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dist => "dist",
+            Self::Dev => "dev",
+        }
+    }
+
+    /// The directory under the target directory; only `dev` differs from its name.
+    const fn directory(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dist => "dist",
+            Self::Dev => "debug",
+        }
+    }
+}
+
+/// The repository's root.
+pub(crate) fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_owned()
+}
+
+/// Where cargo puts the agent; a developer may have moved it.
+pub(crate) fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), |moved| root().join(moved))
+}
+
+/// A binary that `build` made.
+pub(crate) fn binary(name: &str, profile: Profile) -> PathBuf {
+    target_dir().join(profile.directory()).join(name)
+}
+
+/// The BPF bytecode. Not under [`target_dir`]: the kernel crate's build script looks here whatever cargo is told.
+pub(crate) fn bpf_object() -> PathBuf {
+    root().join("target/bpf/sluice-ebpf")
+}
+
+/// Tools that we built or fetched, shared by every clone of the user.
+pub(crate) fn tools_cache() -> Result<PathBuf> {
+    let cache = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
+        Some(cache) => PathBuf::from(cache),
+        None => PathBuf::from(
+            env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set: set one")?,
+        )
+        .join(".cache"),
+    };
+    Ok(cache.join("sluice/tools"))
+}
