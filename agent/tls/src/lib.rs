@@ -1,1 +1,48 @@
 //! Certificates and TLS: issuing, storing, verifying; the only crate that names rustls.
+//!
+//! ```text
+//! CertStore ── asks ──> Issuer (LocalCa, or a CA elsewhere)
+//!     │ one per local workload
+//!     └──> Identity ──> client and server connections, judged by ──> TrustBundle at Clock's time
+//! ```
+//! Both ends of a connection prove an X.509-SVID. A client succeeds only with the one workload that
+//! it means to reach; a server only with workloads of its own trust domain or a federated one.
+#![forbid(unsafe_code)]
+
+pub mod ca;
+mod clock;
+mod expected;
+mod identity;
+mod issuer;
+mod provider;
+mod roots;
+mod session;
+mod store;
+mod svid;
+mod verify;
+
+pub use rustls::{
+    self, CommonState, HandshakeKind,
+    client::UnbufferedClientConnection,
+    server::UnbufferedServerConnection,
+    unbuffered::{
+        AppDataRecord, ConnectionState, EncodeError, EncodeTlsData, EncryptError,
+        InsufficientSizeError, ReadEarlyData, ReadTraffic, TransmitTlsData,
+        UnbufferedConnectionCommon, UnbufferedStatus, WriteTraffic,
+    },
+};
+pub use rustls_pki_types::{CertificateDer, UnixTime};
+
+#[cfg(any(test, feature = "test-util"))]
+pub use self::clock::TestClock;
+pub use self::{
+    clock::{Clock, SystemClock},
+    expected::{expected_name, expected_name_at},
+    identity::{ALPN, Identity, Peer, PeerError},
+    issuer::{CertRequest, DEFAULT_TTL, IssueError, IssuedChain, Issuer, Issuing, MIN_TTL},
+    provider::provider,
+    roots::{RootError, TrustBundle, certificates_of_pem},
+    store::{CertStatus, CertStore, Settings, WaitError},
+    svid::{Svid, SvidError, peer_identity},
+    verify::{PeerRole, VerifyError, verify_chain},
+};

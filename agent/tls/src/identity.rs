@@ -1,0 +1,267 @@
+//! One workload's certificate, ready for use: the TLS configurations of its connections.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use rustls::{
+    ClientConfig, CommonState, Error, HandshakeKind, ServerConfig,
+    client::{Resumption, UnbufferedClientConnection},
+    crypto::aws_lc_rs::Ticketer,
+    server::{NoServerSessionStorage, ProducesTickets, UnbufferedServerConnection},
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sluice_spiffe::SpiffeId;
+
+use crate::{
+    clock::{Clock, RustlsTime},
+    expected::{expected_name, expected_name_at},
+    provider::provider,
+    roots::TrustBundle,
+    session::Sessions,
+    svid::{self, Svid, SvidError},
+    verify::{ClientVerifier, ServerVerifier},
+};
+
+/// The protocol that agents speak inside TLS.
+pub const ALPN: &[u8] = b"sluice/1";
+
+/// Tickets that a server sends after a handshake: one to replace the one that was used up, one so
+/// that the number of connections to a server can grow.
+const TICKETS_PER_HANDSHAKE: usize = 2;
+
+/// The certificate and key of one local workload with everything that its connections need.
+///
+/// Replaced as a whole when the certificate is renewed or the roots change.
+pub struct Identity {
+    svid: Svid,
+    key: Arc<CertifiedKey>,
+    trust: Trust,
+    tickets: Arc<dyn ProducesTickets>,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+/// What peers are judged by.
+#[derive(Clone)]
+pub(crate) struct Trust {
+    pub(crate) bundle: Arc<TrustBundle>,
+    /// Counts the changes of `bundle`.
+    pub(crate) generation: u64,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// The other end of an established connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Who it is.
+    pub id: SpiffeId,
+    /// The chain it presented, leaf first; for [`crate::CertStore::still_trusted`].
+    pub chain: Arc<[CertificateDer<'static>]>,
+    /// Whether it resumed a session instead of presenting the chain anew.
+    pub resumed: bool,
+}
+
+/// Why an established connection must not be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// There is no verified peer before the end of the handshake.
+    #[error("the handshake is not complete")]
+    Handshaking,
+    /// The two ends have not agreed on the protocol inside TLS.
+    #[error("the peer does not speak {} (ALPN)", String::from_utf8_lossy(ALPN))]
+    Protocol,
+    /// The leaf is missing or not an X.509-SVID.
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+    /// The session is older than the certificate that it was made with.
+    #[error("{id} resumed a session whose certificate is not valid at {} (Unix time)", at.as_secs())]
+    Expired {
+        /// Who the peer is.
+        id: SpiffeId,
+        /// The time that was used.
+        at: UnixTime,
+    },
+}
+
+// === impl Identity ===
+
+impl Identity {
+    /// Makes the configurations for `key`, whose chain `svid` was read from.
+    ///
+    /// `predecessor` is what this replaces. Sessions that our server handed out survive a renewal;
+    /// a change of roots gets new ticket keys, so that nobody resumes what the old roots vouched for.
+    /// Sessions of our clients never survive: their tickets hold the old certificate, and the server
+    /// would go on judging us by it.
+    pub(crate) fn new(
+        svid: Svid,
+        key: Arc<CertifiedKey>,
+        trust: Trust,
+        predecessor: Option<&Self>,
+    ) -> Result<Self, Error> {
+        let tickets = match predecessor {
+            Some(old) if old.trust.generation == trust.generation => old.tickets.clone(),
+            _ => Ticketer::new()?,
+        };
+        let client = Arc::new(client_config(&key, &trust)?);
+        let server = Arc::new(server_config(&key, &trust, tickets.clone())?);
+        Ok(Self { svid, key, trust, tickets, client, server })
+    }
+
+    /// The same certificate, judging peers by `trust`.
+    pub(crate) fn with_trust(&self, trust: Trust) -> Result<Self, Error> {
+        Self::new(self.svid.clone(), self.key.clone(), trust, Some(self))
+    }
+
+    /// Whom the certificate names.
+    pub fn id(&self) -> &SpiffeId {
+        &self.svid.id
+    }
+
+    /// The readable part of the certificate.
+    pub fn svid(&self) -> &Svid {
+        &self.svid
+    }
+
+    /// The chain that peers are shown, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// The generation of roots that peers are judged by; see [`crate::CertStore::roots_changed`].
+    pub fn roots_generation(&self) -> u64 {
+        self.trust.generation
+    }
+
+    /// Whether the certificate may be shown to peers now.
+    pub fn is_valid(&self) -> bool {
+        self.svid.is_valid_at(self.trust.clock.now())
+    }
+
+    /// The configuration of connections to other workloads.
+    pub fn client_config(&self) -> &Arc<ClientConfig> {
+        &self.client
+    }
+
+    /// The configuration of connections from other workloads.
+    pub fn server_config(&self) -> &Arc<ServerConfig> {
+        &self.server
+    }
+
+    /// Begins a connection that succeeds only with the workload `expected`.
+    pub fn client_connection(
+        &self,
+        expected: &SpiffeId,
+    ) -> Result<UnbufferedClientConnection, Error> {
+        self.connection_to(expected_name(expected))
+    }
+
+    /// As [`Self::client_connection`], remembering sessions for the server at `place` apart. To be
+    /// preferred: a session can be resumed only with the agent that it was made with.
+    pub fn client_connection_at(
+        &self,
+        expected: &SpiffeId,
+        place: IpAddr,
+    ) -> Result<UnbufferedClientConnection, Error> {
+        self.connection_to(expected_name_at(expected, place))
+    }
+
+    /// Begins a connection that a workload of our trust domain, or of a federated one, opened.
+    pub fn server_connection(&self) -> Result<UnbufferedServerConnection, Error> {
+        self.check_valid()?;
+        UnbufferedServerConnection::new(self.server.clone())
+    }
+
+    /// Who is at the other end of a connection made here, once its handshake is complete.
+    ///
+    /// To be asked before the first byte is believed: a resumed session brings the certificates of
+    /// an earlier handshake along, and rustls does not look at their dates again.
+    pub fn peer(&self, connection: &CommonState) -> Result<Peer, PeerError> {
+        let chain = connection.peer_certificates();
+        let (Some(kind), false) = (connection.handshake_kind(), connection.is_handshaking()) else {
+            return Err(PeerError::Handshaking);
+        };
+        if connection.alpn_protocol() != Some(ALPN) {
+            return Err(PeerError::Protocol);
+        }
+        let chain = chain.ok_or(SvidError::Missing)?;
+        let id = svid::peer_identity(chain)?;
+        let resumed = kind == HandshakeKind::Resumed;
+        let now = self.trust.clock.now();
+        if resumed && !all_valid_at(chain, now)? {
+            return Err(PeerError::Expired { id, at: now });
+        }
+        Ok(Peer { id, chain: chain.into(), resumed })
+    }
+
+    fn connection_to(
+        &self,
+        name: ServerName<'static>,
+    ) -> Result<UnbufferedClientConnection, Error> {
+        self.check_valid()?;
+        UnbufferedClientConnection::new(self.client.clone(), name)
+    }
+
+    fn check_valid(&self) -> Result<(), Error> {
+        if self.is_valid() {
+            return Ok(());
+        }
+        Err(Error::General(format!(
+            "the certificate of {} is outside its validity and is not offered",
+            self.id()
+        )))
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("svid", &self.svid).finish_non_exhaustive()
+    }
+}
+
+fn all_valid_at(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<bool, SvidError> {
+    for certificate in chain {
+        let certificate = svid::parse(certificate)?;
+        let validity = certificate.validity();
+        if now < svid::unix(validity.not_before) || svid::unix(validity.not_after) < now {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn client_config(key: &Arc<CertifiedKey>, trust: &Trust) -> Result<ClientConfig, Error> {
+    let sessions = Arc::new(Sessions::new(trust.clock.clone()));
+    let verifier = Arc::new(ServerVerifier::new(trust.bundle.clone(), sessions.clone()));
+    let time = Arc::new(RustlsTime(trust.clock.clone()));
+    let mut config = ClientConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::store(sessions);
+    config.enable_sni = false;
+    config.enable_early_data = false;
+    Ok(config)
+}
+
+fn server_config(
+    key: &Arc<CertifiedKey>,
+    trust: &Trust,
+    tickets: Arc<dyn ProducesTickets>,
+) -> Result<ServerConfig, Error> {
+    let verifier = Arc::new(ClientVerifier::new(trust.bundle.clone()));
+    let time = Arc::new(RustlsTime(trust.clock.clone()));
+    let mut config = ServerConfig::builder_with_details(provider(), time)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.ticketer = tickets;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
+    config.max_early_data_size = 0;
+    Ok(config)
+}

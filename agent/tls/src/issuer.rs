@@ -1,0 +1,155 @@
+//! Getting a certificate: the key, the request, and what an authority must offer.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
+use sluice_spiffe::SpiffeId;
+use zeroize::Zeroizing;
+
+use crate::{provider::provider, verify::VerifyError};
+
+/// The shortest lifetime that may be asked for: below it, renewal would be all that an agent does.
+pub const MIN_TTL: Duration = Duration::from_mins(1);
+/// The lifetime of a leaf unless configured otherwise.
+pub const DEFAULT_TTL: Duration = Duration::from_hours(24);
+
+/// What an agent asks an authority for.
+#[derive(Debug, Clone)]
+pub struct CertRequest {
+    /// Whom the certificate shall name.
+    pub id: SpiffeId,
+    /// The signing request (PKCS #10, DER): a P-256 key, no subject, the identity as URI name.
+    pub csr: CertificateSigningRequestDer<'static>,
+    /// How long the certificate shall be valid.
+    pub ttl: Duration,
+}
+
+/// What an authority answers.
+#[derive(Debug, Clone)]
+pub struct IssuedChain {
+    /// The leaf first, then every intermediate up to, and without, the root.
+    pub certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// The authority will not, and says which rule forbids it.
+    #[error("the CA refuses a certificate for {id}: {rule}")]
+    Refused {
+        /// For whom it was asked.
+        id: SpiffeId,
+        /// The rule, in the authority's words.
+        rule: String,
+    },
+    /// The authority cannot be reached, or broke off.
+    #[error("the CA cannot be asked for a certificate for {id}: {source}")]
+    Unreachable {
+        /// For whom it was asked.
+        id: SpiffeId,
+        /// What happened.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The authority did not answer in time.
+    #[error("the CA did not answer for {id} within {} ms", after.as_millis())]
+    TimedOut {
+        /// For whom it was asked.
+        id: SpiffeId,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// Making a key, a request or a certificate failed.
+    #[error("a certificate for {id} could not be made: {source}")]
+    Signing {
+        /// For whom.
+        id: SpiffeId,
+        /// What the library reported.
+        source: rcgen::Error,
+    },
+    /// The certificate that came would be refused by every peer, so it is not used.
+    #[error("the CA issued a certificate for {id} that peers would refuse: {source}")]
+    Unusable {
+        /// For whom it was asked.
+        id: SpiffeId,
+        /// Why it would be refused.
+        source: VerifyError,
+    },
+    /// The certificate that came is for somebody else.
+    #[error("the CA was asked for a certificate for {id}, but issued one for {issued}")]
+    WrongIdentity {
+        /// For whom it was asked.
+        id: SpiffeId,
+        /// For whom it came.
+        issued: SpiffeId,
+    },
+    /// The certificate that came does not belong to our key, or the key cannot be used.
+    #[error("the certificate that the CA issued for {id} does not fit its key: {source}")]
+    WrongKey {
+        /// For whom it was asked.
+        id: SpiffeId,
+        /// What rustls found.
+        source: rustls::Error,
+    },
+}
+
+/// The answer of an [`Issuer`], when it comes.
+pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<IssuedChain, IssueError>> + Send + 'a>>;
+
+/// A certificate authority as the store sees it.
+pub trait Issuer: Send + Sync {
+    /// Asks for one certificate. The future may be dropped when the answer is no longer wanted.
+    fn issue(&self, request: CertRequest) -> Issuing<'_>;
+}
+
+/// A private key that exists in memory only, and the request that goes with it.
+pub(crate) struct PendingKey {
+    key: Arc<dyn SigningKey>,
+    csr: CertificateSigningRequestDer<'static>,
+}
+
+// === impl PendingKey ===
+
+impl PendingKey {
+    /// Makes a P-256 key and a request for `id`.
+    pub(crate) fn generate(id: &SpiffeId) -> Result<Self, IssueError> {
+        let signing = |source| IssueError::Signing { id: id.clone(), source };
+        let pair = Zeroizing::new(KeyPair::generate().map_err(signing)?);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![uri_name(id).map_err(signing)?];
+        let csr = params.serialize_request(&*pair).map_err(signing)?.into();
+        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
+        let key = provider()
+            .key_provider
+            .load_private_key(der)
+            .map_err(|source| IssueError::WrongKey { id: id.clone(), source })?;
+        Ok(Self { key, csr })
+    }
+
+    pub(crate) fn request(&self, id: &SpiffeId, ttl: Duration) -> CertRequest {
+        CertRequest { id: id.clone(), csr: self.csr.clone(), ttl }
+    }
+
+    /// Joins the key with the chain that was issued for it.
+    pub(crate) fn certified(
+        self,
+        id: &SpiffeId,
+        chain: IssuedChain,
+    ) -> Result<Arc<CertifiedKey>, IssueError> {
+        let certified = CertifiedKey::new(chain.certificates, self.key);
+        match certified.keys_match() {
+            Ok(()) => Ok(Arc::new(certified)),
+            Err(source) => Err(IssueError::WrongKey { id: id.clone(), source }),
+        }
+    }
+}
+
+/// `id` as a subject alternative name.
+pub(crate) fn uri_name(id: &SpiffeId) -> Result<SanType, rcgen::Error> {
+    Ok(SanType::URI(id.as_str().try_into()?))
+}

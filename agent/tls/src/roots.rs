@@ -1,0 +1,166 @@
+//! Trust bundles: which roots speak for which trust domain.
+
+use std::{collections::BTreeMap, io};
+
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
+use sluice_spiffe::TrustDomain;
+
+use crate::svid::{self, SvidError};
+
+/// Why a certificate cannot be a root.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RootError {
+    /// A trust domain without roots could not verify anybody; say so now rather than at every
+    /// handshake.
+    #[error("there is no root certificate for trust domain {0}: give at least one")]
+    Empty(TrustDomain),
+    /// The certificate cannot be read.
+    #[error("a root certificate of trust domain {domain} is not usable: {source}")]
+    Encoding {
+        /// The trust domain it was given for.
+        domain: TrustDomain,
+        /// What is wrong with it.
+        source: SvidError,
+    },
+    /// The certificate cannot be a trust anchor.
+    #[error("a root certificate of trust domain {domain} is not usable: {source}")]
+    Anchor {
+        /// The trust domain it was given for.
+        domain: TrustDomain,
+        /// What is wrong with it.
+        source: webpki::Error,
+    },
+    /// It is the certificate of somebody who may not sign others.
+    #[error(
+        "{subject:?} was given as a root of trust domain {domain}, but is not a CA certificate"
+    )]
+    NotAuthority {
+        /// The trust domain it was given for.
+        domain: TrustDomain,
+        /// Whose certificate it is.
+        subject: String,
+    },
+    /// The PEM text around the certificates is damaged.
+    #[error("the PEM text is damaged: {0}")]
+    Pem(#[source] io::Error),
+}
+
+/// The roots that the local trust domain, and each federated one, is verified against.
+///
+/// The roots of one trust domain never vouch for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustBundle {
+    local: TrustDomain,
+    domains: BTreeMap<TrustDomain, DomainRoots>,
+}
+
+/// The roots of one trust domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DomainRoots {
+    /// Sorted, so that the same set in another order is the same bundle.
+    certificates: Vec<CertificateDer<'static>>,
+    /// In the order of `certificates`.
+    pub(crate) anchors: Vec<TrustAnchor<'static>>,
+    validity: Vec<(UnixTime, UnixTime)>,
+}
+
+/// Every certificate of a PEM text.
+pub fn certificates_of_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, RootError> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| RootError::Pem(io::Error::other(error.to_string())))
+}
+
+// === impl TrustBundle ===
+
+impl TrustBundle {
+    /// A bundle for `local` alone; several roots at once are how a root is rotated.
+    pub fn new(
+        local: TrustDomain,
+        roots: impl IntoIterator<Item = CertificateDer<'static>>,
+    ) -> Result<Self, RootError> {
+        let own = DomainRoots::new(&local, roots)?;
+        Ok(Self { domains: BTreeMap::from([(local.clone(), own)]), local })
+    }
+
+    /// Accepts the workloads of `domain` too, if `roots` vouch for them.
+    pub fn federated(
+        mut self,
+        domain: TrustDomain,
+        roots: impl IntoIterator<Item = CertificateDer<'static>>,
+    ) -> Result<Self, RootError> {
+        let roots = DomainRoots::new(&domain, roots)?;
+        self.domains.insert(domain, roots);
+        Ok(self)
+    }
+
+    /// The trust domain that this agent's own workloads belong to.
+    pub fn local(&self) -> &TrustDomain {
+        &self.local
+    }
+
+    /// The roots of `domain`; empty for a domain that is neither local nor federated.
+    pub fn roots(&self, domain: &TrustDomain) -> &[CertificateDer<'static>] {
+        self.domains.get(domain).map_or(&[], |roots| &roots.certificates)
+    }
+
+    /// When the root that expires first does so.
+    pub fn first_expiry(&self) -> Option<UnixTime> {
+        let validity = self.domains.values().flat_map(|roots| &roots.validity);
+        validity.map(|(_, not_after)| *not_after).min()
+    }
+
+    pub(crate) fn domain(&self, domain: &str) -> Option<&DomainRoots> {
+        self.domains.iter().find(|(name, _)| name.as_str() == domain).map(|(_, roots)| roots)
+    }
+}
+
+// === impl DomainRoots ===
+
+impl DomainRoots {
+    fn new(
+        domain: &TrustDomain,
+        roots: impl IntoIterator<Item = CertificateDer<'static>>,
+    ) -> Result<Self, RootError> {
+        let mut certificates: Vec<_> = roots.into_iter().collect();
+        certificates.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        certificates.dedup();
+        if certificates.is_empty() {
+            return Err(RootError::Empty(domain.clone()));
+        }
+        let mut anchors = Vec::with_capacity(certificates.len());
+        let mut validity = Vec::with_capacity(certificates.len());
+        for root in &certificates {
+            validity.push(check_authority(domain, root)?);
+            let anchor = webpki::anchor_from_trusted_cert(root)
+                .map_err(|source| RootError::Anchor { domain: domain.clone(), source })?;
+            anchors.push(anchor.to_owned());
+        }
+        Ok(Self { certificates, anchors, validity })
+    }
+
+    /// Whether a root equal to `anchor` is valid at `now`. RFC 5280 leaves an anchor's own dates to
+    /// the verifier; an expired root that still verifies would outlive every plan to retire it.
+    pub(crate) fn is_valid_at(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> bool {
+        self.anchors
+            .iter()
+            .zip(&self.validity)
+            .any(|(root, (first, last))| root == anchor && *first <= now && now <= *last)
+    }
+}
+
+/// Checks that `root` may sign certificates, and returns its first and last second of validity.
+fn check_authority(
+    domain: &TrustDomain,
+    root: &CertificateDer<'_>,
+) -> Result<(UnixTime, UnixTime), RootError> {
+    let encoding = |source| RootError::Encoding { domain: domain.clone(), source };
+    let certificate = svid::parse(root).map_err(encoding)?;
+    if !svid::may_sign(&certificate).map_err(encoding)?.unwrap_or(true) || !certificate.is_ca() {
+        let subject = certificate.subject().to_string();
+        return Err(RootError::NotAuthority { domain: domain.clone(), subject });
+    }
+    let validity = certificate.validity();
+    Ok((svid::unix(validity.not_before), svid::unix(validity.not_after)))
+}

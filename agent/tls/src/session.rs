@@ -1,0 +1,160 @@
+//! The sessions that one identity's clients can resume.
+//!
+//! Differs from rustls' own cache in two ways: what is bounded is the number of tickets, not of
+//! servers, so that many connections to one server can each have one; and a session is forgotten
+//! when the certificate that the server was verified by expires, because resuming it would skip the
+//! check that finds this out.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustls::{
+    NamedGroup,
+    client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue},
+};
+use rustls_pki_types::{ServerName, UnixTime};
+
+use crate::clock::Clock;
+
+/// Tickets kept per identity, about 2 KiB each.
+const MAX_TICKETS: usize = 256;
+
+/// Sessions by server name, that is by expected identity.
+pub(crate) struct Sessions {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    servers: HashMap<ServerName<'static>, Server>,
+    /// Tickets in all of `servers`.
+    tickets: usize,
+    /// Counts uses, to find the server that was used least recently.
+    tick: u64,
+}
+
+#[derive(Default)]
+struct Server {
+    group: Option<NamedGroup>,
+    /// When the first certificate of any path to this server expires.
+    until: Option<UnixTime>,
+    tickets: VecDeque<Tls13ClientSessionValue>,
+    used: u64,
+}
+
+// === impl Sessions ===
+
+impl Sessions {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, state: Mutex::default() }
+    }
+
+    /// Notes that a full handshake verified `name` by certificates that are valid `until` then.
+    pub(crate) fn server_verified(&self, name: &ServerName<'_>, until: UnixTime) {
+        self.lock().edit(&name.to_owned(), |server| {
+            let earlier = server.until.filter(|_| !server.tickets.is_empty());
+            server.until = Some(earlier.map_or(until, |earlier| earlier.min(until)));
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock; a poisoned cache is still a cache.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClientSessionStore for Sessions {
+    fn set_kx_hint(&self, server_name: ServerName<'static>, group: NamedGroup) {
+        self.lock().edit(&server_name, |server| server.group = Some(group));
+    }
+
+    fn kx_hint(&self, server_name: &ServerName<'_>) -> Option<NamedGroup> {
+        self.lock().servers.get(&server_name.to_owned()).and_then(|server| server.group)
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(
+        &self,
+        server_name: ServerName<'static>,
+        value: Tls13ClientSessionValue,
+    ) {
+        let mut state = self.lock();
+        state.edit(&server_name, |server| server.tickets.push_back(value));
+        state.tickets += 1;
+        if state.tickets > MAX_TICKETS {
+            state.drop_oldest_ticket();
+        }
+    }
+
+    fn take_tls13_ticket(
+        &self,
+        server_name: &ServerName<'static>,
+    ) -> Option<Tls13ClientSessionValue> {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        let server = state.servers.get_mut(server_name)?;
+        if server.until.is_none_or(|until| until < now) {
+            let forgotten = std::mem::take(&mut server.tickets).len();
+            state.tickets -= forgotten;
+            return None;
+        }
+        let ticket = server.tickets.pop_back()?;
+        state.tickets -= 1;
+        Some(ticket)
+    }
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The contents are secrets.
+        f.debug_struct("Sessions").finish_non_exhaustive()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn edit(&mut self, name: &ServerName<'static>, change: impl FnOnce(&mut Server)) {
+        self.tick += 1;
+        if !self.servers.contains_key(name) {
+            if self.servers.len() >= MAX_TICKETS {
+                self.drop_least_used();
+            }
+            self.servers.insert(name.clone(), Server::default());
+        }
+        if let Some(server) = self.servers.get_mut(name) {
+            server.used = self.tick;
+            change(server);
+        }
+    }
+
+    /// Forgets the server that was used least recently.
+    fn drop_least_used(&mut self) {
+        let name = self.servers.iter().min_by_key(|(_, server)| server.used);
+        if let Some(name) = name.map(|(name, _)| name.clone())
+            && let Some(server) = self.servers.remove(&name)
+        {
+            self.tickets -= server.tickets.len();
+        }
+    }
+
+    /// Forgets the oldest ticket of the server that was used least recently among those with one.
+    fn drop_oldest_ticket(&mut self) {
+        let with_tickets = self.servers.values_mut().filter(|server| !server.tickets.is_empty());
+        if let Some(server) = with_tickets.min_by_key(|server| server.used) {
+            server.tickets.pop_front();
+            self.tickets -= 1;
+        }
+    }
+}

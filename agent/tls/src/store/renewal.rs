@@ -1,0 +1,136 @@
+//! The task behind each identity: asks for a certificate when one is due, and again after failure.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{self, Instant};
+
+use super::{
+    Shared,
+    entry::{Entry, Next},
+    lock,
+};
+use crate::{
+    clock::{after, between},
+    identity::Identity,
+    issuer::{IssueError, IssuedChain, PendingKey},
+    provider::random_fraction,
+    verify::{self, PeerRole},
+};
+
+/// An identity is never asked for more often than this.
+const PACE: Duration = Duration::from_secs(1);
+/// The pause after repeated failure, before jitter of a quarter. Short, because the recovery of
+/// every workload waits for it; an authority that is down costs each identity one request in 4 s.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// How often the clock is looked at: a jump is noticed after this time, or when a reader finds the
+/// certificate out of its validity.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Keeps `entry` supplied until it is aborted.
+pub(super) async fn keep(shared: Arc<Shared>, entry: Arc<Entry>) {
+    let mut failures = 0;
+    loop {
+        until_due(&shared, &entry).await;
+        match renew(&shared, &entry).await {
+            Ok(()) => failures = 0,
+            Err(error) => {
+                let pause = pause_after(failures);
+                failures += 1;
+                tracing::warn!(
+                    identity = %entry.id, %error, failures, usable = entry.usable().is_some(),
+                    retry_ms = pause.as_millis(), "no new certificate"
+                );
+                entry.failed(error.to_string(), Next::Retry(Instant::now() + pause));
+            }
+        }
+    }
+}
+
+async fn until_due(shared: &Shared, entry: &Entry) {
+    loop {
+        let due = match entry.next() {
+            Next::Retry(at) => return time::sleep_until(at).await,
+            Next::At(due) => due,
+        };
+        let rest = between(shared.clock.now(), due);
+        if rest.is_zero() || !entry.current().is_some_and(|identity| identity.is_valid()) {
+            return;
+        }
+        tokio::select! {
+            () = time::sleep(rest.min(LOOK)) => {}
+            () = entry.nudge.notified() => {}
+        }
+    }
+}
+
+async fn renew(shared: &Shared, entry: &Entry) -> Result<(), IssueError> {
+    let id = &entry.id;
+    // The semaphore is never closed; without a permit there would merely be no bound.
+    let _permit = shared.permits.acquire().await;
+    shared.wait_for_turn(entry).await;
+    let key = PendingKey::generate(id)?;
+    let limit = shared.settings.request_timeout;
+    let request = key.request(id, shared.settings.ttl);
+    let chain = match time::timeout(limit, shared.issuer.issue(request)).await {
+        Ok(answer) => answer?,
+        Err(_elapsed) => return Err(IssueError::TimedOut { id: id.clone(), after: limit }),
+    };
+    shared.install(entry, key, chain)
+}
+
+/// The pause before the next attempt when `failures` came before this one.
+fn pause_after(failures: u32) -> Duration {
+    let pause = PACE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE);
+    pause.mul_f64(0.75 + random_fraction() / 2.0).max(PACE)
+}
+
+impl Shared {
+    /// Waits until the identity may be asked for again, and takes that turn.
+    async fn wait_for_turn(&self, entry: &Entry) {
+        let turn = {
+            let now = Instant::now();
+            let mut asked = lock(&self.asked);
+            asked.retain(|_, at| now.saturating_duration_since(*at) < PACE);
+            let turn = asked.get(&entry.id).map_or(now, |last| *last + PACE);
+            asked.insert(entry.id.clone(), turn);
+            turn
+        };
+        time::sleep_until(turn).await;
+    }
+
+    /// Checks what came as every peer will, and puts it to use.
+    fn install(
+        &self,
+        entry: &Entry,
+        key: PendingKey,
+        chain: IssuedChain,
+    ) -> Result<(), IssueError> {
+        let id = &entry.id;
+        let certified = key.certified(id, chain)?;
+        let _claims = lock(&self.claims);
+        let trust = self.trust.load_full();
+        let now = self.clock.now();
+        let unusable = |source| IssueError::Unusable { id: id.clone(), source };
+        verify::verify_chain(&trust.bundle, &certified.cert, PeerRole::Client, now)
+            .map_err(unusable)?;
+        let svid = verify::verify_chain(&trust.bundle, &certified.cert, PeerRole::Server, now)
+            .map_err(unusable)?;
+        if svid.id != *id {
+            return Err(IssueError::WrongIdentity { id: id.clone(), issued: svid.id });
+        }
+        let life = between(now, svid.not_after);
+        let due = after(now, life.mul_f64(0.45 + random_fraction() / 10.0));
+        tracing::info!(
+            identity = %id, serial = svid.serial, not_after = svid.not_after.as_secs(),
+            "new certificate"
+        );
+        let old = entry.current();
+        let identity = Identity::new(svid, certified, (*trust).clone(), old.as_deref())
+            .map_err(|source| IssueError::WrongKey { id: id.clone(), source })?;
+        entry.succeeded(Next::At(due));
+        if !entry.is_abandoned() {
+            entry.replace(Arc::new(identity));
+        }
+        Ok(())
+    }
+}
