@@ -1,80 +1,36 @@
 //! Istio's security policies at L4: read, compiled and evaluated without I/O.
+//!
+//! ```text
+//! YAML --read()--> PolicyObject --PolicySet::compile()--> PolicySet --for_workload()--> WorkloadPolicy --decide()--> Verdict
+//!                                                         + findings
+//! ```
+//!
+//! The objects are `security.istio.io` `PeerAuthentication` and `AuthorizationPolicy`, and their meaning
+//! is the one that Istio gives them at L4 (<https://istio.io/latest/docs/reference/config/security/>).
+//! Where Istio leaves room, this crate takes the reading that admits less, and says so in a [`Finding`]:
+//!
+//! * An ALLOW rule that holds a condition on HTTP never matches, because L4 cannot check the condition.
+//! * A DENY rule is enforced without its conditions on HTTP; one that has no others matches every
+//!   connection to the workloads that it selects.
+//! * What cannot be understood is refused when it is read, by file, line and field: unknown fields and
+//!   kinds, the actions AUDIT and CUSTOM, `targetRefs` (they bind to gateways and waypoints, not to
+//!   workloads). Whoever holds an earlier version of the refused file keeps it; who holds none denies
+//!   what the file could cover: [`coverage`] tells that, and [`Withheld`] does it.
+//!
+//! Nothing here knows a regular expression, a clock or a file.
 #![forbid(unsafe_code)]
 
-use sluice_spiffe::SpiffeId;
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+mod compile;
+mod decide;
+mod finding;
+mod matching;
+mod mtls;
+mod object;
+mod read;
 
-/// PLACEHOLDER of the contract; to be replaced by real modules with this API.
-#[derive(Debug, Clone, Default)]
-pub struct PolicySet {}
-/// What applies to one workload.
-#[derive(Debug, Clone, Default)]
-pub struct WorkloadPolicy {}
-/// Which transport a port takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MtlsMode {
-    /// Only mutual TLS.
-    Strict,
-    /// Mutual TLS and plaintext.
-    Permissive,
-    /// Only plaintext.
-    Disable,
-}
-/// A connection to be judged.
-#[derive(Debug, Clone, Copy)]
-pub struct Connection<'a> {
-    /// Identity of the client's certificate; `None` for plaintext.
-    pub principal: Option<&'a SpiffeId>,
-    /// Address of the client.
-    pub source: IpAddr,
-    /// Address of the application.
-    pub destination: SocketAddr,
-}
-/// The answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// May pass.
-    Allow,
-    /// Must not, and why.
-    Deny(DenyReason),
-}
-/// Why a connection is refused; `Display` gives the sentence of the access log.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DenyReason {
-    /// A DENY policy matched.
-    #[error("explicitly denied by: {0}")]
-    DeniedBy(Arc<str>),
-    /// ALLOW policies exist, none matched.
-    #[error("allow policies exist, but none allowed")]
-    NotAllowed,
-    /// The port demands mutual TLS.
-    #[error("plaintext refused: mutual TLS is STRICT")]
-    PlaintextUnderStrict,
-    /// Mutual TLS arrived at a port where it is disabled.
-    #[error("mutual TLS refused: it is DISABLEd on this port")]
-    MtlsDisabled,
-}
-impl PolicySet {
-    /// The policies of one workload.
-    pub fn for_workload(
-        &self,
-        _namespace: &str,
-        _labels: &BTreeMap<String, String>,
-    ) -> WorkloadPolicy {
-        WorkloadPolicy {}
-    }
-}
-impl WorkloadPolicy {
-    /// Transport of a port.
-    pub fn mode(&self, _port: u16) -> MtlsMode {
-        MtlsMode::Permissive
-    }
-    /// Judges a connection.
-    pub fn decide(&self, _connection: &Connection<'_>) -> Verdict {
-        Verdict::Allow
-    }
-}
+pub use compile::{Compiled, PolicySet, Withheld};
+pub use decide::{Connection, DenyReason, Verdict, WorkloadPolicy};
+pub use finding::{Finding, Meaning, Severity};
+pub use mtls::MtlsMode;
+pub use object::{ObjectId, ObjectKind, PolicyObject};
+pub use read::{Coverage, Place, Problem, ReadError, coverage, read};
