@@ -1,1 +1,35 @@
 //! Namespaces, agents and wire captures for the tests and the demo; nothing in it is mocked.
+//!
+//! A [`World`] is two nodes and their pods, each a network namespace of its own, joined by veth pairs
+//! as a routed CNI plugin would join them. An [`Agent`] is the real binary on one of the nodes. A
+//! [`Capture`] is what an eavesdropper on a link sees. Everything that is created is registered with
+//! [`cleanup`] first, so that it is gone after a panic, after Ctrl-C, and before the next run after a
+//! crash.
+//!
+//! ```text
+//!  pod --eth0--vh-pod-- node A --uplink-uplink-- node B --vh-pod--eth0-- pod
+//!                          \__ Capture on any of these, v4 and v6 __/
+//! ```
+
+pub mod agent;
+pub mod canary;
+pub mod capture;
+pub mod cleanup;
+pub mod escape;
+pub mod machine;
+pub mod mesh;
+pub mod netns;
+pub mod privilege;
+pub mod process;
+pub mod syscalls;
+pub mod traffic;
+pub mod world;
+
+pub use agent::{Agent, Lab};
+pub use canary::Canary;
+pub use capture::{Capture, Seen};
+pub use mesh::{MeshFile, PodEntry, ServiceEntry};
+pub use netns::Netns;
+pub use privilege::require_root;
+pub use process::Process;
+pub use world::{Family, NodeName, Pod, World, WorldBuilder};

@@ -1,0 +1,167 @@
+//! The agent's mesh file, as the lab writes it: pods and services of a [`World`], editable live.
+//!
+//! Each entry is one line of JSON below a YAML key, which is both valid YAML and easy to read.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::World;
+
+/// The namespace that the lab's pods live in unless a test says otherwise.
+pub const NAMESPACE: &str = "shop";
+/// The label that enrols.
+pub const MODE: &str = "istio.io/dataplane-mode";
+
+/// Everything in `mesh.yaml`.
+#[derive(Clone, Debug, Default)]
+pub struct MeshFile {
+    /// Namespaces with their labels.
+    pub namespaces: Vec<NamespaceEntry>,
+    /// Pods of both nodes.
+    pub pods: Vec<PodEntry>,
+    /// Services.
+    pub services: Vec<ServiceEntry>,
+}
+
+/// One namespace.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceEntry {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One pod.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodEntry {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Service account: the identity's last part.
+    pub service_account: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Addresses, primary ones first.
+    pub addresses: Vec<IpAddr>,
+    /// Node name.
+    pub node: String,
+    /// Path of the network namespace.
+    pub netns: PathBuf,
+    /// Whether services may lead to it.
+    pub ready: bool,
+}
+
+/// One service.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceEntry {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<PortEntry>,
+    /// Labels of its endpoints.
+    pub selector: BTreeMap<String, String>,
+}
+
+/// One port of a service.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortEntry {
+    /// Port of the virtual address.
+    pub port: u16,
+    /// Port of the endpoint.
+    pub target_port: u16,
+}
+
+impl MeshFile {
+    /// Every pod of `world`, with a service account of the pod's name, none of them enrolled.
+    pub fn of(world: &World) -> Self {
+        let pods = world.pods().map(|pod| PodEntry {
+            namespace: NAMESPACE.to_owned(),
+            name: pod.name.clone(),
+            service_account: pod.name.clone(),
+            labels: BTreeMap::from([("app".to_owned(), pod.name.clone())]),
+            addresses: pod.addresses.clone(),
+            node: pod.node.as_str().to_owned(),
+            netns: pod.netns.path(),
+            ready: true,
+        });
+        let namespace = NamespaceEntry { name: NAMESPACE.to_owned(), labels: BTreeMap::new() };
+        Self { namespaces: vec![namespace], pods: pods.collect(), services: Vec::new() }
+    }
+
+    /// A pod by name.
+    pub fn pod(&mut self, name: &str) -> Result<&mut PodEntry> {
+        let found = self.pods.iter_mut().find(|pod| pod.name == name);
+        found.with_context(|| format!("the mesh file has no pod {name:?}"))
+    }
+
+    /// Enrols a pod, or takes it out.
+    pub fn enrol(&mut self, name: &str, enrolled: bool) -> Result<()> {
+        let pod = self.pod(name)?;
+        if enrolled {
+            pod.labels.insert(MODE.to_owned(), "ambient".to_owned());
+        } else {
+            pod.labels.remove(MODE);
+        }
+        Ok(())
+    }
+
+    /// Names of enrolled pods on `node`.
+    pub fn enrolled_on(&self, node: &str) -> Vec<String> {
+        let enrolled = |pod: &&PodEntry| {
+            pod.node == node && pod.labels.get(MODE).is_some_and(|mode| mode == "ambient")
+        };
+        self.pods.iter().filter(enrolled).map(|pod| pod.name.clone()).collect()
+    }
+
+    /// Replaces the file at `path` at once: a reader sees the old or the new one, never half.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        replace(path, &self.to_yaml()?)
+    }
+
+    /// The file's text.
+    pub fn to_yaml(&self) -> Result<String> {
+        let mut text = String::new();
+        section(&mut text, "namespaces", &self.namespaces)?;
+        section(&mut text, "pods", &self.pods)?;
+        section(&mut text, "services", &self.services)?;
+        Ok(text)
+    }
+}
+
+fn section<T: Serialize>(text: &mut String, key: &str, entries: &[T]) -> Result<()> {
+    if entries.is_empty() {
+        return Ok(writeln!(text, "{key}: []")?);
+    }
+    writeln!(text, "{key}:")?;
+    for entry in entries {
+        writeln!(text, "- {}", serde_json::to_string(entry)?)?;
+    }
+    Ok(())
+}
+
+/// Replaces a file by renaming a complete one over it.
+pub fn replace(path: &Path, text: &str) -> Result<()> {
+    // A dot first: a directory of policies is read whole, and hidden files are nobody's policy.
+    let name = path.file_name().context("no file name")?.to_string_lossy();
+    let draft = path.with_file_name(format!(".{name}.new"));
+    fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;
+    fs::rename(&draft, path).with_context(|| format!("rename to {}", path.display()))
+}

@@ -1,0 +1,328 @@
+//! Two nodes and their pods, as a routed CNI plugin lays them out, in IPv4 and IPv6.
+//!
+//! Addresses repeat from world to world: each has its own namespaces, and several agents must share
+//! one kernel without mixing them up.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    Netns, Process,
+    cleanup::{self, Guard, Undo},
+    privilege,
+};
+
+mod topology;
+
+/// The device that joins the two nodes, on both.
+pub const LINK: &str = "uplink";
+/// The device of a pod.
+pub const POD_DEVICE: &str = "eth0";
+
+/// Which of the two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeName {
+    /// `node-a`
+    A,
+    /// `node-b`
+    B,
+}
+
+/// Which Internet Protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+/// A pod: one network namespace with `eth0`.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Where it runs.
+    pub node: NodeName,
+    /// Its namespace.
+    pub netns: Netns,
+    /// All its addresses; the first of each family is the one that its own connections leave from.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Two nodes, their pods, and a directory for what runs in them. Gone when dropped.
+#[derive(Debug)]
+pub struct World {
+    id: String,
+    directory: PathBuf,
+    node_a: Netns,
+    node_b: Netns,
+    pods: BTreeMap<String, Pod>,
+    // Dropped in this order: namespaces first, then the directory with the record of them.
+    _namespaces: Guard,
+    _directory: Guard,
+}
+
+/// What a [`World`] shall hold.
+#[derive(Debug, Default)]
+pub struct WorldBuilder {
+    name: Option<String>,
+    pods: Vec<(String, NodeName, u8)>,
+    bridged: bool,
+}
+
+// === impl NodeName ===
+
+impl NodeName {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::A, Self::B];
+
+    /// As the mesh file names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::A => "node-a",
+            Self::B => "node-b",
+        }
+    }
+
+    /// The third byte of its pods' IPv4 addresses, and the second group of their IPv6 addresses.
+    fn subnet(self) -> u8 {
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+        }
+    }
+
+    /// A pod's address of the given number.
+    pub(crate) fn address(self, family: Family, number: u8) -> IpAddr {
+        let subnet = self.subnet();
+        match family {
+            Family::V4 => Ipv4Addr::new(10, 77, subnet, number).into(),
+            Family::V6 => Ipv6Addr::new(0xfd77, subnet.into(), 0, 0, 0, 0, 0, number.into()).into(),
+        }
+    }
+}
+
+// === impl Family ===
+
+impl Family {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The address that stands for any.
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// The address that its own connections of this family leave from.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        let same = |address: &&IpAddr| address.is_ipv6() == (family == Family::V6);
+        self.addresses.iter().find(same).copied().unwrap_or(family.unspecified())
+    }
+
+    /// That address with a port.
+    pub fn at(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip(family), port)
+    }
+
+    /// Runs `work` on a thread inside the pod.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        self.netns.run(work)
+    }
+
+    /// The host end of its veth pair, in its node's namespace.
+    pub fn host_device(&self) -> String {
+        topology::host_device(&self.name)
+    }
+}
+
+// === impl WorldBuilder ===
+
+impl WorldBuilder {
+    /// A name for the world; without one it is named after the test, which is the thread's name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
+    /// Adds a pod. Names are at most 12 bytes, because the host device is named after it.
+    #[must_use]
+    pub fn pod(self, name: &str, node: NodeName) -> Self {
+        self.pod_with_addresses(name, node, 1)
+    }
+
+    /// Adds a pod with several addresses of each family.
+    #[must_use]
+    pub fn pod_with_addresses(mut self, name: &str, node: NodeName, addresses: u8) -> Self {
+        self.pods.push((name.to_owned(), node, addresses));
+        self
+    }
+
+    /// Joins the pods of a node by a bridge, as kindnet's and flannel's default plugins do, so that
+    /// frames between them never enter the node's own IP stack.
+    #[must_use]
+    pub fn bridged(mut self) -> Self {
+        self.bridged = true;
+        self
+    }
+
+    /// Makes it.
+    ///
+    /// # Panics
+    ///
+    /// When the machine cannot run it (see [`crate::require_root`]).
+    pub fn build(self) -> Result<World> {
+        crate::require_root();
+        cleanup::remove_leftovers()?;
+        let id = world_id(self.name.as_deref());
+        let (directory, directory_guard) = cleanup::claim(&id)?;
+        let namespaces = Guard::new(Undo::Namespaces(format!("{id}-")));
+        let plan = topology::plan(&id, &self.pods, self.bridged)?;
+        run_ip(&plan.namespaces)?;
+        let node_a = Netns::open(&plan.node_netns(NodeName::A))?;
+        let node_b = Netns::open(&plan.node_netns(NodeName::B))?;
+        let mut pods = BTreeMap::new();
+        for pod in &plan.pods {
+            let netns = Netns::open(&plan.pod_netns(&pod.name))?;
+            topology::prepare_pod(&netns)?;
+            let made = Pod {
+                name: pod.name.clone(),
+                node: pod.node,
+                netns,
+                addresses: pod.addresses.clone(),
+            };
+            pods.insert(pod.name.clone(), made);
+        }
+        for node in [&node_a, &node_b] {
+            topology::prepare_node(node)?;
+        }
+        run_ip(&plan.devices)?;
+        for (netns, batch) in &plan.inside {
+            run_ip_in(netns, batch)?;
+        }
+        Ok(World {
+            id,
+            directory,
+            node_a,
+            node_b,
+            pods,
+            _namespaces: namespaces,
+            _directory: directory_guard,
+        })
+    }
+}
+
+// === impl World ===
+
+impl World {
+    /// Starts describing one.
+    pub fn builder() -> WorldBuilder {
+        WorldBuilder::default()
+    }
+
+    /// Its name, unique on this machine.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The directory of its configuration, sockets and logs.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The namespace of a node.
+    pub fn node(&self, node: NodeName) -> &Netns {
+        match node {
+            NodeName::A => &self.node_a,
+            NodeName::B => &self.node_b,
+        }
+    }
+
+    /// A pod by name.
+    pub fn pod(&self, name: &str) -> Result<&Pod> {
+        self.pods.get(name).with_context(|| format!("this world has no pod {name:?}"))
+    }
+
+    /// Every pod.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// Every namespace of this world: nodes, then pods.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Netns> {
+        [&self.node_a, &self.node_b].into_iter().chain(self.pods.values().map(|pod| &pod.netns))
+    }
+
+    /// Starts a program inside a pod.
+    pub fn start(&self, pod: &str, name: &str, command: Command) -> Result<Process> {
+        Process::start(&self.directory, &self.pod(pod)?.netns, name, command)
+    }
+}
+
+/// `<name>-<number>-<pid>`: the pid tells runs apart, the number worlds of one run.
+fn world_id(name: Option<&str>) -> String {
+    static WORLDS: AtomicU32 = AtomicU32::new(0);
+    let thread = std::thread::current();
+    let name = name.or(thread.name()).unwrap_or("world");
+    let kept: String = name
+        .rsplit("::")
+        .next()
+        .unwrap_or(name)
+        .chars()
+        .filter_map(|letter| match letter {
+            'a'..='z' | '0'..='9' => Some(letter),
+            '_' | '-' => Some('-'),
+            _ => None,
+        })
+        .take(24)
+        .collect();
+    let number = WORLDS.fetch_add(1, Ordering::Relaxed);
+    format!("lab-{kept}-{number}-{}", std::process::id())
+}
+
+fn run_ip(batch: &str) -> Result<()> {
+    ip(Command::new("ip").args(["-batch", "-"]), batch)
+}
+
+fn run_ip_in(netns: &str, batch: &str) -> Result<()> {
+    ip(Command::new("ip").args(["-n", netns, "-batch", "-"]), batch)
+}
+
+fn ip(command: &mut Command, batch: &str) -> Result<()> {
+    use std::{io::Write as _, process::Stdio};
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start ip: apt-get install iproute2")?;
+    child.stdin.take().context("no stdin")?.write_all(batch.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let mut shown = String::from_utf8_lossy(&output.stderr).into_owned();
+        write!(shown, "in the batch:\n{batch}")?;
+        ensure!(false, "ip failed ({}): {shown}", output.status);
+    }
+    Ok(())
+}
+
+/// What the machine must have before a world can be made; for programs that report it themselves.
+pub fn check_machine() -> Result<()> {
+    privilege::check()
+}
