@@ -4,18 +4,20 @@
 //! the I/O lends them. Handshakes, tickets and key updates are driven here; the caller only moves
 //! bytes.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 
 use rustls::{
-    ClientConfig, Error, ServerConfig,
+    Error,
     client::{ClientConnectionData, UnbufferedClientConnection},
-    pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{
         ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
         UnbufferedConnectionCommon, UnbufferedStatus, WriteTraffic,
     },
 };
+use sluice_spiffe::SpiffeId;
+
+use crate::identity::{Identity, Peer, PeerError};
 
 /// The most ciphertext that one record can be (RFC 8446 section 5.2, with its header).
 pub const MAX_RECORD_LENGTH: usize = 5 + 0x4000 + 256;
@@ -49,23 +51,22 @@ pub struct Progress {
 // === impl Channel ===
 
 impl Channel {
-    /// Begins a connection to whoever answers to `name` under `config`.
+    /// Begins a connection that succeeds only with the workload `expected` at `place`.
     ///
     /// # Errors
     ///
-    /// When the configuration cannot make a connection.
-    pub fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
-        let connection = UnbufferedClientConnection::new(config, name)?;
-        Ok(Self { end: End::Client(Box::new(connection)) })
+    /// When the certificate may not be shown any more.
+    pub fn connect(identity: &Identity, expected: &SpiffeId, place: IpAddr) -> Result<Self, Error> {
+        Ok(Self { end: End::Client(Box::new(identity.client_connection_at(expected, place)?)) })
     }
 
-    /// Awaits a connection.
+    /// Awaits a connection from any workload that `identity` is to trust.
     ///
     /// # Errors
     ///
-    /// When the configuration cannot make a connection.
-    pub fn server(config: Arc<ServerConfig>) -> Result<Self, Error> {
-        Ok(Self { end: End::Server(Box::new(UnbufferedServerConnection::new(config)?)) })
+    /// When the certificate may not be shown any more.
+    pub fn accept(identity: &Identity) -> Result<Self, Error> {
+        Ok(Self { end: End::Server(Box::new(identity.server_connection()?)) })
     }
 
     /// Takes what was received: plaintext is appended to `plaintext`, and what must be answered
@@ -111,21 +112,16 @@ impl Channel {
         }
     }
 
-    /// The peer's verified certificate chain, leaf first; also after a resumption.
-    pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
+    /// Who is at the other end, once the handshake is over; to be asked before a byte is believed.
+    ///
+    /// # Errors
+    ///
+    /// When the peer must not be talked to.
+    pub fn peer(&self, identity: &Identity) -> Result<Peer, PeerError> {
         match &self.end {
-            End::Client(connection) => connection.peer_certificates(),
-            End::Server(connection) => connection.peer_certificates(),
+            End::Client(connection) => identity.peer(connection),
+            End::Server(connection) => identity.peer(connection),
         }
-    }
-
-    /// Whether the handshake resumed an earlier session.
-    pub fn is_resumed(&self) -> bool {
-        let kind = match &self.end {
-            End::Client(connection) => connection.handshake_kind(),
-            End::Server(connection) => connection.handshake_kind(),
-        };
-        kind == Some(rustls::HandshakeKind::Resumed)
     }
 }
 

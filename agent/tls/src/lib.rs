@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ca;
+mod channel;
 mod clock;
 mod expected;
 mod identity;
@@ -21,21 +22,13 @@ mod store;
 mod svid;
 mod verify;
 
-pub use rustls::{
-    self, CommonState, HandshakeKind,
-    client::UnbufferedClientConnection,
-    server::UnbufferedServerConnection,
-    unbuffered::{
-        AppDataRecord, ConnectionState, EncodeError, EncodeTlsData, EncryptError,
-        InsufficientSizeError, ReadEarlyData, ReadTraffic, TransmitTlsData,
-        UnbufferedConnectionCommon, UnbufferedStatus, WriteTraffic,
-    },
-};
+pub use rustls::Error as TlsError;
 pub use rustls_pki_types::{CertificateDer, UnixTime};
 
 #[cfg(any(test, feature = "test-util"))]
 pub use self::clock::TestClock;
 pub use self::{
+    channel::{Channel, MAX_RECORD_LENGTH, Progress},
     clock::{Clock, SystemClock},
     expected::{expected_name, expected_name_at},
     identity::{ALPN, Identity, Peer, PeerError},
