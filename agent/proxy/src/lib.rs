@@ -1,1 +1,34 @@
 //! Carries connections: capture to mTLS, mTLS to application.
+//!
+//! ```text
+//!   application --lo--> outbound -- sluice/1 in mutual TLS --> inbound --lo--> application
+//!                        (client's agent)                    (server's agent)
+//! ```
+//!
+//! Each worker is one thread with a runtime of its own. A connection stays on its worker from accept
+//! to close; on the byte path nothing is handed to another thread. Worker threads are namespace
+//! nomads (see `sluice_sys::nomad`): every socket they make belongs to a pod's namespace.
+#![forbid(unsafe_code)]
+
+mod accept;
+mod access;
+mod deadline;
+mod inbound;
+mod live;
+mod outbound;
+mod plain;
+mod pool;
+mod preamble;
+mod recheck;
+mod relay;
+mod scratch;
+mod session;
+mod shared;
+mod stats;
+mod worker;
+
+pub use live::{Direction, Facts, Live, LiveTable, Transport};
+pub use session::Broken;
+pub use shared::Shared;
+pub use stats::{Counter, PodStats, StatsTable};
+pub use worker::{Proxy, StartError};

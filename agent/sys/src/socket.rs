@@ -5,13 +5,15 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
-    os::fd::AsFd,
+    net::{IpAddr, SocketAddr, TcpListener},
+    os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 
 pub use socket2::Socket;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+
+use crate::option;
 
 /// A listener on `address`. An IPv6 one takes no IPv4 connections. What it accepts has `TCP_NODELAY`,
 /// which the kernel copies from a listener.
@@ -32,6 +34,35 @@ pub fn tcp_socket(ipv6: bool) -> io::Result<Socket> {
     let socket = Socket::new_raw(family, kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket)
+}
+
+/// Fixes the address that a socket will connect from and leaves the port to `connect`, which can then
+/// use one port for many destinations (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2; it serves both families).
+#[expect(unsafe_code, reason = "no crate that we use wraps IP_BIND_ADDRESS_NO_PORT")]
+pub fn bind_address(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is borrowed for the call, and the kernel reads one int from `on`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            std::ptr::from_ref(&on).cast(),
+            length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    socket.bind(&SocketAddr::new(address, 0).into())
+}
+
+/// Binds a socket that will connect to a source address. The port is chosen at connect time, so that
+/// one port serves connections to many destinations (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2).
+pub fn bind_address(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    option::set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SocketAddr::new(address, 0).into())
 }
 
 /// The CPU on which the kernel last handled a packet of this socket (`SO_INCOMING_CPU`).

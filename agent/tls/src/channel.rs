@@ -215,7 +215,11 @@ fn append_alert<S: Step>(connection: &mut S, outgoing: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
-fn send<S: Step>(connection: &mut S, plaintext: &[u8], outgoing: &mut Vec<u8>) -> Result<(), Error> {
+fn send<S: Step>(
+    connection: &mut S,
+    plaintext: &[u8],
+    outgoing: &mut Vec<u8>,
+) -> Result<(), Error> {
     let records = plaintext.len().div_ceil(RECORD_PLAINTEXT);
     let room = plaintext.len() + records * RECORD_OVERHEAD;
     while_writable(connection, outgoing, |traffic, outgoing| {
@@ -253,7 +257,11 @@ fn while_writable<S: Step>(
             ConnectionState::EncodeTlsData(mut data) => encode(&mut data, outgoing)?,
             ConnectionState::TransmitTlsData(data) => data.done(),
             ConnectionState::PeerClosed => {}
-            _ => return Err(Error::HandshakeNotComplete),
+            ConnectionState::ReadTraffic(_)
+            | ConnectionState::ReadEarlyData(_)
+            | ConnectionState::Closed
+            | ConnectionState::BlockedHandshake
+            | _ => return Err(Error::HandshakeNotComplete),
         }
     }
 }
@@ -269,7 +277,9 @@ fn encode<D>(data: &mut EncodeTlsData<'_, D>, outgoing: &mut Vec<u8>) -> Result<
             Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
                 outgoing.resize(start + required_size, 0);
             }
-            Err(error @ EncodeError::AlreadyEncoded) => return Err(Error::General(error.to_string())),
+            Err(error @ EncodeError::AlreadyEncoded) => {
+                return Err(Error::General(error.to_string()));
+            }
         }
     }
 }

@@ -1,0 +1,345 @@
+//! A connection that arrives at a local pod: authenticate, authorize, deliver.
+
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sluice_pods::LocalPod;
+use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
+use sluice_spiffe::SpiffeId;
+use sluice_sys::{nomad, socket};
+use sluice_tls::Channel;
+use sluice_wire::{Event, Preamble, ResetReason};
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::{
+    access,
+    deadline::within,
+    live::{Direction, Facts, Live, Transport},
+    plain::{self, PlainEnd},
+    pool::MAX_IDLE_TIME,
+    preamble::{HELLO_TIME, read_preamble},
+    relay::{Outcome, Relay, Side},
+    scratch::Scratch,
+    session::{Broken, Session},
+    worker::Worker,
+};
+
+/// How long a session may wait for its next stream: longer than the client's pool keeps it, so that
+/// the client decides and no stream is opened on a connection that is being closed.
+const STREAM_TIME: Duration = MAX_IDLE_TIME.saturating_mul(2);
+/// How long the application may take to accept, when its backlog is full.
+const DELIVER_TIME: Duration = Duration::from_secs(10);
+/// How long a pod that has just been enrolled may take to fetch its certificate.
+const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
+
+/// Why an inbound connection was refused or ended before its time.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Denied(#[from] DenyReason),
+    #[error("plaintext from a pod of the mesh")]
+    PlaintextFromMesh,
+    #[error("the client opened a stream for {claimed}, but its own address is {actual}")]
+    ForeignClient { claimed: SocketAddr, actual: SocketAddr },
+    #[error("the application on {address} does not answer: {source}")]
+    Unreachable { address: SocketAddr, source: io::Error },
+    #[error("the application's connection: {0}")]
+    Application(io::Error),
+    #[error(transparent)]
+    Session(#[from] Broken),
+    #[error("{0}")]
+    Ended(ResetReason),
+}
+
+/// A connection that arrived.
+struct Arrived {
+    worker: Arc<Worker>,
+    pod: Arc<LocalPod>,
+    client: SocketAddr,
+    local: SocketAddr,
+}
+
+/// Carries one inbound connection to its end.
+pub(crate) async fn serve(
+    worker: Arc<Worker>,
+    pod: Arc<LocalPod>,
+    mut stream: TcpStream,
+    client: SocketAddr,
+) {
+    let Ok(local) = stream.local_addr() else { return };
+    if !pod.addresses.contains(&local.ip()) {
+        // Somebody inside the pod dialled the agent's own port instead of being steered to it.
+        return reset_on_close(&stream);
+    }
+    let snapshot = worker.shared.snapshot.load_full();
+    let Some(member) = snapshot.member(&pod.uid) else {
+        return reset_on_close(&stream);
+    };
+    let mode = member.policy.mode(local.port());
+    let is_known = snapshot.member_at(client.ip()).is_some_and(|peer| peer.workload.in_mesh);
+    let arrived = Arrived { worker, pod, client, local };
+    if mode == MtlsMode::Disable {
+        return arrived.plaintext(stream, Vec::new()).await;
+    }
+    match read_preamble(&mut stream, mode == MtlsMode::Permissive && !is_known).await {
+        Ok(first) if first.preamble == Preamble::Mesh => arrived.mesh(stream, first.bytes).await,
+        Ok(_) if is_known => {
+            arrived.refuse(&stream, Transport::Plaintext, &Failure::PlaintextFromMesh);
+        }
+        Ok(first) => arrived.plaintext(stream, first.bytes).await,
+        Err(error) => {
+            arrived.refuse(&stream, Transport::Plaintext, &Failure::Session(error.into()));
+        }
+    }
+}
+
+fn reset_on_close(stream: &TcpStream) {
+    // The socket closes either way; the option only makes the close a reset.
+    drop(socket::set_reset_on_close(stream));
+}
+
+// === impl Arrived ===
+
+impl Arrived {
+    fn facts(&self, transport: Transport, source: SocketAddr, identity: Option<SpiffeId>) -> Facts {
+        Facts {
+            direction: Direction::Inbound,
+            transport,
+            pod: self.pod.uid.clone(),
+            source,
+            source_identity: identity,
+            requested: self.local,
+            destination: self.local,
+            destination_identity: Some(self.pod.identity.clone()),
+        }
+    }
+
+    fn refuse(&self, stream: &TcpStream, transport: Transport, failure: &Failure) {
+        reset_on_close(stream);
+        self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
+        let live = Live::new(self.facts(transport, self.client, None));
+        access::connection_complete(&self.worker.shared.snapshot.load(), &live, Some(failure));
+    }
+
+    /// Whether policy lets this client in, by the state of the mesh at this moment.
+    fn authorize(&self, principal: Option<&SpiffeId>) -> Result<(), DenyReason> {
+        let snapshot = self.worker.shared.snapshot.load();
+        let connection =
+            Connection { principal, source: self.client.ip(), destination: self.local };
+        let Some(member) = snapshot.member(&self.pod.uid) else {
+            return Err(DenyReason::NotAllowed);
+        };
+        match member.policy.decide(&connection) {
+            Verdict::Allow => Ok(()),
+            Verdict::Deny(reason) => Err(reason),
+        }
+    }
+
+    async fn mesh(&self, stream: TcpStream, received: Vec<u8>) {
+        let handshake = timeout(HELLO_TIME, self.handshake(stream, received)).await;
+        let mut session = match handshake {
+            Ok(Ok(session)) => session,
+            Ok(Err(broken)) => return self.log_refusal(&Failure::Session(broken)),
+            Err(_) => return self.log_refusal(&Failure::Session(Broken::Truncated)),
+        };
+        // However long the session lives, each stream is judged by the policy of its own moment.
+        while let Ok(Ok(client)) = timeout(STREAM_TIME, next_stream(&mut session)).await {
+            session = match self.mesh_stream(session, client).await {
+                Some(session) => session,
+                None => return,
+            };
+        }
+        session.close();
+    }
+
+    fn log_refusal(&self, failure: &Failure) {
+        self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
+        let live = Live::new(self.facts(Transport::MutualTls, self.client, None));
+        access::connection_complete(&self.worker.shared.snapshot.load(), &live, Some(failure));
+    }
+
+    async fn handshake(&self, stream: TcpStream, received: Vec<u8>) -> Result<Session, Broken> {
+        let certificates = &self.worker.shared.certificates;
+        let identity = certificates
+            .wait(&self.pod.identity, CERTIFICATE_TIME)
+            .await
+            .map_err(io::Error::other)?;
+        Session::handshake(stream, Channel::accept(&identity)?, &identity, received).await
+    }
+
+    /// Serves one stream; gives the session back when it can carry another.
+    async fn mesh_stream(&self, mut session: Session, client: SocketAddr) -> Option<Session> {
+        let peer = session.peer.clone();
+        // Listed before it is judged: a policy change from here on finds it.
+        let live = self.worker.list(self.facts(Transport::MutualTls, client, Some(peer.clone())));
+        let (reason, failure) = match self.open(client, &peer).await {
+            Ok(mut application) => {
+                self.worker.shared.stats.of(&self.pod.uid).inbound_mtls.increment();
+                let outcome = Relay::new(&mut application, &mut session, &live, Side::Server, &[])
+                    .run()
+                    .await;
+                match ended(outcome) {
+                    Ok(()) => {
+                        access::connection_complete(
+                            &self.worker.shared.snapshot.load(),
+                            &live,
+                            None,
+                        );
+                        return Some(session);
+                    }
+                    Err(end) => {
+                        reset_on_close(&application);
+                        end
+                    }
+                }
+            }
+            Err(refusal) => {
+                self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
+                refusal
+            }
+        };
+        access::connection_complete(&self.worker.shared.snapshot.load(), &live, Some(&failure));
+        if let Some(reason) = reason {
+            session.reset(reason);
+        }
+        None
+    }
+
+    async fn open(
+        &self,
+        client: SocketAddr,
+        peer: &SpiffeId,
+    ) -> Result<TcpStream, (Option<ResetReason>, Failure)> {
+        if client.ip() != self.client.ip() {
+            let failure = Failure::ForeignClient { claimed: client, actual: self.client };
+            return Err((Some(ResetReason::Protocol), failure));
+        }
+        self.authorize(Some(peer)).map_err(|reason| (Some(ResetReason::Denied), reason.into()))?;
+        self.deliver(client).await.map_err(|source| {
+            (Some(ResetReason::Unreachable), Failure::Unreachable { address: self.local, source })
+        })
+    }
+
+    async fn plaintext(&self, mut stream: TcpStream, head: Vec<u8>) {
+        let live = self.worker.list(self.facts(Transport::Plaintext, self.client, None));
+        let result = self.plaintext_stream(&mut stream, &live, head).await;
+        let stats = self.worker.shared.stats.of(&self.pod.uid);
+        match &result {
+            Err(Failure::Denied(_) | Failure::Unreachable { .. }) => {
+                stats.inbound_refused.increment();
+            }
+            _ => stats.inbound_plaintext.increment(),
+        }
+        let snapshot = self.worker.shared.snapshot.load();
+        match result {
+            Ok(()) => access::connection_complete(&snapshot, &live, None),
+            Err(failure) => {
+                reset_on_close(&stream);
+                access::connection_complete(&snapshot, &live, Some(&failure));
+            }
+        }
+    }
+
+    async fn plaintext_stream(
+        &self,
+        stream: &mut TcpStream,
+        live: &Live,
+        head: Vec<u8>,
+    ) -> Result<(), Failure> {
+        self.authorize(None)?;
+        let address = self.local;
+        let mut application = self
+            .deliver(self.client)
+            .await
+            .map_err(|source| Failure::Unreachable { address, source })?;
+        match plain::relay(stream, &mut application, live, head).await {
+            PlainEnd::Clean => Ok(()),
+            PlainEnd::Socket(error) => {
+                reset_on_close(&application);
+                Err(Failure::Application(error))
+            }
+            PlainEnd::Cut(reason) => {
+                reset_on_close(&application);
+                Err(Failure::Ended(reason))
+            }
+        }
+    }
+
+    /// Connects to the application inside the pod, which will see `client` as its peer.
+    async fn deliver(&self, client: SocketAddr) -> io::Result<TcpStream> {
+        nomad::enter(&self.pod.netns).map_err(io::Error::other)?;
+        let socket = socket::tcp_socket(self.local.is_ipv6())?;
+        self.worker
+            .shared
+            .sockets
+            .mark_delivery(socket.as_fd(), client)
+            .map_err(io::Error::other)?;
+        // Nothing of this connection may leave the pod, whatever its routes say.
+        socket::bind_to_device(&socket, "lo")?;
+        match socket.connect(&self.local.into()) {
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            other => other?,
+        }
+        let is_settled = {
+            let mut watched = [PollFd::new(&socket, PollFlags::OUT)];
+            poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0
+        };
+        let error = socket.take_error()?;
+        let stream = TcpStream::from_std(socket.into())?;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        if !is_settled {
+            // Over loopback the handshake is over before `connect` returns, unless the backlog is full.
+            within(DELIVER_TIME, stream.writable()).await?;
+            if let Some(error) = stream.take_error()? {
+                return Err(error);
+            }
+        }
+        Ok(stream)
+    }
+}
+
+/// What an outcome means for the session, and for the log.
+fn ended(outcome: Outcome) -> Result<(), (Option<ResetReason>, Failure)> {
+    match outcome {
+        Outcome::Clean => Ok(()),
+        Outcome::Application(error) => {
+            Err((Some(ResetReason::Application), Failure::Application(error)))
+        }
+        Outcome::Peer(reason) => Err((None, Failure::Ended(reason))),
+        Outcome::Broken(broken) => Err((None, broken.into())),
+        Outcome::Unseen => Err((None, Broken::Closed.into())),
+        Outcome::Cut(reason) => Err((Some(reason), Failure::Ended(reason))),
+    }
+}
+
+/// Waits for the next stream of a session; answers the address of the client that it is for.
+async fn next_stream(session: &mut Session) -> Result<SocketAddr, Broken> {
+    poll_fn(|cx| {
+        Scratch::lend(|scratch| {
+            loop {
+                ready!(session.poll_receive(cx, scratch))?;
+                let mut plaintext = &scratch.plaintext[..];
+                match session.decoder.next(&mut plaintext)? {
+                    Some(Event::Open(client)) => {
+                        session.unread = plaintext.to_vec();
+                        return Poll::Ready(Ok(client));
+                    }
+                    Some(_) => return Poll::Ready(Err(Broken::NoStream)),
+                    None => {}
+                }
+            }
+        })
+    })
+    .await
+}

@@ -1,0 +1,185 @@
+//! The connections that are open now: who they join, how much they carried, and how to end them.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    time::Instant,
+};
+
+use futures_util::task::AtomicWaker;
+use sluice_mesh::WorkloadUid;
+use sluice_spiffe::SpiffeId;
+use sluice_wire::ResetReason;
+
+/// Which way a connection crosses its pod's edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Opened by the pod.
+    Outbound,
+    /// Opened towards the pod.
+    Inbound,
+}
+
+/// How a connection is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Mutual TLS between two agents.
+    MutualTls,
+    /// As the application sent it.
+    Plaintext,
+}
+
+/// What is known of a connection from its first moment.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Which way it crosses the edge of `pod`.
+    pub direction: Direction,
+    /// How it is protected.
+    pub transport: Transport,
+    /// The local pod.
+    pub pod: WorkloadUid,
+    /// The client's address, as the server's application sees it.
+    pub source: SocketAddr,
+    /// The client's identity; from its certificate, or from enrolment when it is local.
+    pub source_identity: Option<SpiffeId>,
+    /// The address that the client asked for.
+    pub requested: SocketAddr,
+    /// The server's address.
+    pub destination: SocketAddr,
+    /// The server's identity; from its certificate, or from enrolment when it is local.
+    pub destination_identity: Option<SpiffeId>,
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Live {
+    /// What does not change.
+    pub facts: Facts,
+    /// When it was opened.
+    pub opened: Instant,
+    sent: AtomicU64,
+    received: AtomicU64,
+    /// The code of a [`ResetReason`] once the connection must end, else 0.
+    cut: AtomicU8,
+    waker: AtomicWaker,
+}
+
+/// All open connections of the agent.
+#[derive(Debug, Default)]
+pub struct LiveTable {
+    /// One shard per worker, so that workers never contend on the connection path.
+    shards: Vec<Shard>,
+}
+
+/// Keeps a connection listed for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Listed<'a> {
+    live: Arc<Live>,
+    place: Option<(&'a Shard, usize)>,
+}
+
+type Shard = Mutex<slab::Slab<Arc<Live>>>;
+
+fn lock(shard: &Shard) -> MutexGuard<'_, slab::Slab<Arc<Live>>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Live ===
+
+impl Live {
+    pub(crate) fn new(facts: Facts) -> Self {
+        Self {
+            facts,
+            opened: Instant::now(),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            cut: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// Bytes from client to server so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes from server to client so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Ends the connection soon; the first reason given is the one that counts.
+    pub fn cut(&self, reason: ResetReason) {
+        if self.cut.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// Whether the connection must end, and why; otherwise the task is woken when it must.
+    pub(crate) fn poll_cut(&self, cx: &Context<'_>) -> Option<ResetReason> {
+        self.register(cx.waker());
+        match self.cut.load(Ordering::Acquire) {
+            0 => None,
+            code => Some(ResetReason::from_code(code)),
+        }
+    }
+
+    fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+}
+
+// === impl LiveTable ===
+
+impl LiveTable {
+    /// A table for this many workers.
+    pub fn new(workers: usize) -> Self {
+        Self { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect() }
+    }
+
+    pub(crate) fn list(&self, worker: usize, facts: Facts) -> Listed<'_> {
+        let live = Arc::new(Live::new(facts));
+        let shard = self.shards.get(worker);
+        let key = shard.map(|shard| lock(shard).insert(Arc::clone(&live)));
+        Listed { live, place: shard.zip(key) }
+    }
+
+    /// Every open connection.
+    pub fn all(&self) -> Vec<Arc<Live>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(lock(shard).iter().map(|(_, live)| Arc::clone(live)));
+        }
+        all
+    }
+}
+
+// === impl Listed ===
+
+impl std::ops::Deref for Listed<'_> {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.live
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        if let Some((shard, key)) = self.place {
+            lock(shard).try_remove(key);
+        }
+    }
+}

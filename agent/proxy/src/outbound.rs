@@ -1,0 +1,296 @@
+//! A local pod's captured connection: find out where it wanted to go, and take it there.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::net::RecvFlags;
+use sluice_mesh::{Destination, Member, Snapshot};
+use sluice_pods::LocalPod;
+use sluice_policy::MtlsMode;
+use sluice_spiffe::SpiffeId;
+use sluice_sys::{nomad, socket};
+use sluice_tls::{Channel, Identity};
+use sluice_wire::{Control, ResetReason};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use crate::{
+    access,
+    live::{Direction, Facts, Listed, Live, Transport},
+    plain::{self, PlainEnd},
+    pool::Key,
+    relay::{Outcome, Relay, Side},
+    scratch::Scratch,
+    session::{Broken, Session},
+    worker::Worker,
+};
+
+/// How long a pod without a certificate waits for one.
+const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
+/// How long the peer's agent may take, from the first packet to the end of the handshake.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// Why a captured connection went nowhere, or ended before its time.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("service {0} has no ready endpoint for this port and address family")]
+    NoEndpoint(String),
+    #[error("no certificate for {identity}: {source}")]
+    NoCertificate { identity: SpiffeId, source: sluice_tls::WaitError },
+    #[error("connecting to {address}: {source}")]
+    Connect { address: SocketAddr, source: io::Error },
+    #[error("no answer from the agent of {0} within 10 s")]
+    Timeout(SocketAddr),
+    #[error(transparent)]
+    Session(#[from] Broken),
+    #[error("the application's connection: {0}")]
+    Application(io::Error),
+    #[error("{0}")]
+    Ended(ResetReason),
+}
+
+/// A captured connection.
+struct Captured {
+    worker: Arc<Worker>,
+    pod: Arc<LocalPod>,
+    application: TcpStream,
+    client: SocketAddr,
+    requested: SocketAddr,
+}
+
+/// Carries one captured connection to its end.
+pub(crate) async fn serve(
+    worker: Arc<Worker>,
+    pod: Arc<LocalPod>,
+    application: TcpStream,
+    client: SocketAddr,
+) {
+    let requested = match worker.shared.sockets.original_destination(application.as_fd()) {
+        Ok(Some(requested)) => requested,
+        // Somebody inside the pod dialled the agent's own port: there is nowhere to take this.
+        Ok(None) => return refuse(&application),
+        Err(error) => {
+            tracing::error!(pod = %pod.uid, %error, "reading the original destination");
+            return refuse(&application);
+        }
+    };
+    let snapshot = worker.shared.snapshot.load_full();
+    let destination = snapshot.resolve(requested, worker.shared.turn());
+    let captured = Captured { worker, pod, application, client, requested };
+    match destination {
+        Destination::Member(member, address) if speaks_mesh(&member, address.port()) => {
+            captured.into_mesh(&snapshot, &member, address).await;
+        }
+        Destination::Member(_, address) => captured.into_plaintext(&snapshot, address).await,
+        Destination::Unknown => captured.into_plaintext(&snapshot, requested).await,
+        Destination::NoEndpoint(service) => {
+            let failure = Failure::NoEndpoint(format!("{}/{}", service.namespace, service.name));
+            captured.refuse(&snapshot, requested, &failure);
+        }
+    }
+}
+
+fn speaks_mesh(member: &Member, port: u16) -> bool {
+    member.workload.in_mesh && member.policy.mode(port) != MtlsMode::Disable
+}
+
+/// A reset is what an application sees of a refusal.
+fn refuse(application: &TcpStream) {
+    // The socket closes either way; the option only makes the close a reset.
+    drop(socket::set_reset_on_close(application));
+}
+
+// === impl Captured ===
+
+impl Captured {
+    fn facts(
+        &self,
+        transport: Transport,
+        destination: SocketAddr,
+        identity: Option<SpiffeId>,
+    ) -> Facts {
+        Facts {
+            direction: Direction::Outbound,
+            transport,
+            pod: self.pod.uid.clone(),
+            source: self.client,
+            source_identity: Some(self.pod.identity.clone()),
+            requested: self.requested,
+            destination,
+            destination_identity: identity,
+        }
+    }
+
+    fn refuse(&self, snapshot: &Snapshot, destination: SocketAddr, failure: &Failure) {
+        refuse(&self.application);
+        self.worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
+        let facts = self.facts(Transport::Plaintext, destination, None);
+        access::connection_complete(snapshot, &Live::new(facts), Some(failure));
+    }
+
+    async fn into_mesh(mut self, snapshot: &Snapshot, member: &Member, address: SocketAddr) {
+        let worker = Arc::clone(&self.worker);
+        let expected = member.workload.identity.clone();
+        let facts = self.facts(Transport::MutualTls, address, Some(expected.clone()));
+        let live = worker.list(facts);
+        let result = self.mesh_stream(&live, address, expected).await;
+        let stats = worker.shared.stats.of(&self.pod.uid);
+        match &result {
+            Ok(()) | Err(Failure::Application(_) | Failure::Ended(_)) => {
+                stats.outbound_mtls.increment()
+            }
+            Err(_) => stats.outbound_refused.increment(),
+        }
+        if result.is_err() {
+            refuse(&self.application);
+        }
+        complete(snapshot, &live, result);
+    }
+
+    async fn mesh_stream(
+        &mut self,
+        live: &Live,
+        address: SocketAddr,
+        expected: SpiffeId,
+    ) -> Result<(), Failure> {
+        let identity = self.certificate().await?;
+        let key = Key {
+            pod: self.pod.uid.clone(),
+            source_identity: self.pod.identity.clone(),
+            source: self.client.ip(),
+            destination: address,
+            expected,
+        };
+        let head = first_bytes(&self.application);
+        loop {
+            let pooled = self.worker.pool().take(&key);
+            let reused = pooled.is_some();
+            let mut session = match pooled {
+                Some(session) => session,
+                None => self.connect(&identity, &key).await?,
+            };
+            session.queue(&Control::open(self.client))?;
+            let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
+            match relay.run().await {
+                Outcome::Clean => {
+                    self.worker.pool().put(key, session);
+                    return Ok(());
+                }
+                Outcome::Unseen if reused => {}
+                Outcome::Unseen => return Err(Broken::Closed.into()),
+                Outcome::Broken(broken) => return Err(broken.into()),
+                Outcome::Peer(reason) => return Err(Failure::Ended(reason)),
+                Outcome::Application(error) => {
+                    session.reset(ResetReason::Application);
+                    return Err(Failure::Application(error));
+                }
+                Outcome::Cut(reason) => {
+                    session.reset(reason);
+                    return Err(Failure::Ended(reason));
+                }
+            }
+        }
+    }
+
+    async fn certificate(&self) -> Result<Arc<Identity>, Failure> {
+        let identity = &self.pod.identity;
+        self.worker
+            .shared
+            .certificates
+            .wait(identity, CERTIFICATE_TIME)
+            .await
+            .map_err(|source| Failure::NoCertificate { identity: identity.clone(), source })
+    }
+
+    async fn connect(&self, identity: &Identity, key: &Key) -> Result<Session, Failure> {
+        let address = key.destination;
+        let connecting = async {
+            let tcp = self
+                .dial(key.source, address)
+                .await
+                .map_err(|source| Failure::Connect { address, source })?;
+            let channel =
+                Channel::connect(identity, &key.expected, address.ip()).map_err(Broken::from)?;
+            Ok(Session::handshake(tcp, channel, identity, Vec::new()).await?)
+        };
+        match timeout(CONNECT_TIME, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(Failure::Timeout(address)),
+        }
+    }
+
+    /// A socket of the pod's namespace that the kernel lets past its hooks, from the address that the
+    /// application would have used.
+    async fn dial(&self, source: IpAddr, destination: SocketAddr) -> io::Result<TcpStream> {
+        let socket = {
+            nomad::enter(&self.pod.netns).map_err(io::Error::other)?;
+            let socket = socket::tcp_socket(destination.is_ipv6())?;
+            self.worker.shared.sockets.mark_upstream(socket.as_fd()).map_err(io::Error::other)?;
+            socket::bind_address(&socket, source)?;
+            TcpSocket::from_std_stream(socket.into())
+        };
+        socket.connect(destination).await
+    }
+
+    async fn into_plaintext(mut self, snapshot: &Snapshot, address: SocketAddr) {
+        let worker = Arc::clone(&self.worker);
+        let live = worker.list(self.facts(Transport::Plaintext, address, None));
+        let result = self.plaintext_stream(&live, address).await;
+        let stats = worker.shared.stats.of(&self.pod.uid);
+        match &result {
+            Err(Failure::Connect { .. } | Failure::Timeout(_)) => {
+                stats.outbound_refused.increment();
+            }
+            _ => stats.outbound_plaintext.increment(),
+        }
+        if result.is_err() {
+            refuse(&self.application);
+        }
+        complete(snapshot, &live, result);
+    }
+
+    async fn plaintext_stream(&mut self, live: &Live, address: SocketAddr) -> Result<(), Failure> {
+        let dial = timeout(CONNECT_TIME, self.dial(self.client.ip(), address));
+        let mut server = match dial.await {
+            Ok(connected) => connected.map_err(|source| Failure::Connect { address, source })?,
+            Err(_) => return Err(Failure::Timeout(address)),
+        };
+        match plain::relay(&mut self.application, &mut server, live, Vec::new()).await {
+            PlainEnd::Clean => Ok(()),
+            PlainEnd::Socket(error) => {
+                refuse(&server);
+                Err(Failure::Application(error))
+            }
+            PlainEnd::Cut(reason) => {
+                refuse(&server);
+                Err(Failure::Ended(reason))
+            }
+        }
+    }
+}
+
+fn complete(snapshot: &Snapshot, live: &Listed<'_>, result: Result<(), Failure>) {
+    match result {
+        Ok(()) => access::connection_complete(snapshot, live, None),
+        Err(failure) => access::connection_complete(snapshot, live, Some(&failure)),
+    }
+}
+
+/// What the application has sent by the time that its connection is accepted, if anything: it leaves
+/// in the same packet as the stream's opening.
+fn first_bytes(application: &TcpStream) -> Vec<u8> {
+    Scratch::lend(|scratch| {
+        match rustix::net::recv(application, &mut scratch.application[..], RecvFlags::DONTWAIT) {
+            Ok((length, _)) => scratch.application.get(..length).unwrap_or_default().to_vec(),
+            // Nothing yet, or a failure that the relay will meet again and report.
+            Err(_) => Vec::new(),
+        }
+    })
+}

@@ -1,0 +1,110 @@
+//! Sessions that wait for their next stream, so that it costs neither handshake nor round trip.
+//!
+//! One pool per worker: a session never leaves the worker that made it. Sessions are kept apart by
+//! everything that decides who may use them: the local pod, the address that it speaks from, the
+//! address that was dialled and the identity that has to answer there.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use sluice_mesh::WorkloadUid;
+use sluice_spiffe::SpiffeId;
+
+use crate::session::Session;
+
+/// Idle sessions of one key.
+const MAX_PER_KEY: usize = 64;
+/// Idle sessions of one worker.
+const MAX_IDLE: usize = 1024;
+/// How long a session waits. Shorter than the server's patience, so that the client's side decides.
+pub(crate) const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
+
+/// Who may use a session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// The local pod; its name is unique over time, so no session crosses a change of address.
+    pub(crate) pod: WorkloadUid,
+    /// The certificate that it was made with.
+    pub(crate) source_identity: SpiffeId,
+    /// The address that the pod speaks from.
+    pub(crate) source: IpAddr,
+    /// The address that was dialled.
+    pub(crate) destination: SocketAddr,
+    /// The identity that answered there.
+    pub(crate) expected: SpiffeId,
+}
+
+/// The idle sessions of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    idle: HashMap<Key, Vec<Session>>,
+    count: usize,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// The session that was used last, if one is still usable.
+    pub(crate) fn take(&mut self, key: &Key) -> Option<Session> {
+        let sessions = self.idle.get_mut(key)?;
+        while let Some(mut session) = sessions.pop() {
+            self.count -= 1;
+            if session.is_usable() {
+                return Some(session);
+            }
+        }
+        self.idle.remove(key);
+        None
+    }
+
+    /// Puts a session away for the next stream, or closes it when there is no room.
+    pub(crate) fn put(&mut self, key: Key, mut session: Session) {
+        session.last_use = Instant::now();
+        if self.count < MAX_IDLE {
+            let sessions = self.idle.entry(key).or_default();
+            if sessions.len() < MAX_PER_KEY {
+                sessions.push(session);
+                self.count += 1;
+                return;
+            }
+        }
+        session.close();
+    }
+
+    /// Closes what has waited too long or was closed by its peer.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        self.retain(|_, session| {
+            now.duration_since(session.last_use) < MAX_IDLE_TIME && session.is_usable()
+        });
+    }
+
+    /// Closes every session of a pod that has gone.
+    pub(crate) fn forget_pod(&mut self, pod: &WorkloadUid) {
+        self.retain(|key, _| key.pod != *pod);
+    }
+
+    /// Closes everything: the roots have changed, or the agent stops.
+    pub(crate) fn clear(&mut self) {
+        self.retain(|_, _| false);
+    }
+
+    fn retain(&mut self, mut keep: impl FnMut(&Key, &mut Session) -> bool) {
+        let mut count = 0;
+        self.idle.retain(|key, sessions| {
+            let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(sessions)
+                .into_iter()
+                .map(|mut session| (keep(key, &mut session), session))
+                .partition(|(keep, _)| *keep);
+            for (_, session) in dropped {
+                session.close();
+            }
+            *sessions = kept.into_iter().map(|(_, session)| session).collect();
+            count += sessions.len();
+            !sessions.is_empty()
+        });
+        self.count = count;
+    }
+}

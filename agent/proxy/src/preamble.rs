@@ -1,0 +1,58 @@
+//! Reads as much of an inbound connection as it takes to tell mesh TLS from an application's bytes.
+
+use std::{io, time::Duration};
+
+use crate::deadline::within;
+use sluice_wire::{MAX_HELLO_LENGTH, Preamble, classify};
+use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+/// How long a client that must speak TLS may take to say hello.
+pub(crate) const HELLO_TIME: Duration = Duration::from_secs(10);
+/// How long a client that may speak plaintext is given to speak first. A protocol in which the server
+/// speaks first costs a client outside the mesh this much, once per connection; a mesh client that we
+/// do not know yet sends its hello within a round trip.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// What a connection begins with, and the bytes that were read to find out.
+pub(crate) struct FirstBytes {
+    pub(crate) preamble: Preamble,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Reads until the connection can be judged. When `may_be_silent`, a client that says nothing for a
+/// moment, or ends before it spoke, is taken for an application's.
+pub(crate) async fn read_preamble(
+    stream: &mut TcpStream,
+    may_be_silent: bool,
+) -> io::Result<FirstBytes> {
+    let mut bytes = Vec::new();
+    if may_be_silent {
+        match timeout(SILENCE, read_more(stream, &mut bytes)).await {
+            Ok(Ok(1..)) => {}
+            Ok(Ok(0)) | Err(_) => return Ok(FirstBytes { preamble: Preamble::Application, bytes }),
+            Ok(Err(error)) => return Err(error),
+        }
+    }
+    let judge = async {
+        loop {
+            match classify(&bytes) {
+                Preamble::Undecided if bytes.len() > MAX_HELLO_LENGTH => {
+                    return Ok(Preamble::Application);
+                }
+                Preamble::Undecided => {}
+                Preamble::Mesh => return Ok(Preamble::Mesh),
+                Preamble::Application => return Ok(Preamble::Application),
+            }
+            if read_more(stream, &mut bytes).await? == 0 {
+                return Ok(Preamble::Application);
+            }
+        }
+    };
+    let preamble = within(HELLO_TIME, judge).await?;
+    Ok(FirstBytes { preamble, bytes })
+}
+
+async fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    bytes.reserve(2048);
+    stream.read_buf(bytes).await
+}

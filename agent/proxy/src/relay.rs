@@ -1,0 +1,286 @@
+//! Carries one stream between an application's socket and a mesh session.
+//!
+//! Hand-written polling rather than two copy loops: both directions share one task, so a byte that
+//! was read is written in the same turn, and nothing is allocated while both sockets keep up.
+//! Back-pressure is the rule that nothing is read for a socket that has not taken what it got.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use sluice_wire::{Control, Event, HEADER_LENGTH, ResetReason, data_header};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::{
+    live::Live,
+    scratch::Scratch,
+    session::{Broken, MERGE_LENGTH, Session},
+};
+
+/// Turns of both directions in one poll, before other connections of the worker get theirs.
+const TURNS_PER_POLL: usize = 8;
+
+/// How a stream ended.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// Both directions ended; the session can carry another stream.
+    Clean,
+    /// The application reset its connection, or is gone.
+    Application(io::Error),
+    /// The peer tore the stream down.
+    Peer(ResetReason),
+    /// The session failed.
+    Broken(Broken),
+    /// The peer's agent closed the session before it saw this stream, of which only the head was
+    /// sent: it may begin again elsewhere.
+    Unseen,
+    /// The stream was ended from outside.
+    Cut(ResetReason),
+}
+
+/// One stream in flight.
+pub(crate) struct Relay<'a> {
+    application: &'a mut TcpStream,
+    session: &'a mut Session,
+    live: &'a Live,
+    from: Side,
+    /// Application bytes that were read before the relay began.
+    head: &'a [u8],
+    /// Whether the application may still send.
+    sending: bool,
+    /// What the application is still to get.
+    incoming: Incoming,
+    /// Whether more than the head was sent, or anything was heard.
+    committed: bool,
+    /// Bytes that the application's socket did not take yet.
+    inbox: Vec<u8>,
+}
+
+/// How far the peer's direction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Incoming {
+    /// The peer may still send.
+    Open,
+    /// The peer has ended; the application is still to be told.
+    Ended,
+    /// The application knows.
+    Told,
+}
+
+/// On which side of the mesh the application is: it decides whose bytes count as sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The application opened the connection.
+    Client,
+    /// The application accepted it.
+    Server,
+}
+
+// === impl Relay ===
+
+impl<'a> Relay<'a> {
+    /// A stream between a local application and the session's peer.
+    pub(crate) fn new(
+        application: &'a mut TcpStream,
+        session: &'a mut Session,
+        live: &'a Live,
+        from: Side,
+        head: &'a [u8],
+    ) -> Self {
+        Self {
+            application,
+            session,
+            live,
+            from,
+            head,
+            sending: true,
+            incoming: Incoming::Open,
+            committed: false,
+            inbox: Vec::new(),
+        }
+    }
+
+    /// Carries the stream to its end.
+    pub(crate) async fn run(mut self) -> Outcome {
+        let outcome = poll_fn(|cx| Scratch::lend(|scratch| self.poll(cx, scratch))).await;
+        if !self.committed && matches!(outcome, Outcome::Broken(Broken::Closed)) {
+            return Outcome::Unseen;
+        }
+        outcome
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Outcome> {
+        if let Some(reason) = self.live.poll_cut(cx) {
+            return Poll::Ready(Outcome::Cut(reason));
+        }
+        for _ in 0..TURNS_PER_POLL {
+            let up = self.poll_up(cx, scratch);
+            let down = self.poll_down(cx, scratch);
+            match (up, down) {
+                (Poll::Ready(Err(outcome)), _) | (_, Poll::Ready(Err(outcome))) => {
+                    return Poll::Ready(outcome);
+                }
+                (Poll::Pending, Poll::Pending) if !self.is_over() => return Poll::Pending,
+                _ if self.is_over() => return Poll::Ready(Outcome::Clean),
+                _ => {}
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn is_over(&self) -> bool {
+        !self.sending && self.incoming == Incoming::Told && self.session.queued() == 0
+    }
+
+    /// Application to mesh. Ready means that something moved.
+    fn poll_up(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<(), Outcome>> {
+        let queued = self.session.queued();
+        if queued > MERGE_LENGTH || (!self.sending && queued > 0) {
+            return self.poll_flush(cx);
+        }
+        if !self.sending {
+            return Poll::Pending;
+        }
+        let Scratch { application, outgoing, .. } = scratch;
+        let Some((header, room)) = application.split_first_chunk_mut() else {
+            return Poll::Pending;
+        };
+        let length = if self.head.is_empty() {
+            let read = self.poll_application(cx, room);
+            if read.is_pending() && queued > 0 {
+                return self.poll_flush(cx);
+            }
+            ready!(read)?
+        } else {
+            self.take_head(room)
+        };
+        if length == 0 {
+            self.sending = false;
+            return Poll::Ready(self.session.queue(&Control::end()).map_err(Outcome::Broken));
+        }
+        *header = data_header(length).unwrap_or_default();
+        self.count(self.from, length);
+        let frame = application.get(..HEADER_LENGTH + length).unwrap_or_default();
+        Poll::Ready(self.session.poll_send(cx, frame, outgoing).map_err(Outcome::Broken))
+    }
+
+    fn poll_application(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: &mut [u8],
+    ) -> Poll<Result<usize, Outcome>> {
+        let mut buffer = ReadBuf::new(room);
+        ready!(Pin::new(&mut *self.application).poll_read(cx, &mut buffer))
+            .map_err(Outcome::Application)?;
+        let length = buffer.filled().len();
+        // The end may be read again on another session; bytes cannot.
+        self.committed |= length > 0;
+        Poll::Ready(Ok(length))
+    }
+
+    fn take_head(&mut self, room: &mut [u8]) -> usize {
+        let (now, later) = self.head.split_at(self.head.len().min(room.len()));
+        if let Some(room) = room.get_mut(..now.len()) {
+            room.copy_from_slice(now);
+        }
+        self.head = later;
+        now.len()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
+        self.session.poll_flush(cx).map_err(Outcome::Broken)
+    }
+
+    /// Mesh to application. Ready means that something moved.
+    fn poll_down(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<(), Outcome>> {
+        if !self.inbox.is_empty() {
+            return self.poll_inbox(cx);
+        }
+        if self.finish {
+            ready!(Pin::new(&mut *self.application).poll_shutdown(cx))
+                .map_err(Outcome::Application)?;
+            self.finish = false;
+            return Poll::Ready(Ok(()));
+        }
+        if !self.receiving {
+            return Poll::Pending;
+        }
+        ready!(self.session.poll_receive(cx, scratch)).map_err(Outcome::Broken)?;
+        self.deliver(cx, &scratch.plaintext)?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_inbox(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Outcome>> {
+        let written = ready!(Pin::new(&mut *self.application).poll_write(cx, &self.inbox))
+            .map_err(Outcome::Application)?;
+        self.inbox.drain(..written);
+        if self.inbox.is_empty() {
+            self.inbox = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Gives the application what the peer sent; what it does not take waits in `inbox`.
+    fn deliver(&mut self, cx: &mut Context<'_>, mut plaintext: &[u8]) -> Result<(), Outcome> {
+        while let Some(event) =
+            self.session.decoder.next(&mut plaintext).map_err(|e| Outcome::Broken(e.into()))?
+        {
+            self.committed = true;
+            match event {
+                Event::Data(bytes) => self.give(cx, bytes)?,
+                Event::End => {
+                    self.incoming = Incoming::Ended;
+                    self.session.unread = plaintext.to_vec();
+                    return Ok(());
+                }
+                Event::Reset(reason) => return Err(Outcome::Peer(reason)),
+                Event::Open(_) => return Err(Outcome::Broken(Broken::UnexpectedOpen)),
+            }
+        }
+        Ok(())
+    }
+
+    fn give(&mut self, cx: &mut Context<'_>, mut bytes: &[u8]) -> Result<(), Outcome> {
+        self.count(self.from.other(), bytes.len());
+        while self.inbox.is_empty() && !bytes.is_empty() {
+            match Pin::new(&mut *self.application).poll_write(cx, bytes) {
+                Poll::Ready(Ok(written)) => bytes = bytes.get(written..).unwrap_or_default(),
+                Poll::Ready(Err(error)) => return Err(Outcome::Application(error)),
+                Poll::Pending => break,
+            }
+        }
+        self.inbox.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn count(&self, sender: Side, bytes: usize) {
+        match sender {
+            Side::Client => self.live.count_sent(bytes),
+            Side::Server => self.live.count_received(bytes),
+        }
+    }
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One mutual-TLS connection to another agent, as it stands between and during streams.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use sluice_spiffe::SpiffeId;
+use sluice_tls::{Channel, Identity, PeerError, TlsError};
+use sluice_wire::{Control, Decoder, ProtocolError};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::scratch::{READ_LENGTH, Scratch};
+
+/// Queued ciphertext up to this length waits for the next application bytes, to leave with them.
+pub(crate) const MERGE_LENGTH: usize = 4096;
+
+/// Why a session is of no further use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Broken {
+    /// The peer's agent closed the connection cleanly.
+    #[error("the peer's agent closed the connection")]
+    Closed,
+    /// The connection ended without `close_notify`: bytes may be missing.
+    #[error("the connection to the peer's agent was cut")]
+    Truncated,
+    /// The socket failed.
+    #[error("connection to the peer's agent: {0}")]
+    Socket(#[from] io::Error),
+    /// The peer is not acceptable, or does not speak TLS.
+    #[error("TLS with the peer's agent: {0}")]
+    Tls(#[from] TlsError),
+    /// The peer must not be talked to.
+    #[error("the peer's certificate: {0}")]
+    Peer(#[from] PeerError),
+    /// The peer sent stream bytes outside of a stream.
+    #[error("the peer's agent sent bytes outside of a stream")]
+    NoStream,
+    /// The peer opened a stream inside another.
+    #[error("the peer's agent opened a stream inside another")]
+    UnexpectedOpen,
+    /// The peer does not speak `sluice/1`.
+    #[error("the peer's agent: {0}")]
+    Protocol(#[from] ProtocolError),
+}
+
+/// A mutual-TLS connection whose handshake is over.
+#[derive(Debug)]
+pub(crate) struct Session {
+    tcp: TcpStream,
+    channel: Channel,
+    pub(crate) decoder: Decoder,
+    /// Ciphertext that the socket did not take yet.
+    outbox: Vec<u8>,
+    /// An incomplete record.
+    partial: Vec<u8>,
+    /// Plaintext that arrived behind the end of a stream: it belongs to the next.
+    pub(crate) unread: Vec<u8>,
+    /// Whether the peer said `close_notify`.
+    closed: bool,
+    /// Who the peer proved to be.
+    pub(crate) peer: SpiffeId,
+    /// When its last stream ended.
+    pub(crate) last_use: Instant,
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Drives a handshake to its end. `received` is what the caller has read already. What is left to
+    /// be sent (a client's last flight, a server's tickets) waits to leave with the first stream.
+    pub(crate) async fn handshake(
+        mut tcp: TcpStream,
+        mut channel: Channel,
+        identity: &Identity,
+        mut received: Vec<u8>,
+    ) -> Result<Self, Broken> {
+        let mut outgoing = Vec::new();
+        let mut plaintext = Vec::new();
+        loop {
+            let step = channel.receive(&mut received, &mut plaintext, &mut outgoing);
+            let progress = match step {
+                Ok(progress) => progress,
+                Err(error) => {
+                    // The alert tells the peer why; that it may not arrive changes nothing here.
+                    drop(tcp.write_all(&outgoing).await);
+                    return Err(error.into());
+                }
+            };
+            received.drain(..progress.taken);
+            if progress.established {
+                break;
+            }
+            if !outgoing.is_empty() {
+                tcp.write_all(&outgoing).await?;
+                outgoing.clear();
+            }
+            received.reserve(4096);
+            if tcp.read_buf(&mut received).await? == 0 {
+                return Err(Broken::Truncated);
+            }
+        }
+        let peer = channel.peer(identity)?.id;
+        Ok(Self {
+            tcp,
+            channel,
+            decoder: Decoder::default(),
+            outbox: outgoing,
+            partial: received,
+            unread: plaintext,
+            closed: false,
+            peer,
+            last_use: Instant::now(),
+        })
+    }
+
+    /// Puts a frame into the outbox.
+    pub(crate) fn queue(&mut self, control: &Control) -> Result<(), Broken> {
+        Ok(self.channel.send(control.as_bytes(), &mut self.outbox)?)
+    }
+
+    /// Bytes that wait for the socket.
+    pub(crate) fn queued(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Encrypts `plaintext` behind whatever is queued and hands the socket as much as it takes.
+    pub(crate) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        plaintext: &[u8],
+        outgoing: &mut Vec<u8>,
+    ) -> Result<(), Broken> {
+        outgoing.clear();
+        outgoing.append(&mut self.outbox);
+        self.channel.send(plaintext, outgoing)?;
+        let mut sent = 0;
+        while let Some(rest) = outgoing.get(sent..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.tcp).poll_write(cx, rest) {
+                Poll::Ready(Ok(written)) => sent += written,
+                Poll::Ready(Err(error)) => return Err(error.into()),
+                Poll::Pending => {
+                    self.outbox = rest.to_vec();
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the socket what is queued; ready when nothing is left.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        while !self.outbox.is_empty() {
+            let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.outbox))?;
+            self.outbox.drain(..written);
+        }
+        if self.outbox.capacity() > 0 {
+            self.outbox = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and leaves what came out in `scratch.plaintext`, which may be nothing.
+    pub(crate) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<(), Broken>> {
+        scratch.plaintext.clear();
+        if !self.unread.is_empty() {
+            scratch.plaintext.append(&mut self.unread);
+            return Poll::Ready(Ok(()));
+        }
+        if self.closed {
+            return Poll::Ready(Err(Broken::Closed));
+        }
+        let kept = self.partial.len();
+        let room = scratch.received.get_mut(kept..kept + READ_LENGTH).unwrap_or_default();
+        let mut buffer = ReadBuf::new(room);
+        ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buffer))?;
+        match buffer.filled().len() {
+            0 => Poll::Ready(Err(Broken::Truncated)),
+            read => Poll::Ready(self.decrypt(kept, read, scratch)),
+        }
+    }
+
+    fn decrypt(&mut self, kept: usize, read: usize, scratch: &mut Scratch) -> Result<(), Broken> {
+        let Some(received) = scratch.received.get_mut(..kept + read) else {
+            return Err(Broken::Truncated);
+        };
+        if let Some(front) = received.get_mut(..kept) {
+            front.copy_from_slice(&self.partial);
+        }
+        let progress = self.channel.receive(received, &mut scratch.plaintext, &mut self.outbox)?;
+        let rest = received.get(progress.taken..).unwrap_or_default();
+        if rest.is_empty() {
+            if kept > 0 {
+                self.partial = Vec::new();
+            }
+        } else {
+            self.partial.clear();
+            self.partial.extend_from_slice(rest);
+        }
+        self.closed |= progress.closed;
+        Ok(())
+    }
+
+    /// Whether a session that was put away may still carry a stream: anything that has arrived since
+    /// its last one can only be the peer's farewell, or a ticket.
+    pub(crate) fn is_usable(&mut self) -> bool {
+        if self.closed || !self.unread.is_empty() || !self.decoder.is_between_frames() {
+            return false;
+        }
+        Scratch::lend(|scratch| {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            loop {
+                match self.poll_receive(&mut cx, scratch) {
+                    Poll::Pending => return true,
+                    Poll::Ready(Ok(())) if scratch.plaintext.is_empty() && !self.closed => {}
+                    Poll::Ready(_) => return false,
+                }
+            }
+        })
+    }
+
+    /// Says farewell as far as the socket takes it at once; the socket closes with the session.
+    pub(crate) fn close(mut self) {
+        let mut outgoing = std::mem::take(&mut self.outbox);
+        if self.channel.close(&mut outgoing).is_ok() {
+            // A peer that cannot be told finds out from the end of the connection.
+            drop(self.tcp.try_write(&outgoing));
+        }
+    }
+
+    /// Tears the stream and the session down, telling the peer as far as the socket takes it at once.
+    pub(crate) fn reset(mut self, reason: sluice_wire::ResetReason) {
+        if self.queue(&Control::reset(reason)).is_ok() {
+            drop(self.tcp.try_write(&self.outbox));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The worker threads: each runs its own share of every pod's connections.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use sluice_mesh::WorkloadUid;
+use sluice_pods::{LocalPod, WorkerListeners, Workers};
+use sluice_sys::nomad;
+use sluice_wire::ResetReason;
+use tokio::{net::TcpListener, sync::mpsc, task::AbortHandle};
+
+use crate::{
+    accept::accept_all,
+    inbound,
+    live::{Facts, Listed},
+    outbound,
+    pool::Pool,
+    shared::Shared,
+};
+
+/// How often idle sessions are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a connection knows of the worker that runs it.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    index: usize,
+    pub(crate) shared: Arc<Shared>,
+    pool: Mutex<Pool>,
+}
+
+/// All workers of the agent.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    workers: Vec<(mpsc::UnboundedSender<Command>, JoinHandle<()>)>,
+}
+
+/// Why the workers could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("starting worker {worker}: {source}")]
+pub struct StartError {
+    worker: usize,
+    source: std::io::Error,
+}
+
+#[derive(Debug)]
+enum Command {
+    Add(Arc<LocalPod>, WorkerListeners),
+    Remove(Arc<LocalPod>),
+    ForgetSessions,
+}
+
+// === impl Worker ===
+
+impl Worker {
+    /// The idle sessions. The lock is never contended: only this worker's thread takes it.
+    pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lists an open connection.
+    pub(crate) fn list(&self, facts: Facts) -> Listed<'_> {
+        self.shared.live.list(self.index, facts)
+    }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Starts `count` worker threads.
+    ///
+    /// # Errors
+    ///
+    /// When a thread or its runtime cannot be made.
+    pub fn start(shared: Arc<Shared>, count: usize) -> Result<Self, StartError> {
+        let start = |index| {
+            start_worker(Arc::clone(&shared), index)
+                .map_err(|source| StartError { worker: index, source })
+        };
+        let workers = (0..count).map(start).collect::<Result<_, _>>()?;
+        Ok(Self { shared, workers })
+    }
+
+    /// Closes idle sessions everywhere: the roots or an identity have changed.
+    pub fn forget_sessions(&self) {
+        for (commands, _) in &self.workers {
+            // A worker that is gone has no sessions.
+            drop(commands.send(Command::ForgetSessions));
+        }
+    }
+}
+
+impl Workers for Proxy {
+    fn add(&self, pod: Arc<LocalPod>, listeners: Vec<WorkerListeners>) {
+        for ((commands, _), listeners) in self.workers.iter().zip(listeners) {
+            drop(commands.send(Command::Add(Arc::clone(&pod), listeners)));
+        }
+    }
+
+    fn remove(&self, pod: &Arc<LocalPod>) {
+        for (commands, _) in &self.workers {
+            drop(commands.send(Command::Remove(Arc::clone(pod))));
+        }
+        for live in self.shared.live.all() {
+            if live.facts.pod == pod.uid {
+                live.cut(ResetReason::Draining);
+            }
+        }
+    }
+}
+
+fn start_worker(
+    shared: Arc<Shared>,
+    index: usize,
+) -> std::io::Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (commands, queue) = mpsc::unbounded_channel();
+    let worker = Arc::new(Worker { index, shared, pool: Mutex::default() });
+    let thread = std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || runtime.block_on(run(&worker, queue)))?;
+    Ok((commands, thread))
+}
+
+async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) {
+    let mut pods: HashMap<WorkloadUid, Vec<AbortHandle>> = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            command = queue.recv() => match command {
+                None => return,
+                Some(Command::Add(pod, listeners)) => {
+                    let uid = pod.uid.clone();
+                    let tasks = serve_pod(worker, &pod, listeners);
+                    end(pods.insert(uid, tasks).unwrap_or_default());
+                }
+                Some(Command::Remove(pod)) => {
+                    end(pods.remove(&pod.uid).unwrap_or_default());
+                    worker.pool().forget_pod(&pod.uid);
+                    worker.shared.stats.forget(&pod.uid);
+                    if let Err(error) = nomad::leave(&pod.netns) {
+                        tracing::error!(pod = %pod.uid, %error, "leaving the namespace of a pod that has gone");
+                    }
+                }
+                Some(Command::ForgetSessions) => worker.pool().clear(),
+            },
+            _ = sweep.tick() => worker.pool().sweep(Instant::now()),
+        }
+    }
+}
+
+/// Ends accepting; connections that were accepted go on.
+fn end(tasks: Vec<AbortHandle>) {
+    for task in tasks {
+        task.abort();
+    }
+}
+
+fn serve_pod(
+    worker: &Arc<Worker>,
+    pod: &Arc<LocalPod>,
+    listeners: WorkerListeners,
+) -> Vec<AbortHandle> {
+    let WorkerListeners { outbound, inbound } = listeners;
+    let outbound = outbound.into_iter().map(|listener| {
+        let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
+        accepting(listener, move |stream, peer| {
+            tokio::spawn(outbound::serve(Arc::clone(&worker), Arc::clone(&pod), stream, peer));
+        })
+    });
+    let inbound = inbound.into_iter().map(|listener| {
+        let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
+        accepting(listener, move |stream, peer| {
+            tokio::spawn(inbound::serve(Arc::clone(&worker), Arc::clone(&pod), stream, peer));
+        })
+    });
+    outbound.chain(inbound).flatten().collect()
+}
+
+fn accepting(
+    listener: std::net::TcpListener,
+    serve: impl Fn(tokio::net::TcpStream, std::net::SocketAddr) + Send + 'static,
+) -> Option<AbortHandle> {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => Some(tokio::spawn(accept_all(listener, serve)).abort_handle()),
+        Err(error) => {
+            tracing::error!(%error, "a pod's listener cannot be watched: its connections will be refused");
+            None
+        }
+    }
+}
