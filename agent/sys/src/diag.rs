@@ -1,6 +1,6 @@
 //! The TCP sockets of a namespace, and the end of some: `sock_diag(7)`.
 
-use std::{io, net::SocketAddr};
+use std::{collections::HashSet, fs, io, net::SocketAddr};
 
 use netlink_packet_core::{Emitable, Parseable};
 use netlink_packet_sock_diag::{
@@ -14,26 +14,31 @@ use crate::{
     netlink::{Channel, Message},
 };
 
-/// Counts the live TCP connections of `netns` of which `matches(local, remote)` holds.
-pub fn count_tcp(
-    netns: &Netns,
-    matches: impl FnMut(SocketAddr, SocketAddr) -> bool,
-) -> Result<usize> {
+/// A TCP connection of some namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The namespace's end. An IPv6 socket that speaks IPv4 shows the IPv4 addresses.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Number of the socket's inode; 0 when no process holds it (not accepted yet, or closed).
+    pub inode: u32,
+}
+
+/// Counts the live TCP connections of `netns` that match.
+pub fn count_tcp(netns: &Netns, matches: impl FnMut(&Connection) -> bool) -> Result<usize> {
     let mut channel = Channel::inside(netns, NETLINK_SOCK_DIAG)?;
     Ok(connections(&mut channel, matches)?.len())
 }
 
-/// Destroys the live TCP connections of `netns` of which `matches(local, remote)` holds, and says how
-/// many they were. The application reads `ECONNABORTED`, the other end a reset (Linux 4.5).
+/// Destroys the live TCP connections of `netns` that match, and says how many they were. The
+/// application reads `ECONNABORTED`, the other end a reset (Linux 4.5).
 ///
 /// # Errors
 ///
 /// [`Error::DestroyUnsupported`] when the kernel was built without it and there is something to
 /// destroy.
-pub fn destroy_tcp(
-    netns: &Netns,
-    matches: impl FnMut(SocketAddr, SocketAddr) -> bool,
-) -> Result<usize> {
+pub fn destroy_tcp(netns: &Netns, matches: impl FnMut(&Connection) -> bool) -> Result<usize> {
     let mut channel = Channel::inside(netns, NETLINK_SOCK_DIAG)?;
     let mut destroyed = 0;
     for connection in connections(&mut channel, matches)? {
@@ -50,9 +55,22 @@ pub fn destroy_tcp(
     Ok(destroyed)
 }
 
+/// Inodes of the sockets that this process holds, to tell them from the applications' own.
+pub fn own_sockets() -> io::Result<HashSet<u32>> {
+    let mut inodes = HashSet::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        // A descriptor may be closed between being listed and being read.
+        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        let number =
+            target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'));
+        inodes.extend(number.and_then(|number| number.parse::<u32>().ok()));
+    }
+    Ok(inodes)
+}
+
 fn connections(
     channel: &mut Channel,
-    mut matches: impl FnMut(SocketAddr, SocketAddr) -> bool,
+    mut matches: impl FnMut(&Connection) -> bool,
 ) -> Result<Vec<InetResponseHeader>> {
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
@@ -60,8 +78,7 @@ fn connections(
             let connection = InetResponseHeader::parse(&answer.body).map_err(|error| {
                 Error::Netlink { what: "read a TCP connection", source: io::Error::other(error) }
             })?;
-            let (local, remote) = ends(&connection.socket_id);
-            if matches(local, remote) {
+            if matches(&shown(&connection)) {
                 found.push(connection);
             }
         }
@@ -69,12 +86,13 @@ fn connections(
     Ok(found)
 }
 
-/// An IPv6 socket that speaks IPv4 shows the addresses that it really uses.
-fn ends(id: &SocketId) -> (SocketAddr, SocketAddr) {
-    (
-        SocketAddr::new(id.source_address.to_canonical(), id.source_port),
-        SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
-    )
+fn shown(connection: &InetResponseHeader) -> Connection {
+    let id = &connection.socket_id;
+    Connection {
+        local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+        remote: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
+        inode: connection.inode,
+    }
 }
 
 /// `FIN_WAIT2` is left out: asking for it also lists time-wait entries, which have no socket.

@@ -11,6 +11,7 @@ pub mod limits;
 mod netlink;
 pub mod netns;
 pub mod nomad;
+mod option;
 pub mod socket;
 pub mod veth;
 

@@ -3,9 +3,7 @@
 use std::{
     fmt,
     fs::File,
-    io,
-    mem::size_of,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
     thread,
@@ -16,7 +14,7 @@ use rustix::{
     thread::LinkNameSpaceType,
 };
 
-use crate::{Error, Result, nomad};
+use crate::{Error, Result, nomad, option};
 
 /// An open network namespace. Clones share one descriptor; while one lives, the namespace does too.
 #[derive(Clone)]
@@ -139,25 +137,7 @@ fn cookie_of_calling_thread() -> Result<u64> {
         None,
     )
     .map_err(|error| Error::Cookie(error.into()))?;
-    read_cookie(&socket).map_err(Error::Cookie)
-}
-
-#[expect(unsafe_code, reason = "no crate that we use wraps SO_NETNS_COOKIE")]
-fn read_cookie(socket: &OwnedFd) -> io::Result<u64> {
-    let mut cookie = 0_u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes at most `length` bytes, the size of `cookie`, and both outlive the
-    // call; the descriptor is open because `socket` owns it.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if status == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    option::get_u64(&socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).map_err(Error::Cookie)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener},
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -36,30 +36,9 @@ pub fn tcp_socket(ipv6: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Fixes the address that a socket will connect from and leaves the port to `connect`, which can then
-/// use one port for many destinations (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2; it serves both families).
-#[expect(unsafe_code, reason = "no crate that we use wraps IP_BIND_ADDRESS_NO_PORT")]
-pub fn bind_address(socket: &Socket, address: IpAddr) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let length = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is borrowed for the call, and the kernel reads one int from `on`.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            std::ptr::from_ref(&on).cast(),
-            length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    socket.bind(&SocketAddr::new(address, 0).into())
-}
-
 /// Binds a socket that will connect to a source address. The port is chosen at connect time, so that
-/// one port serves connections to many destinations (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2).
+/// one port serves connections to many destinations (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2;
+/// it serves both families).
 pub fn bind_address(socket: &Socket, address: IpAddr) -> io::Result<()> {
     option::set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     socket.bind(&SocketAddr::new(address, 0).into())

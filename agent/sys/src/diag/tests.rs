@@ -40,7 +40,7 @@ fn only_what_matches_is_destroyed() {
         .run(|| (Pair::new("10.8.0.1:0", "10.8.0.1"), Pair::new("127.0.0.1:0", "127.0.0.1")))
         .unwrap();
     let doomed_port = doomed.client.peer_addr().unwrap().port();
-    let to_doomed = |_, remote: SocketAddr| remote.port() == doomed_port;
+    let to_doomed = |connection: &Connection| connection.remote.port() == doomed_port;
     assert_eq!(count_tcp(&netns, to_doomed).unwrap(), 1);
     assert_eq!(destroy_tcp(&netns, to_doomed).unwrap(), 1);
     assert_eq!(count_tcp(&netns, to_doomed).unwrap(), 0);
@@ -58,8 +58,8 @@ fn both_families_and_mapped_addresses_are_found() {
         })
         .unwrap();
     let mut remotes = Vec::new();
-    count_tcp(&netns, |_, remote| {
-        remotes.push(remote.ip().to_string());
+    count_tcp(&netns, |connection| {
+        remotes.push(connection.remote.ip().to_string());
         false
     })
     .unwrap();
@@ -67,8 +67,8 @@ fn both_families_and_mapped_addresses_are_found() {
     remotes.dedup();
     assert_eq!(remotes, ["10.8.0.1", "127.0.0.1", "::1"]);
     // The reset of one end may reach the other before its turn comes.
-    assert!((3..=6).contains(&destroy_tcp(&netns, |_, _| true).unwrap()));
-    assert_eq!(count_tcp(&netns, |_, _| true).unwrap(), 0);
+    assert!((3..=6).contains(&destroy_tcp(&netns, |_| true).unwrap()));
+    assert_eq!(count_tcp(&netns, |_| true).unwrap(), 0);
     assert!(pairs.into_iter().all(|mut pair| !pair.works()));
 }
 
@@ -77,6 +77,15 @@ fn other_namespaces_are_untouched() {
     let (_namespace, netns) = lab("d-mine");
     let (_other_namespace, other) = lab("d-other");
     let mut pair = other.run(|| Pair::new("127.0.0.1:0", "127.0.0.1")).unwrap();
-    assert_eq!(destroy_tcp(&netns, |_, _| true).unwrap(), 0);
+    assert_eq!(destroy_tcp(&netns, |_| true).unwrap(), 0);
     assert!(pair.works());
+}
+
+#[test]
+fn our_own_sockets_are_known_by_their_inodes() {
+    let (_namespace, netns) = lab("d-own");
+    let pair = netns.run(|| Pair::new("127.0.0.1:0", "127.0.0.1")).unwrap();
+    let own = own_sockets().unwrap();
+    assert_eq!(count_tcp(&netns, |connection| own.contains(&connection.inode)).unwrap(), 2);
+    drop(pair);
 }

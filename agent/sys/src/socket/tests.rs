@@ -71,3 +71,13 @@ fn a_connection_knows_its_cpu() {
     assert!(incoming_cpu(accept(&listener)).is_ok());
     drop(client);
 }
+
+#[test]
+fn a_bound_address_leaves_the_port_to_connect() {
+    for ipv6 in [false, true] {
+        let socket = tcp_socket(ipv6).unwrap();
+        bind_address(&socket, loopback(ipv6).ip()).unwrap();
+        let bound = socket.local_addr().unwrap().as_socket().unwrap();
+        assert_eq!((bound.ip(), bound.port()), (loopback(ipv6).ip(), 0));
+    }
+}
