@@ -211,17 +211,18 @@ impl<'a> Relay<'a> {
         if !self.inbox.is_empty() {
             return self.poll_inbox(cx);
         }
-        if self.finish {
-            ready!(Pin::new(&mut *self.application).poll_shutdown(cx))
-                .map_err(Outcome::Application)?;
-            self.finish = false;
-            return Poll::Ready(Ok(()));
+        match self.incoming {
+            Incoming::Open => {
+                ready!(self.session.poll_receive(cx, scratch)).map_err(Outcome::Broken)?;
+                self.deliver(cx, &scratch.plaintext)?;
+            }
+            Incoming::Ended => {
+                ready!(Pin::new(&mut *self.application).poll_shutdown(cx))
+                    .map_err(Outcome::Application)?;
+                self.incoming = Incoming::Told;
+            }
+            Incoming::Told => return Poll::Pending,
         }
-        if !self.receiving {
-            return Poll::Pending;
-        }
-        ready!(self.session.poll_receive(cx, scratch)).map_err(Outcome::Broken)?;
-        self.deliver(cx, &scratch.plaintext)?;
         Poll::Ready(Ok(()))
     }
 
@@ -284,3 +285,6 @@ impl Side {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

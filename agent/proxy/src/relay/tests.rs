@@ -1,0 +1,228 @@
+//! Two relays back to back over real sockets and real mutual TLS; only the kernel's hooks are absent.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use sluice_mesh::WorkloadUid;
+use sluice_spiffe::SpiffeId;
+use sluice_tls::{CertStore, Channel, Settings, SystemClock, TrustBundle, ca::LocalCa};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket},
+    time::timeout,
+};
+
+use super::*;
+use crate::live::{Direction, Facts, Transport};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    let client = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+    (client, listener.accept().await.unwrap().0)
+}
+
+async fn session_pair() -> (Session, Session) {
+    let directory = tempfile::tempdir().unwrap();
+    let domain: sluice_spiffe::TrustDomain = "cluster.local".parse().unwrap();
+    let ca =
+        LocalCa::embedded(&directory.path().join("ca"), &domain, Arc::new(SystemClock)).unwrap();
+    let bundle = TrustBundle::new(domain, ca.roots().to_vec()).unwrap();
+    let store = CertStore::new(Settings::default(), Arc::new(ca), bundle, Arc::new(SystemClock));
+    let client_id: SpiffeId = "spiffe://cluster.local/ns/a/sa/client".parse().unwrap();
+    let server_id: SpiffeId = "spiffe://cluster.local/ns/a/sa/server".parse().unwrap();
+    store.want(&client_id);
+    store.want(&server_id);
+    let client_identity = store.wait(&client_id, PATIENCE).await.unwrap();
+    let server_identity = store.wait(&server_id, PATIENCE).await.unwrap();
+    let (client_tcp, server_tcp) = tcp_pair().await;
+    let address = client_tcp.peer_addr().unwrap().ip();
+    let connect = Channel::connect(&client_identity, &server_id, address).unwrap();
+    let accept = Channel::accept(&server_identity).unwrap();
+    // The client's last flight leaves with its first stream, so the server's end needs one to finish.
+    let server = tokio::spawn(async move {
+        Session::handshake(server_tcp, accept, &server_identity, Vec::new()).await
+    });
+    let mut client =
+        Session::handshake(client_tcp, connect, &client_identity, Vec::new()).await.unwrap();
+    client.queue(&Control::open(([127, 0, 0, 1], 4000).into())).unwrap();
+    poll_fn(|cx| client.poll_flush(cx)).await.unwrap();
+    let mut server = server.await.unwrap().unwrap();
+    assert_eq!((&client.peer, &server.peer), (&server_id, &client_id));
+    opened(&mut server).await;
+    (client, server)
+}
+
+async fn opened(server: &mut Session) {
+    poll_fn(|cx| {
+        Scratch::lend(|scratch| {
+            loop {
+                ready!(server.poll_receive(cx, scratch)).unwrap();
+                let mut plaintext = &scratch.plaintext[..];
+                if let Some(event) = server.decoder.next(&mut plaintext).unwrap() {
+                    assert!(matches!(event, Event::Open(_)), "{event:?}");
+                    server.unread = plaintext.to_vec();
+                    return Poll::Ready(());
+                }
+            }
+        })
+    })
+    .await;
+}
+
+fn live() -> Live {
+    let address = ([127, 0, 0, 1], 1).into();
+    Live::new(Facts {
+        direction: Direction::Outbound,
+        transport: Transport::MutualTls,
+        pod: WorkloadUid("a/client".into()),
+        source: address,
+        source_identity: None,
+        requested: address,
+        destination: address,
+        destination_identity: None,
+    })
+}
+
+/// An application on each side and what is between them; each relay gives its session back.
+struct Stream {
+    client: TcpStream,
+    server: TcpStream,
+    near: tokio::task::JoinHandle<(Outcome, Session, u64, u64)>,
+    far: tokio::task::JoinHandle<(Outcome, Session)>,
+}
+
+async fn stream(
+    (mut near_session, mut far_session): (Session, Session),
+    head: &'static [u8],
+) -> Stream {
+    let (client, mut near_application) = tcp_pair().await;
+    let (mut far_application, server) = tcp_pair().await;
+    let near = tokio::spawn(async move {
+        let live = live();
+        let outcome =
+            Relay::new(&mut near_application, &mut near_session, &live, Side::Client, head)
+                .run()
+                .await;
+        if !matches!(outcome, Outcome::Clean) {
+            sluice_sys::socket::set_reset_on_close(&near_application).unwrap();
+        }
+        (outcome, near_session, live.sent(), live.received())
+    });
+    let far = tokio::spawn(async move {
+        let live = live();
+        let outcome = Relay::new(&mut far_application, &mut far_session, &live, Side::Server, &[])
+            .run()
+            .await;
+        if !matches!(outcome, Outcome::Clean) {
+            sluice_sys::socket::set_reset_on_close(&far_application).unwrap();
+        }
+        (outcome, far_session)
+    });
+    Stream { client, server, near, far }
+}
+
+fn pattern(length: usize, seed: usize) -> Vec<u8> {
+    (0..length).map(|position| u8::try_from((position * 31 + seed) % 251).unwrap()).collect()
+}
+
+async fn exchange(sessions: (Session, Session), up: usize, down: usize) -> (Session, Session) {
+    let Stream { client, server, near, far } = stream(sessions, b"head").await;
+    let (mut client_read, mut client_write) = client.into_split();
+    let (mut server_read, mut server_write) = server.into_split();
+    let send_up = tokio::spawn(async move {
+        client_write.write_all(&pattern(up, 1)).await.unwrap();
+        client_write.shutdown().await.unwrap();
+        client_write
+    });
+    let send_down = tokio::spawn(async move {
+        server_write.write_all(&pattern(down, 2)).await.unwrap();
+        server_write.shutdown().await.unwrap();
+        server_write
+    });
+    let (mut got_up, mut got_down) = (Vec::new(), Vec::new());
+    let both = async {
+        tokio::try_join!(
+            server_read.read_to_end(&mut got_up),
+            client_read.read_to_end(&mut got_down)
+        )
+    };
+    timeout(PATIENCE, both).await.unwrap().unwrap();
+    assert_eq!(got_up, [&b"head"[..], &pattern(up, 1)].concat());
+    assert_eq!(got_down, pattern(down, 2));
+    let (near_outcome, near_session, sent, received) = near.await.unwrap();
+    let (far_outcome, far_session) = far.await.unwrap();
+    assert!(matches!(near_outcome, Outcome::Clean), "{near_outcome:?}");
+    assert!(matches!(far_outcome, Outcome::Clean), "{far_outcome:?}");
+    assert_eq!((sent, received), (up as u64 + 4, down as u64));
+    drop((send_up.await, send_down.await));
+    (near_session, far_session)
+}
+
+#[tokio::test]
+async fn one_session_carries_stream_after_stream_exactly() {
+    let mut sessions = session_pair().await;
+    for (up, down) in
+        [(0, 0), (1, 70_000), (3_000_000, 5), (65_536, 65_537), (2_000_000, 2_000_000)]
+    {
+        let (mut near, mut far) = exchange(sessions, up, down).await;
+        assert!(near.is_usable(), "after {up} up and {down} down");
+        near.queue(&Control::open(([127, 0, 0, 1], 4000).into())).unwrap();
+        poll_fn(|cx| near.poll_flush(cx)).await.unwrap();
+        opened(&mut far).await;
+        sessions = (near, far);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_at_one_end_is_a_reset_at_the_other() {
+    let Stream { client, mut server, near, far } = stream(session_pair().await, b"x").await;
+    assert_eq!(server.read_u8().await.unwrap(), b'x');
+    sluice_sys::socket::set_reset_on_close(&client).unwrap();
+    drop(client);
+    let (outcome, session, ..) = near.await.unwrap();
+    assert!(matches!(outcome, Outcome::Application(_)), "{outcome:?}");
+    session.reset(ResetReason::Application);
+    let (outcome, _) = timeout(PATIENCE, far).await.unwrap().unwrap();
+    assert!(matches!(outcome, Outcome::Peer(ResetReason::Application)), "{outcome:?}");
+    assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_cut_connection_never_looks_like_a_clean_end() {
+    let Stream { mut client, server: _server, near, far } =
+        stream(session_pair().await, b"x").await;
+    far.abort();
+    let (outcome, ..) = timeout(PATIENCE, near).await.unwrap().unwrap();
+    assert!(matches!(outcome, Outcome::Broken(_)), "{outcome:?}");
+    assert_eq!(client.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_farewell_before_any_answer_leaves_the_stream_unseen() {
+    let (near, far) = session_pair().await;
+    far.close();
+    let (mut client, mut application) = tcp_pair().await;
+    client.write_all(b"request").await.unwrap();
+    client.shutdown().await.unwrap();
+    let (mut session, live) = (near, live());
+    // Only the end was taken from the application, which another session can read again.
+    let mut head = [0; 7];
+    application.read_exact(&mut head).await.unwrap();
+    let relay = Relay::new(&mut application, &mut session, &live, Side::Client, &head);
+    let outcome = timeout(PATIENCE, relay.run()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Unseen), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
+    let Stream { mut client, server, near, far } = stream(session_pair().await, b"").await;
+    let chunk = pattern(1 << 20, 3);
+    let mut taken = 0_usize;
+    while let Ok(written) = timeout(Duration::from_millis(500), client.write(&chunk)).await {
+        taken += written.unwrap();
+        assert!(taken < 256 << 20, "{taken} bytes were swallowed for a reader that reads nothing");
+    }
+    drop((server, near, far));
+}
