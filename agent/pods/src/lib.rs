@@ -1,1 +1,26 @@
 //! Enrols pods: listeners in their namespaces, hooks on their sockets, the guard on their veth.
+//!
+//! [`PodManager`] makes the node's pods what a mesh snapshot says they are, one pod at a time: what is
+//! wrong with one never touches another. Enrolling a pod goes in this order, and whatever fails on the
+//! way leaves the pod as it was:
+//!
+//! 1. its namespace is opened, and checked to be the one that the mesh means: it is not the agent's,
+//!    no other pod has it, and it has the declared addresses;
+//! 2. every way out of it is found, and is a veth that can be guarded;
+//! 3. the workers' listeners are made inside, and marked as the agent's own;
+//! 4. the hooks take the pod over: from here on its new connections reach those listeners, where they
+//!    wait in the backlog;
+//! 5. connections to mesh peers that are older than that, which nobody authenticated, are destroyed,
+//!    so that applications reconnect through the mesh;
+//! 6. the [`Workers`] get the listeners and begin to accept. Only now can the agent have sockets in
+//!    the pod, so that step 5 cannot hit them.
+//!
+//! Withdrawing goes backwards. A pod that the agent before this one enrolled stays captured until a
+//! snapshot says otherwise: without knowledge, its connections are refused rather than set free.
+#![forbid(unsafe_code)]
+
+mod local_pod;
+mod workers;
+
+pub use local_pod::LocalPod;
+pub use workers::{WorkerListeners, Workers};

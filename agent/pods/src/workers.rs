@@ -1,0 +1,31 @@
+//! What enrolment asks of those who serve the pods' connections.
+
+use std::{net::TcpListener, sync::Arc};
+
+use crate::LocalPod;
+
+/// One worker's listeners in a pod's namespace: non-blocking, marked as the agent's own, and in use by
+/// the kernel already, so that connections may be waiting.
+#[derive(Debug)]
+pub struct WorkerListeners {
+    /// Where the pod's own connections arrive: IPv4, and IPv6 if the pod has it.
+    pub outbound: Vec<TcpListener>,
+    /// Where connections to the pod arrive: IPv4, and IPv6 if the pod has it.
+    pub inbound: Vec<TcpListener>,
+}
+
+/// The worker threads. Both calls return at once; for one pod they take effect in the order made.
+pub trait Workers: Send + Sync {
+    /// Starts serving a pod; `listeners` has one entry per worker.
+    ///
+    /// The same pod may come again, enrolled anew. The kernel then knows only the new listeners: the
+    /// workers accept what still waits in the old ones, close them, and let running connections end
+    /// by themselves.
+    fn add(&self, pod: Arc<LocalPod>, listeners: Vec<WorkerListeners>);
+
+    /// Stops serving a pod that is not captured any more. The workers close everything that they made
+    /// in its namespace, running connections included, leave the namespace
+    /// ([`sluice_sys::nomad::leave`]), and drop their handles on the pod: a single one keeps the
+    /// namespace and its veth alive.
+    fn remove(&self, pod: &Arc<LocalPod>);
+}
