@@ -2,7 +2,11 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use tokio::net::{TcpListener, TcpStream};
+use futures_util::FutureExt;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+};
 
 /// How long to leave a listener alone when the process or machine is out of some resource. Without a
 /// pause the readable listener would spin; with a longer one, recovery would be felt.
@@ -10,11 +14,20 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Failures in a row between two log lines: one second's worth.
 const FAILURES_PER_LOG_LINE: u32 = 10;
 
-/// Hands every accepted connection to `serve`; returns only when the task is ended.
-pub(crate) async fn accept_all(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr)) {
+/// Hands every accepted connection to `serve` until `stop` fires or is dropped. Connections that wait in
+/// the backlog at that moment are still accepted: the kernel steers no new ones here by then.
+pub(crate) async fn accept_all(
+    listener: TcpListener,
+    mut stop: oneshot::Receiver<()>,
+    serve: impl Fn(TcpStream, SocketAddr),
+) {
     let mut failures = 0;
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = &mut stop => break,
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 failures = 0;
                 serve(stream, peer);
@@ -29,5 +42,8 @@ pub(crate) async fn accept_all(listener: TcpListener, serve: impl Fn(TcpStream, 
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        serve(stream, peer);
     }
 }

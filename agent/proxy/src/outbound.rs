@@ -144,7 +144,7 @@ impl Captured {
         let stats = worker.shared.stats.of(&self.pod.uid);
         match &result {
             Ok(()) | Err(Failure::Application(_) | Failure::Ended(_)) => {
-                stats.outbound_mtls.increment()
+                stats.outbound_mtls.increment();
             }
             Err(_) => stats.outbound_refused.increment(),
         }

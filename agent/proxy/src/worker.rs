@@ -11,7 +11,10 @@ use sluice_mesh::WorkloadUid;
 use sluice_pods::{LocalPod, WorkerListeners, Workers};
 use sluice_sys::nomad;
 use sluice_wire::ResetReason;
-use tokio::{net::TcpListener, sync::mpsc, task::AbortHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
 
 use crate::{
     accept::accept_all,
@@ -47,6 +50,9 @@ pub struct StartError {
     worker: usize,
     source: std::io::Error,
 }
+
+/// Accepting on one listener lasts until this is dropped.
+type Accepting = oneshot::Sender<()>;
 
 #[derive(Debug)]
 enum Command {
@@ -96,6 +102,10 @@ impl Proxy {
 }
 
 impl Workers for Proxy {
+    fn count(&self) -> usize {
+        self.workers.len()
+    }
+
     fn add(&self, pod: Arc<LocalPod>, listeners: Vec<WorkerListeners>) {
         for ((commands, _), listeners) in self.workers.iter().zip(listeners) {
             drop(commands.send(Command::Add(Arc::clone(&pod), listeners)));
@@ -128,7 +138,7 @@ fn start_worker(
 }
 
 async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) {
-    let mut pods: HashMap<WorkloadUid, Vec<AbortHandle>> = HashMap::new();
+    let mut pods: HashMap<WorkloadUid, Vec<Accepting>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
@@ -136,11 +146,11 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
                 None => return,
                 Some(Command::Add(pod, listeners)) => {
                     let uid = pod.uid.clone();
-                    let tasks = serve_pod(worker, &pod, listeners);
-                    end(pods.insert(uid, tasks).unwrap_or_default());
+                    // What was there before is dropped, which ends it.
+                    pods.insert(uid, serve_pod(worker, &pod, listeners));
                 }
                 Some(Command::Remove(pod)) => {
-                    end(pods.remove(&pod.uid).unwrap_or_default());
+                    pods.remove(&pod.uid);
                     worker.pool().forget_pod(&pod.uid);
                     worker.shared.stats.forget(&pod.uid);
                     if let Err(error) = nomad::leave(&pod.netns) {
@@ -154,18 +164,11 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
     }
 }
 
-/// Ends accepting; connections that were accepted go on.
-fn end(tasks: Vec<AbortHandle>) {
-    for task in tasks {
-        task.abort();
-    }
-}
-
 fn serve_pod(
     worker: &Arc<Worker>,
     pod: &Arc<LocalPod>,
     listeners: WorkerListeners,
-) -> Vec<AbortHandle> {
+) -> Vec<Accepting> {
     let WorkerListeners { outbound, inbound } = listeners;
     let outbound = outbound.into_iter().map(|listener| {
         let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
@@ -185,9 +188,13 @@ fn serve_pod(
 fn accepting(
     listener: std::net::TcpListener,
     serve: impl Fn(tokio::net::TcpStream, std::net::SocketAddr) + Send + 'static,
-) -> Option<AbortHandle> {
+) -> Option<Accepting> {
     match TcpListener::from_std(listener) {
-        Ok(listener) => Some(tokio::spawn(accept_all(listener, serve)).abort_handle()),
+        Ok(listener) => {
+            let (accepting, stop) = oneshot::channel();
+            tokio::spawn(accept_all(listener, stop, serve));
+            Some(accepting)
+        }
         Err(error) => {
             tracing::error!(%error, "a pod's listener cannot be watched: its connections will be refused");
             None
