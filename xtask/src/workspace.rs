@@ -39,10 +39,12 @@ impl Profile {
     }
 }
 
-/// The repository's root.
+/// The repository's root, of the clone that cargo was called in: clones may share one target directory, and then
+/// this program may have been compiled in another.
 pub(crate) fn root() -> PathBuf {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask).to_owned()
+    let xtask = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    xtask.parent().map_or(xtask.clone(), Path::to_owned)
 }
 
 /// Where cargo puts the agent; a developer may have moved it.
