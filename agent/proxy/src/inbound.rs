@@ -21,7 +21,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     access,
-    deadline::within,
+    deadline::{watch_peer, within},
     live::{Direction, Facts, Live, Transport},
     plain::{self, PlainEnd},
     pool::MAX_IDLE_TIME,
@@ -79,16 +79,17 @@ pub(crate) async fn serve(
         // Somebody inside the pod dialled the agent's own port instead of being steered to it.
         return reset_on_close(&stream);
     }
-    let snapshot = worker.shared.snapshot.load_full();
+    let snapshot = worker.shared.snapshot();
     let Some(member) = snapshot.member(&pod.uid) else {
         return reset_on_close(&stream);
     };
     let mode = member.policy.mode(local.port());
-    let is_known = snapshot.member_at(client.ip()).is_some_and(|peer| peer.workload.in_mesh);
+    let is_known = worker.shared.must_speak_mesh(&snapshot, client.ip());
     let arrived = Arrived { worker, pod, client, local };
     if mode == MtlsMode::Disable {
         return arrived.plaintext(stream, Vec::new()).await;
     }
+    watch_peer(&stream);
     match read_preamble(&mut stream, mode == MtlsMode::Permissive && !is_known).await {
         Ok(first) if first.preamble == Preamble::Mesh => arrived.mesh(stream, first.bytes).await,
         Ok(_) if is_known => {
@@ -126,12 +127,12 @@ impl Arrived {
         reset_on_close(stream);
         self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
         let live = Live::new(self.facts(transport, self.client, None));
-        access::connection_complete(&self.worker.shared.snapshot.load(), &live, Some(failure));
+        access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
     }
 
     /// Whether policy lets this client in, by the state of the mesh at this moment.
     fn authorize(&self, principal: Option<&SpiffeId>) -> Result<(), DenyReason> {
-        let snapshot = self.worker.shared.snapshot.load();
+        let snapshot = self.worker.shared.snapshot();
         let connection =
             Connection { principal, source: self.client.ip(), destination: self.local };
         let Some(member) = snapshot.member(&self.pod.uid) else {
@@ -163,7 +164,7 @@ impl Arrived {
     fn log_refusal(&self, failure: &Failure) {
         self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
         let live = Live::new(self.facts(Transport::MutualTls, self.client, None));
-        access::connection_complete(&self.worker.shared.snapshot.load(), &live, Some(failure));
+        access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
     }
 
     async fn handshake(&self, stream: TcpStream, received: Vec<u8>) -> Result<Session, Broken> {
@@ -188,11 +189,7 @@ impl Arrived {
                     .await;
                 match ended(outcome) {
                     Ok(()) => {
-                        access::connection_complete(
-                            &self.worker.shared.snapshot.load(),
-                            &live,
-                            None,
-                        );
+                        access::connection_complete(&self.worker.shared.snapshot(), &live, None);
                         return Some(session);
                     }
                     Err(end) => {
@@ -206,7 +203,7 @@ impl Arrived {
                 refusal
             }
         };
-        access::connection_complete(&self.worker.shared.snapshot.load(), &live, Some(&failure));
+        access::connection_complete(&self.worker.shared.snapshot(), &live, Some(&failure));
         if let Some(reason) = reason {
             session.reset(reason);
         }
@@ -238,7 +235,7 @@ impl Arrived {
             }
             _ => stats.inbound_plaintext.increment(),
         }
-        let snapshot = self.worker.shared.snapshot.load();
+        let snapshot = self.worker.shared.snapshot();
         match result {
             Ok(()) => access::connection_complete(&snapshot, &live, None),
             Err(failure) => {

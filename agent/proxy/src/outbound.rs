@@ -23,6 +23,7 @@ use tokio::{
 
 use crate::{
     access,
+    deadline::watch_peer,
     live::{Direction, Facts, Listed, Live, Transport},
     plain::{self, PlainEnd},
     pool::Key,
@@ -81,7 +82,7 @@ pub(crate) async fn serve(
             return refuse(&application);
         }
     };
-    let snapshot = worker.shared.snapshot.load_full();
+    let snapshot = worker.shared.snapshot();
     let destination = snapshot.resolve(requested, worker.shared.turn());
     let captured = Captured { worker, pod, application, client, requested };
     match destination {
@@ -234,6 +235,7 @@ impl Captured {
             let socket = socket::tcp_socket(destination.is_ipv6())?;
             self.worker.shared.sockets.mark_upstream(socket.as_fd()).map_err(io::Error::other)?;
             socket::bind_address(&socket, source)?;
+            watch_peer(&socket);
             TcpSocket::from_std_stream(socket.into())
         };
         socket.connect(destination).await

@@ -14,7 +14,7 @@ impl Shared {
     /// answers how many that were. To be called after the snapshot was replaced: a connection that
     /// was judged by the old one is listed before it is judged, so none slips between the two.
     pub fn recheck(&self) -> usize {
-        let snapshot = self.snapshot.load();
+        let snapshot = self.snapshot();
         let refused =
             self.live.all().into_iter().filter(|live| !is_allowed(&snapshot, &live.facts));
         refused.map(|live| live.cut(ResetReason::PolicyChanged)).count()

@@ -1,22 +1,32 @@
 //! What all workers read.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use sluice_kernel::SocketTable;
-use sluice_mesh::Snapshot;
+use sluice_mesh::{Snapshot, WorkloadUid};
 use sluice_tls::CertStore;
 
 use crate::{live::LiveTable, stats::StatsTable};
 
+/// How long a pod's own agent may take to capture it once it is in the mesh. Until then its plaintext
+/// is judged like a stranger's, so that a pod that joins a PERMISSIVE mesh loses no connection.
+const CAPTURE_TIME: Duration = Duration::from_secs(5);
+
 /// What all workers read. Every part is replaced whole or counts; no lock is on the byte path.
 #[derive(Debug)]
 pub struct Shared {
-    /// The mesh as it is now.
-    pub snapshot: ArcSwap<Snapshot>,
+    snapshot: ArcSwap<Snapshot>,
+    /// Pods that the last few snapshots brought into the mesh, and when.
+    newcomers: ArcSwap<HashMap<WorkloadUid, Instant>>,
     /// Certificates of the local identities.
     pub certificates: Arc<CertStore>,
     /// Marks on sockets, kept by the kernel.
@@ -40,12 +50,45 @@ impl Shared {
     ) -> Self {
         Self {
             snapshot: ArcSwap::new(snapshot),
+            newcomers: ArcSwap::default(),
             certificates,
             sockets,
             live: LiveTable::new(workers),
             stats: StatsTable::default(),
             turn: AtomicUsize::new(0),
         }
+    }
+
+    /// The mesh as it is now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Replaces the state of the mesh. To be called from one thread; [`Shared::recheck`] comes after.
+    pub fn set_snapshot(&self, snapshot: Arc<Snapshot>) {
+        let now = Instant::now();
+        let before = self.snapshot.load();
+        let mut newcomers: HashMap<_, _> = self.newcomers.load().as_ref().clone();
+        newcomers.retain(|_, since| now.duration_since(*since) < CAPTURE_TIME);
+        for member in snapshot.members().iter().filter(|member| member.workload.in_mesh) {
+            let uid = &member.workload.uid;
+            if !before.member(uid).is_some_and(|member| member.workload.in_mesh) {
+                newcomers.insert(uid.clone(), now);
+            }
+        }
+        self.newcomers.store(Arc::new(newcomers));
+        self.snapshot.store(snapshot);
+    }
+
+    /// Whether whatever comes from `address` must be mesh TLS: a pod of the mesh has it, and has been
+    /// in the mesh for long enough that its own agent must have captured it.
+    pub(crate) fn must_speak_mesh(&self, snapshot: &Snapshot, address: IpAddr) -> bool {
+        let Some(member) = snapshot.member_at(address).filter(|member| member.workload.in_mesh)
+        else {
+            return false;
+        };
+        let newcomers = self.newcomers.load();
+        newcomers.get(&member.workload.uid).is_none_or(|since| since.elapsed() >= CAPTURE_TIME)
     }
 
     /// A number that counts up, to spread connections over a service's endpoints.

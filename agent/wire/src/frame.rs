@@ -106,7 +106,8 @@ impl FrameType {
 // === impl ResetReason ===
 
 impl ResetReason {
-    pub(crate) const fn from_code(code: u8) -> Self {
+    /// Reads a reason from its code; codes of later versions become [`ResetReason::Unknown`].
+    pub const fn from_code(code: u8) -> Self {
         match code {
             1 => Self::Application,
             2 => Self::Denied,
