@@ -7,7 +7,7 @@
 //! [`remove_leftovers`] reads them.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{ErrorKind, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -25,7 +25,7 @@ use rustix::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::netns::NAMES;
+use crate::netns::DIRECTORY as NAMESPACES;
 
 /// One directory per world: its configuration, sockets, logs and the record of what it made.
 pub const RECORDS: &str = "/run/sluice-lab";
@@ -48,8 +48,8 @@ struct Register {
 pub enum Undo {
     /// End this process, by its descriptor: the pid may have a new owner.
     Process(OwnedFd),
-    /// Remove every namespace whose name starts with this.
-    Namespaces(String),
+    /// Unpin every namespace in this directory.
+    Namespaces(PathBuf),
     /// Unmount this.
     Mount(PathBuf),
     /// Remove this directory with what is in it.
@@ -104,12 +104,17 @@ impl Undo {
     fn attempt(&self) -> Result<()> {
         match self {
             Self::Process(process) => end(process),
-            Self::Namespaces(prefix) => remove_namespaces(prefix),
+            Self::Namespaces(directory) => remove_namespaces(directory),
             Self::Mount(path) => Ok(unmount(path, UnmountFlags::DETACH)?),
-            Self::Directory(path) => match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-                _ => Ok(()),
-            },
+            Self::Directory(path) => {
+                // The last one takes the directory of all worlds with it.
+                let outcome = fs::remove_dir_all(path);
+                fs::remove_dir(RECORDS).ok();
+                match outcome {
+                    Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+                    _ => Ok(()),
+                }
+            }
             Self::ControlGroup(path) => Ok(fs::remove_dir(path)?),
             Self::Run(command) => {
                 let [program, arguments @ ..] = command.as_slice() else { return Ok(()) };
@@ -159,9 +164,7 @@ pub fn remove_leftovers() -> Result<()> {
         for process in processes.lines().filter_map(live) {
             Undo::Process(process).run();
         }
-        if let Some(id) = path.file_name().and_then(|name| name.to_str()) {
-            Undo::Namespaces(format!("{id}-")).run();
-        }
+        Undo::Namespaces(path.join(NAMESPACES)).run();
         let pins = path.join("bpf");
         if pins.exists() {
             // Not mounted any more is as good as unmounted now.
@@ -206,18 +209,14 @@ pub fn has_ended(process: &OwnedFd, patience: Duration) -> Result<bool> {
     Ok(poll(&mut watched, Some(&patience))? > 0)
 }
 
-fn remove_namespaces(prefix: &str) -> Result<()> {
-    let Ok(names) = fs::read_dir(NAMES) else { return Ok(()) };
-    for name in names.filter_map(Result::ok) {
-        let name = name.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(prefix)) {
-            let path = Path::new(NAMES).join(&name);
-            // What `ip netns del` does, without a process per namespace.
-            if let Err(error) = unmount(&path, UnmountFlags::DETACH) {
-                report(&format!("unmount {}: {error}", path.display()));
-            }
-            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+fn remove_namespaces(directory: &Path) -> Result<()> {
+    let Ok(names) = fs::read_dir(directory) else { return Ok(()) };
+    for name in names {
+        let path = name?.path();
+        if let Err(error) = unmount(&path, UnmountFlags::DETACH) {
+            report(&format!("unmount {}: {error}", path.display()));
         }
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
     }
     Ok(())
 }
@@ -265,14 +264,5 @@ fn undo_on_signal(ready: &std::sync::mpsc::Sender<()>) -> Result<()> {
     for (_, undo) in register.entries.iter().rev() {
         undo.run();
     }
-    // Only when it is empty: other runs may have worlds of their own.
-    fs::remove_dir(RECORDS).ok();
     std::process::exit(code)
-}
-
-/// An advisory lock on one file of the machine, for what only one run may touch at a time.
-pub fn exclusive(path: &Path) -> Result<File> {
-    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-    file.lock().with_context(|| format!("lock {}", path.display()))?;
-    Ok(file)
 }

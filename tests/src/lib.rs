@@ -19,8 +19,10 @@ pub mod escape;
 pub mod machine;
 pub mod mesh;
 pub mod netns;
+pub mod policies;
 pub mod privilege;
 pub mod process;
+pub mod programs;
 pub mod syscalls;
 pub mod traffic;
 pub mod world;
@@ -33,3 +35,8 @@ pub use netns::Netns;
 pub use privilege::require_root;
 pub use process::Process;
 pub use world::{Family, NodeName, Pod, World, WorldBuilder};
+
+/// Whether the long tests run at full size: `SLUICE_FULL=1`, set by `cargo xtask test --full`.
+pub fn full_size() -> bool {
+    std::env::var_os("SLUICE_FULL").is_some_and(|value| value == "1")
+}

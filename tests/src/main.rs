@@ -1,15 +1,10 @@
 //! `sluice-lab`: the demo, and the programs that the lab runs inside pods.
 
-use std::{
-    io::{Write as _, stdout},
-    net::SocketAddr,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use sluice_tests::escape::donor;
+use sluice_tests::{escape::donor, programs};
 
 /// Namespaces, agents and traffic on one machine.
 #[derive(Debug, Parser)]
@@ -29,6 +24,23 @@ enum Command {
         target: SocketAddr,
         /// What.
         text: String,
+    },
+    /// A small SMTP server: it speaks first, and prints each line of mail with its client's address.
+    MailServer {
+        /// Where to listen, on every address.
+        #[arg(long)]
+        port: u16,
+    },
+    /// Opens many connections to an echo server, holds them, and uses each once more.
+    Hold {
+        /// Where to.
+        target: SocketAddr,
+        /// How many.
+        #[arg(long)]
+        count: usize,
+        /// How long to hold them, in seconds.
+        #[arg(long, default_value_t = 2)]
+        seconds: u64,
     },
     /// Makes a socket in another control group and hands it over.
     #[command(hide = true)]
@@ -59,19 +71,12 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Clean => sluice_tests::cleanup::remove_leftovers()?,
-        Command::Send { target, text } => send(target, &text)?,
+        Command::Send { target, text } => programs::send(target, &text)?,
+        Command::MailServer { port } => programs::mail_server(port)?,
+        Command::Hold { target, count, seconds } => {
+            programs::hold(target, count, Duration::from_secs(seconds))?;
+        }
         Command::DonateSocket { to, cgroup, ipv6 } => donor::donate(&to, &cgroup, ipv6)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn send(target: SocketAddr, text: &str) -> Result<()> {
-    use std::{io::Read as _, net::TcpStream, time::Duration};
-    let patience = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&target, patience).context("connect")?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.write_all(text.as_bytes())?;
-    let mut answer = vec![0; text.len()];
-    stream.read_exact(&mut answer)?;
-    Ok(stdout().write_all(&answer)?)
 }

@@ -8,39 +8,78 @@ use std::{
     fs::{self, File},
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::Arc,
     thread,
 };
 
-use anyhow::{Context, Result, anyhow};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::{
+    mount::mount_bind,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
-/// Where iproute2 keeps the names.
-pub const NAMES: &str = "/run/netns";
+use crate::syscalls::enter_new_network_namespace;
 
-/// A named network namespace; the name is removed by whoever created it (see [`crate::world`]).
+/// The directory of a world's namespaces, below the world's own. Not `/run/netns`, which iproute2
+/// turns into a mount of its own that nobody would remove.
+pub const DIRECTORY: &str = "netns";
+
+/// A network namespace pinned by a path; whoever made the path removes it (see [`crate::world`]).
 #[derive(Clone, Debug)]
 pub struct Netns {
-    name: Arc<str>,
+    path: Arc<Path>,
     file: Arc<File>,
 }
 
 impl Netns {
-    /// Opens an existing namespace by its name.
-    pub fn open(name: &str) -> Result<Self> {
-        let path = Path::new(NAMES).join(name);
-        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        Ok(Self { name: name.into(), file: Arc::new(file) })
+    /// Makes a namespace and pins it at `path`.
+    pub fn create(path: &Path) -> Result<Self> {
+        File::create(path).with_context(|| format!("create {}", path.display()))?;
+        thread::scope(|scope| {
+            let maker = scope.spawn(|| {
+                enter_new_network_namespace().context("make a network namespace")?;
+                mount_bind("/proc/thread-self/ns/net", path)
+                    .with_context(|| format!("pin a network namespace at {}", path.display()))
+            });
+            maker.join().map_err(|_panic| anyhow!("making a namespace panicked"))?
+        })?;
+        Self::open(path)
     }
 
-    /// The name, as in `ip netns list`.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Opens an existing namespace.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self { path: path.into(), file: Arc::new(file) })
+    }
+
+    /// The last part of its path.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// The path that pins it.
     pub fn path(&self) -> PathBuf {
-        Path::new(NAMES).join(&*self.name)
+        self.path.to_path_buf()
+    }
+
+    /// Has `ip` carry out a batch of commands inside.
+    pub fn ip(&self, batch: &str) -> Result<()> {
+        use std::io::Write as _;
+        let mut command = Command::new("ip");
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = self.run(|| {
+            command.stderr(Stdio::piped()).spawn().context("start ip: apt-get install iproute2")
+        })?;
+        child.stdin.take().context("no standard input")?.write_all(batch.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(
+            output.status.success(),
+            "ip failed ({}): {}in the batch:\n{batch}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
     }
 
     /// Runs `work` on a thread inside the namespace and waits for it.
@@ -50,7 +89,9 @@ impl Netns {
                 self.enter()?;
                 work()
             });
-            entered.join().map_err(|_panic| anyhow!("the work inside {} panicked", self.name))?
+            entered
+                .join()
+                .map_err(|_panic| anyhow!("the work inside {} panicked", self.path.display()))?
         })
     }
 
@@ -76,7 +117,7 @@ impl Netns {
 
     fn enter(&self) -> Result<()> {
         move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
-            .with_context(|| format!("setns into {}", self.name))
+            .with_context(|| format!("setns into {}", self.path.display()))
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use libc::{c_int, c_long, socklen_t};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// `BPF_PROG_QUERY` of `enum bpf_cmd`.
 const BPF_PROG_QUERY: c_int = 16;
@@ -61,6 +62,12 @@ struct QueryAttr {
     link_ids: u64,
     link_attach_flags: u64,
     revision: u64,
+}
+
+/// Gives the calling thread a new network namespace; other threads keep theirs.
+pub fn enter_new_network_namespace() -> io::Result<()> {
+    // SAFETY: NEWNET alone; the descriptor table stays shared, which is what the contract is about.
+    Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?)
 }
 
 /// Sets a socket option from its raw bytes.

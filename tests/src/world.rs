@@ -5,19 +5,19 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::{
     Netns, Process,
     cleanup::{self, Guard, Undo},
-    privilege,
+    netns,
 };
 
 mod topology;
@@ -192,29 +192,26 @@ impl WorldBuilder {
         cleanup::remove_leftovers()?;
         let id = world_id(self.name.as_deref());
         let (directory, directory_guard) = cleanup::claim(&id)?;
-        let namespaces = Guard::new(Undo::Namespaces(format!("{id}-")));
-        let plan = topology::plan(&id, &self.pods, self.bridged)?;
-        run_ip(&plan.namespaces)?;
-        let node_a = Netns::open(&plan.node_netns(NodeName::A))?;
-        let node_b = Netns::open(&plan.node_netns(NodeName::B))?;
+        let namespaces_path = directory.join(netns::DIRECTORY);
+        fs::create_dir_all(&namespaces_path)?;
+        let namespaces = Guard::new(Undo::Namespaces(namespaces_path.clone()));
+        let plan = topology::plan(&namespaces_path, &self.pods, self.bridged)?;
+        let node_a = Netns::create(&plan.node_path(NodeName::A))?;
+        let node_b = Netns::create(&plan.node_path(NodeName::B))?;
         let mut pods = BTreeMap::new();
         for pod in &plan.pods {
-            let netns = Netns::open(&plan.pod_netns(&pod.name))?;
+            let netns = Netns::create(&plan.pod_path(&pod.name))?;
             topology::prepare_pod(&netns)?;
-            let made = Pod {
-                name: pod.name.clone(),
-                node: pod.node,
-                netns,
-                addresses: pod.addresses.clone(),
-            };
-            pods.insert(pod.name.clone(), made);
+            let (name, addresses) = (pod.name.clone(), pod.addresses.clone());
+            pods.insert(name.clone(), Pod { name, node: pod.node, netns, addresses });
         }
-        for node in [&node_a, &node_b] {
+        for (node, batch) in [(&node_a, &plan.node_a), (&node_b, &plan.node_b)] {
             topology::prepare_node(node)?;
+            node.ip(batch)?;
         }
-        run_ip(&plan.devices)?;
-        for (netns, batch) in &plan.inside {
-            run_ip_in(netns, batch)?;
+        for pod in &plan.pods {
+            let made = pods.get(&pod.name).context("a planned pod was not made")?;
+            made.netns.ip(&pod.batch)?;
         }
         Ok(World {
             id,
@@ -294,35 +291,4 @@ fn world_id(name: Option<&str>) -> String {
         .collect();
     let number = WORLDS.fetch_add(1, Ordering::Relaxed);
     format!("lab-{kept}-{number}-{}", std::process::id())
-}
-
-fn run_ip(batch: &str) -> Result<()> {
-    ip(Command::new("ip").args(["-batch", "-"]), batch)
-}
-
-fn run_ip_in(netns: &str, batch: &str) -> Result<()> {
-    ip(Command::new("ip").args(["-n", netns, "-batch", "-"]), batch)
-}
-
-fn ip(command: &mut Command, batch: &str) -> Result<()> {
-    use std::{io::Write as _, process::Stdio};
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("start ip: apt-get install iproute2")?;
-    child.stdin.take().context("no stdin")?.write_all(batch.as_bytes())?;
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let mut shown = String::from_utf8_lossy(&output.stderr).into_owned();
-        write!(shown, "in the batch:\n{batch}")?;
-        ensure!(false, "ip failed ({}): {shown}", output.status);
-    }
-    Ok(())
-}
-
-/// What the machine must have before a world can be made; for programs that report it themselves.
-pub fn check_machine() -> Result<()> {
-    privilege::check()
 }

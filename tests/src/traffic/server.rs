@@ -34,6 +34,8 @@ pub enum Service {
     Stream,
     /// Reads all and says nothing.
     Sink,
+    /// Never reads.
+    Stall,
     /// Compares the addresses that the client claims in its first line with those it sees.
     Addresses,
     /// One end of [`super::Exchange`].
@@ -175,6 +177,11 @@ async fn handle(mut stream: TcpStream, service: &Service, accepted: Accepted) ->
         Service::Sink => {
             let mut buffer = vec![0; 1 << 16];
             while stream.read(&mut buffer).await? > 0 {}
+            Ok(())
+        }
+        Service::Stall => {
+            // Until the runtime ends with the server.
+            std::future::pending::<()>().await;
             Ok(())
         }
         Service::Addresses => {

@@ -1,6 +1,10 @@
 //! The devices, addresses and routes of a world, as batches for `ip`.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Result, ensure};
 
@@ -20,27 +24,28 @@ const FIRST_POD: u8 = 2;
 const FIRST_EXTRA: u8 = 128;
 
 pub(super) struct Plan {
-    id: String,
+    namespaces: PathBuf,
     pub(super) pods: Vec<PlannedPod>,
-    pub(super) namespaces: String,
-    pub(super) devices: String,
-    /// Commands to run inside each namespace, in this order.
-    pub(super) inside: Vec<(String, String)>,
+    /// Commands inside node A; they make the devices of its pods, and its end of the link.
+    pub(super) node_a: String,
+    pub(super) node_b: String,
 }
 
 pub(super) struct PlannedPod {
     pub(super) name: String,
     pub(super) node: NodeName,
     pub(super) addresses: Vec<IpAddr>,
+    /// Commands inside the pod, once its node has made its device.
+    pub(super) batch: String,
 }
 
 impl Plan {
-    pub(super) fn node_netns(&self, node: NodeName) -> String {
-        format!("{}-{}", self.id, node.as_str())
+    pub(super) fn node_path(&self, node: NodeName) -> PathBuf {
+        self.namespaces.join(node.as_str())
     }
 
-    pub(super) fn pod_netns(&self, pod: &str) -> String {
-        format!("{}-{pod}", self.id)
+    pub(super) fn pod_path(&self, pod: &str) -> PathBuf {
+        self.namespaces.join(pod)
     }
 }
 
@@ -48,45 +53,24 @@ pub(super) fn host_device(pod: &str) -> String {
     format!("vh-{pod}")
 }
 
-pub(super) fn plan(id: &str, pods: &[(String, NodeName, u8)], bridged: bool) -> Result<Plan> {
-    let mut namespaces = String::new();
+pub(super) fn plan(
+    namespaces: &Path,
+    pods: &[(String, NodeName, u8)],
+    bridged: bool,
+) -> Result<Plan> {
     let mut plan = Plan {
-        id: id.to_owned(),
+        namespaces: namespaces.to_owned(),
         pods: number_pods(pods)?,
-        namespaces: String::new(),
-        devices: String::new(),
-        inside: Vec::new(),
+        node_a: String::new(),
+        node_b: String::new(),
     };
-    let pods = plan.pods.iter().map(|pod| plan.pod_netns(&pod.name));
-    for name in NodeName::BOTH.map(|node| plan.node_netns(node)).into_iter().chain(pods) {
-        writeln!(namespaces, "netns add {name}")?;
+    for pod in &mut plan.pods {
+        pod.batch = if bridged { bridged_pod_batch(pod)? } else { routed_pod_batch(pod)? };
     }
-    plan.namespaces = namespaces;
-    writeln!(
-        plan.devices,
-        "link add {LINK} netns {} type veth peer name {LINK} netns {}",
-        plan.node_netns(NodeName::A),
-        plan.node_netns(NodeName::B)
-    )?;
-    // On a bridge each port needs an address of its own.
-    let fixed = if bridged { String::new() } else { format!("address {GATEWAY_MAC}") };
-    for pod in &plan.pods {
-        writeln!(
-            plan.devices,
-            "link add {} {fixed} netns {} type veth peer name {POD_DEVICE} netns {}",
-            host_device(&pod.name),
-            plan.node_netns(pod.node),
-            plan.pod_netns(&pod.name)
-        )?;
-    }
-    for (node, other) in [(NodeName::A, NodeName::B), (NodeName::B, NodeName::A)] {
-        let batch = node_batch(&plan, node, other, bridged)?;
-        plan.inside.push((plan.node_netns(node), batch));
-    }
-    for pod in &plan.pods {
-        let batch = if bridged { bridged_pod_batch(pod)? } else { routed_pod_batch(pod)? };
-        plan.inside.push((plan.pod_netns(&pod.name), batch));
-    }
+    let peer = plan.node_path(NodeName::B);
+    plan.node_a = format!("link add {LINK} type veth peer name {LINK} netns {}\n", peer.display());
+    plan.node_a += &node_batch(&plan, NodeName::A, NodeName::B, bridged)?;
+    plan.node_b = node_batch(&plan, NodeName::B, NodeName::A, bridged)?;
     Ok(plan)
 }
 
@@ -106,7 +90,8 @@ fn number_pods(pods: &[(String, NodeName, u8)]) -> Result<Vec<PlannedPod>> {
             let all = numbers
                 .flat_map(|number| Family::BOTH.map(|family| node.address(family, number)))
                 .collect();
-            planned.push(PlannedPod { name: name.clone(), node: *node, addresses: all });
+            let (name, batch) = (name.clone(), String::new());
+            planned.push(PlannedPod { name, node: *node, addresses: all, batch });
             *number += 1;
             *extra = extra.saturating_add(*addresses);
         }
@@ -166,6 +151,13 @@ fn node_batch(plan: &Plan, node: NodeName, other: NodeName, bridged: bool) -> Re
     }
     for pod in plan.pods.iter().filter(|pod| pod.node == node) {
         let device = host_device(&pod.name);
+        // On a bridge each port needs a hardware address of its own.
+        let fixed = if bridged { String::new() } else { format!("address {GATEWAY_MAC}") };
+        writeln!(
+            batch,
+            "link add {device} {fixed} type veth peer name {POD_DEVICE} netns {}",
+            plan.pod_path(&pod.name).display()
+        )?;
         bring_up(&mut batch, &device)?;
         if bridged {
             writeln!(batch, "link set {device} master {BRIDGE}")?;

@@ -1,0 +1,146 @@
+//! Pods enter and leave the mesh while their programs run: what is on the wire changes, the programs
+//! and what they see of each other do not.
+
+use std::{fs, process::Command, sync::atomic::Ordering, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::{
+    Canary, Capture, Family, Lab, NodeName, Process, World,
+    traffic::{Probe, Server, Service, flood},
+};
+
+const PORT: u16 = 8000;
+
+fn world() -> Result<World> {
+    World::builder().pod("client", NodeName::A).pod("server", NodeName::B).build()
+}
+
+/// `python3 -m http.server`, which serves the canary and logs who asked.
+fn file_server(lab: &Lab, canary: &Canary) -> Result<Process> {
+    let files = lab.world.directory().join("files");
+    fs::create_dir_all(&files)?;
+    fs::write(files.join("canary"), canary.as_str())?;
+    let mut command = Command::new("python3");
+    command.args(["-u", "-m", "http.server", "--bind", "::", &PORT.to_string(), "--directory"]);
+    let mut server = lab.world.start("server", "file-server", {
+        command.arg(&files);
+        command
+    })?;
+    server.wait_for_line("Serving HTTP", Duration::from_secs(10))?;
+    Ok(server)
+}
+
+fn curl(lab: &Lab, family: Family) -> Result<String> {
+    let target = lab.pod("server")?.at(family, PORT);
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--max-time", "5", "-g", &format!("http://{target}/canary")]);
+    let output = Process::output(&lab.pod("client")?.netns, &mut curl)?;
+    ensure!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn enrolling_live_replaces_plaintext_by_tls_on_the_same_port_and_leaving_brings_it_back()
+-> Result<()> {
+    let mut lab = Lab::start(world()?, &[])?;
+    let canary = Canary::new()?;
+    let mut server = file_server(&lab, &canary)?;
+    for enrolled in [false, true, false] {
+        lab.edit_mesh(|mesh| {
+            mesh.enrol("client", enrolled)?;
+            mesh.enrol("server", enrolled)
+        })?;
+        for family in Family::BOTH {
+            let capture = Capture::between_nodes(&lab.world, &canary)?;
+            assert_eq!(curl(&lab, family)?, canary.as_str());
+            if enrolled {
+                capture.seen()?.ensure_tls_only(PORT).with_context(|| format!("{family:?}"))?;
+            } else {
+                let seen = capture.wait_for_canary(Duration::from_secs(2))?;
+                assert_eq!(seen.tls_on(PORT), 0, "{family:?}");
+            }
+        }
+        ensure!(server.is_running()?, "the server did not survive");
+    }
+    for family in Family::BOTH {
+        let client = lab.pod("client")?.ip(family).to_string();
+        let asked = server.log().lines().filter(|line| line.contains(&client)).count();
+        assert_eq!(asked, 3, "requests from {client} in:\n{}", server.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_alone_in_the_mesh_still_speaks_plaintext_with_the_world_outside() -> Result<()> {
+    for enrolled in ["client", "server"] {
+        let lab = Lab::start(world()?, &[enrolled])?;
+        let _server = Server::on_port(&lab.pod("server")?.netns, PORT, Service::Echo)?;
+        for family in Family::BOTH {
+            let canary = Canary::new()?;
+            let capture = Capture::between_nodes(&lab.world, &canary)?;
+            let target = lab.pod("server")?.at(family, PORT);
+            Probe::connect(&lab.pod("client")?.netns, target)?.echo(canary.as_bytes())?;
+            let seen = capture.wait_for_canary(Duration::from_secs(2))?;
+            assert_eq!(seen.tls_on(PORT), 0, "only {enrolled} is enrolled, {family:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn both_ends_see_each_others_true_addresses() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let (client, server) = (lab.pod("client")?, lab.pod("server")?);
+    let listening = Server::on_port(&server.netns, PORT, Service::Addresses)?;
+    let targets = Family::BOTH.map(|family| server.at(family, PORT));
+    let result = flood(&client.netns, &targets, 60, 2)?;
+    assert_eq!(result.right.load(Ordering::Relaxed), 60, "{result:?}");
+    assert_eq!(result.wrong_peer_name.load(Ordering::Relaxed), 0, "{result:?}");
+    for accepted in listening.accepted() {
+        assert_eq!(accepted.peer, accepted.peer_name);
+        assert!(client.addresses.contains(&accepted.peer.ip()), "{accepted:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn pods_of_one_node_use_tls_too_whether_routed_or_bridged() -> Result<()> {
+    for bridged in [false, true] {
+        let builder = World::builder().pod("client", NodeName::A).pod("near", NodeName::A);
+        let world = if bridged { builder.bridged() } else { builder }.build()?;
+        let lab = Lab::start(world, &["client", "near"])?;
+        let near = lab.pod("near")?;
+        let _server = Server::on_port(&near.netns, PORT, Service::Echo)?;
+        for family in Family::BOTH {
+            let canary = Canary::new()?;
+            let device = near.host_device();
+            let capture = Capture::start(lab.world.node(NodeName::A), &device, &canary)?;
+            let client = &lab.pod("client")?.netns;
+            Probe::connect(client, near.at(family, PORT))?.echo(canary.as_bytes())?;
+            let seen = capture.seen()?;
+            seen.ensure_tls_only(PORT).with_context(|| format!("bridged: {bridged} {family:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_that_stay_inside_a_pod_are_left_alone() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let server = lab.pod("server")?;
+    let listening = Server::on_port(&server.netns, PORT, Service::Echo)?;
+    for family in Family::BOTH {
+        let loopback: std::net::IpAddr = match family {
+            Family::V4 => std::net::Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
+        };
+        for target in [(loopback, PORT).into(), server.at(family, PORT)] {
+            let mut probe = Probe::connect(&server.netns, target)?;
+            probe.echo(b"to myself")?;
+            let last = listening.accepted().into_iter().next_back().context("none accepted")?;
+            assert_eq!(last.peer, probe.local()?);
+            assert_eq!(probe.peer()?, target);
+        }
+    }
+    Ok(())
+}

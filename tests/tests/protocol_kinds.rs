@@ -1,0 +1,171 @@
+//! Kinds of protocols and destinations: servers that speak first, services with a virtual address,
+//! refusals that must look like refusals.
+
+use std::{
+    collections::BTreeMap, io::Write as _, net::SocketAddr, process::Command, time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::{
+    Canary, Capture, Family, Lab, MeshFile, NodeName, Process, ServiceEntry, World,
+    mesh::{NAMESPACE, PortEntry},
+    traffic::{Probe, Server, Service},
+};
+
+const PORT: u16 = 2525;
+/// A server that speaks first has to get through before anyone would call it slow.
+const GREETING: Duration = Duration::from_secs(2);
+
+fn world() -> Result<World> {
+    World::builder()
+        .pod("client", NodeName::A)
+        .pod("outside", NodeName::A)
+        .pod("server", NodeName::B)
+        .pod("second", NodeName::B)
+        .build()
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard_in_the_mesh_and_by_a_plaintext_client() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let canary = Canary::new()?;
+    let server = lab.pod("server")?;
+    let greeting = format!("220 {canary}");
+    let _server = Server::on_port(&server.netns, PORT, Service::Greet(greeting.clone()))?;
+    for family in Family::BOTH {
+        for (pod, encrypted) in [("client", true), ("outside", false)] {
+            let capture = Capture::between_nodes(&lab.world, &canary)?;
+            let start = std::time::Instant::now();
+            let mut probe = Probe::connect(&lab.pod(pod)?.netns, server.at(family, PORT))?;
+            assert_eq!(probe.read_line()?, greeting, "{pod} {family:?}");
+            let waited = start.elapsed();
+            ensure!(waited < GREETING, "{pod} waited {waited:?} for the greeting");
+            probe.echo(b"EHLO client\r\n")?;
+            if encrypted {
+                capture.seen()?.ensure_tls_only(PORT)?;
+            } else {
+                capture.wait_for_canary(Duration::from_secs(2))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn curl_delivers_mail_to_a_server_that_speaks_first() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let mut command = Command::new(sluice_tests::agent::sibling("sluice-lab")?);
+    command.args(["mail-server", "--port", &PORT.to_string()]);
+    let mut server = lab.world.start("server", "mail-server", command)?;
+    server.wait_for_line("listening", Duration::from_secs(5))?;
+    for family in Family::BOTH {
+        let target = lab.pod("server")?.at(family, PORT);
+        let canary = Canary::new()?;
+        let letter = lab.world.directory().join("letter");
+        std::fs::write(&letter, format!("Subject: hello\r\n\r\n{canary}\r\n"))?;
+        let capture = Capture::between_nodes(&lab.world, &canary)?;
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "5", "-g", &format!("smtp://{target}/client")]);
+        curl.args(["--mail-from", "a@example.org", "--mail-rcpt", "b@example.org", "-T"]);
+        curl.arg(&letter);
+        let output = Process::output(&lab.pod("client")?.netns, &mut curl)?;
+        ensure!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+        let line = server.wait_for_line(canary.as_str(), Duration::from_secs(2))?;
+        let client = lab.pod("client")?.ip(family).to_string();
+        ensure!(line.contains(&client), "the server saw {line:?}, not {client}");
+        capture.seen()?.ensure_tls_only(PORT)?;
+    }
+    Ok(())
+}
+
+fn with_service(world: &World, ready: [bool; 2]) -> Result<MeshFile> {
+    let mut mesh = MeshFile::of(world);
+    for (pod, ready) in ["server", "second"].into_iter().zip(ready) {
+        let entry = mesh.pod(pod)?;
+        entry.ready = ready;
+        entry.labels.insert("app".to_owned(), "web".to_owned());
+        mesh.enrol(pod, true)?;
+    }
+    mesh.enrol("client", true)?;
+    mesh.services.push(ServiceEntry {
+        namespace: NAMESPACE.to_owned(),
+        name: "web".to_owned(),
+        addresses: vec!["10.96.0.10".parse()?, "fd96::10".parse()?],
+        ports: vec![PortEntry { port: 80, target_port: PORT }],
+        selector: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
+    });
+    Ok(mesh)
+}
+
+fn virtual_addresses() -> Result<[SocketAddr; 2]> {
+    Ok(["10.96.0.10:80".parse()?, "[fd96::10]:80".parse()?])
+}
+
+#[test]
+fn a_virtual_address_spreads_over_its_ready_endpoints() -> Result<()> {
+    let world = world()?;
+    let mesh = with_service(&world, [true, true])?;
+    let mut lab = Lab::start_with(world, mesh, &[])?;
+    let first = Server::on_port(&lab.pod("server")?.netns, PORT, Service::Echo)?;
+    let second = Server::on_port(&lab.pod("second")?.netns, PORT, Service::Echo)?;
+    for target in virtual_addresses()? {
+        let canary = Canary::new()?;
+        let capture = Capture::between_nodes(&lab.world, &canary)?;
+        for _ in 0..20 {
+            let mut probe = Probe::connect(&lab.pod("client")?.netns, target)?;
+            probe.echo(canary.as_bytes())?;
+            assert_eq!(probe.peer()?, target, "the client sees the address that it dialled");
+        }
+        capture.seen()?.ensure_tls_only(PORT)?;
+    }
+    let counts = (first.accepted().len(), second.accepted().len());
+    ensure!(counts.0 + counts.1 == 40 && counts.0 >= 10 && counts.1 >= 10, "{counts:?}");
+
+    lab.edit_mesh(|mesh| {
+        mesh.pod("second")?.ready = false;
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_secs(1));
+    for target in virtual_addresses()? {
+        for _ in 0..5 {
+            Probe::connect(&lab.pod("client")?.netns, target)?.echo(b"hello")?;
+        }
+    }
+    assert_eq!(second.accepted().len(), counts.1, "an endpoint that is not ready was used");
+    Ok(())
+}
+
+#[test]
+fn a_service_without_a_ready_endpoint_and_a_port_without_a_listener_are_refused_at_once()
+-> Result<()> {
+    let world = world()?;
+    let mesh = with_service(&world, [false, false])?;
+    let lab = Lab::start_with(world, mesh, &[])?;
+    let client = &lab.pod("client")?.netns;
+    let nobody = Family::BOTH.map(|family| lab.pod("server").map(|pod| pod.at(family, 9)));
+    for target in virtual_addresses()?.into_iter().map(Ok).chain(nobody) {
+        let target = target?;
+        let refusal = Probe::ensure_refused(client, target)?;
+        ensure!(refusal.after < Duration::from_secs(1), "{target}: {refusal:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_sends_in_small_pieces_and_waits_in_between_is_carried() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let server = lab.pod("server")?;
+    let _server = Server::on_port(&server.netns, PORT, Service::Echo)?;
+    for (pod, family) in [("client", Family::V4), ("outside", Family::V4), ("outside", Family::V6)]
+    {
+        let mut probe = Probe::connect(&lab.pod(pod)?.netns, server.at(family, PORT))?;
+        for byte in b"GET / HTTP/1.1\r\n" {
+            probe.stream().write_all(&[*byte])?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut answer = [0_u8; 16];
+        std::io::Read::read_exact(probe.stream(), &mut answer).context("echo")?;
+        assert_eq!(&answer, b"GET / HTTP/1.1\r\n");
+    }
+    Ok(())
+}
