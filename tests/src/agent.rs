@@ -130,26 +130,32 @@ impl Agent {
 
     /// `sluice status --output json`.
     pub fn status(&self) -> Result<Value> {
-        self.ask(&["status"])
+        self.ask("status")
     }
 
     /// `sluice flows --output json`.
     pub fn flows(&self) -> Result<Value> {
-        self.ask(&["flows"])
+        self.ask("flows")
     }
 
-    fn ask(&self, command: &[&str]) -> Result<Value> {
+    /// `sluice status` as people see it.
+    pub fn status_table(&self) -> Result<String> {
+        Ok(String::from_utf8(self.view("status", "table")?)?)
+    }
+
+    fn ask(&self, command: &str) -> Result<Value> {
+        let answer = self.view(command, "json")?;
+        serde_json::from_slice(&answer).context("sluice did not print JSON")
+    }
+
+    fn view(&self, command: &str, output: &str) -> Result<Vec<u8>> {
         let output = Command::new(binary()?)
-            .args(command)
-            .args(["--output", "json", "--socket"])
+            .args([command, "--output", output, "--socket"])
             .arg(&self.socket)
             .output()?;
-        ensure!(
-            output.status.success(),
-            "sluice {command:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        serde_json::from_slice(&output.stdout).context("sluice did not print JSON")
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "sluice {command}: {error}");
+        Ok(output.stdout)
     }
 
     /// Waits until exactly the pods of `expected` are captured.

@@ -15,6 +15,7 @@ pub mod agent;
 pub mod canary;
 pub mod capture;
 pub mod cleanup;
+pub mod demo;
 pub mod escape;
 pub mod machine;
 pub mod mesh;

@@ -1,10 +1,22 @@
 //! What a run could leave behind on the machine, read before and after: they must be the same.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs::{self, File},
+    os::fd::AsFd as _,
+    path::Path,
+    process::Command,
+};
 
 use anyhow::Result;
 
-use crate::{Netns, Process, privilege::find_program};
+use crate::{
+    Netns, Process,
+    cleanup::RECORDS,
+    privilege::{cgroup_root, find_program},
+    syscalls::{Hook, Target, attached_programs},
+};
 
 /// The traces that a run could leave, each as text that can be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +29,9 @@ impl Traces {
         traces.insert("network namespaces", names_in("/run/netns"));
         traces.insert("network devices", names_in("/sys/class/net"));
         traces.insert("pins in /sys/fs/bpf", names_in("/sys/fs/bpf"));
-        traces.insert("worlds of the lab", names_in(crate::cleanup::RECORDS));
-        traces.insert("mounts", fs::read_to_string("/proc/mounts")?);
+        traces.insert("worlds of the lab", names_in(RECORDS));
+        traces.insert("mounts", not_others(fs::read_to_string("/proc/mounts")?.lines()));
+        traces.insert("programs at the cgroup", programs()?);
         Ok(Self(traces))
     }
 
@@ -88,6 +101,25 @@ fn rules(
     Ok(traces)
 }
 
+/// Ids of the kernel programs at the root of the cgroup hierarchy.
+fn programs() -> Result<String> {
+    let cgroup = File::open(cgroup_root()?)?;
+    let hooks = [Hook::Connect4, Hook::Connect6, Hook::PeerName4, Hook::PeerName6, Hook::SockOps];
+    let mut text = String::new();
+    for hook in hooks {
+        let ids = attached_programs(Target::Fd(cgroup.as_fd()), hook)?;
+        writeln!(text, "{hook:?}: {ids:?}")?;
+    }
+    Ok(text)
+}
+
+/// Without the worlds of other runs, which come and go as they please.
+fn not_others<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    let mine = format!("-{}", std::process::id());
+    let kept = lines.filter(|line| !line.contains("lab-") || line.contains(&mine));
+    kept.collect::<Vec<_>>().join("\n")
+}
+
 fn names_in(path: impl AsRef<Path>) -> String {
     let Ok(entries) = fs::read_dir(path) else { return String::new() };
     let mut names: Vec<_> = entries
@@ -95,5 +127,5 @@ fn names_in(path: impl AsRef<Path>) -> String {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
-    names.join(" ")
+    not_others(names.iter().map(String::as_str))
 }

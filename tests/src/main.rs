@@ -4,7 +4,7 @@ use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, tim
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use sluice_tests::{escape::donor, programs};
+use sluice_tests::{demo, escape::donor, programs};
 
 /// Namespaces, agents and traffic on one machine.
 #[derive(Debug, Parser)]
@@ -16,6 +16,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Shows the mesh at work on this machine, and leaves the machine as it was.
+    Demo,
     /// Removes what runs that were killed have left behind.
     Clean,
     /// Sends a text to an address and prints what comes back.
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Demo => demo::run()?,
         Command::Clean => sluice_tests::cleanup::remove_leftovers()?,
         Command::Send { target, text } => programs::send(target, &text)?,
         Command::MailServer { port } => programs::mail_server(port)?,
