@@ -18,7 +18,8 @@ def cpu_rows(names, unit):
 
 def http_rows(connections):
     name, label = f"http{connections}", f"{connections} connection{'s' if connections > 1 else ''}"
-    return [(name + "_rps", label + ": requests/s")] + [(f"{name}_{key}_us", f"{label}: {word} us") for key, word in QUANTILES if key != "p90"]
+    return [(name + "_rps", label + ": requests/s")] + [(f"{name}_{key}_us", f"{label}: {word} us") for key, word in QUANTILES if key != "p90"] + [
+        (name + "_errors", label + ": errors")]
 
 
 def connection_rows(at_once):
