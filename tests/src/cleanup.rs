@@ -151,6 +151,8 @@ pub fn record_process(world: &Path, pid: u32) -> Result<()> {
 /// Removes what dead owners left behind: processes (if pid and start time still agree), namespaces,
 /// mounts and directories.
 pub fn remove_leftovers() -> Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let Ok(worlds) = fs::read_dir(RECORDS) else { return Ok(()) };
     for world in worlds {
         let path = world?.path();
