@@ -37,6 +37,17 @@ pub enum Error {
         /// The verifier's log.
         source: Box<aya::programs::ProgramError>,
     },
+    /// The object lacks a program or map: agent and bytecode are of different builds.
+    #[error("the BPF object has no {0}: run `cargo xtask build` and rebuild the agent")]
+    Incomplete(&'static str),
+    /// A map could not be inspected.
+    #[error("cannot inspect map {map}: {source}")]
+    Map {
+        /// Name of the map.
+        map: &'static str,
+        /// What aya says.
+        source: Box<aya::maps::MapError>,
+    },
     /// A pinned map is not what its generation says.
     #[error(
         "pinned map {map} has keys of {key} and values of {value} bytes: remove the instance (`sluice uninstall`) and start again"
@@ -69,6 +80,9 @@ pub enum Error {
         /// What netlink said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The kernel programs' log could not be opened.
+    #[error("cannot read the kernel programs' log: {0}")]
+    Diagnostics(#[source] Box<aya_log::Error>),
     /// All slots are taken.
     #[error("no slot left for another pod: {max_pods} are enrolled; raise the agent's `maxPods`")]
     NoSlot {
@@ -87,7 +101,7 @@ pub enum Error {
     #[error("{0} workers: a pod needs 1 to {max}", max = sluice_abi::MAX_WORKERS)]
     Workers(usize),
     /// A pod's address that cannot be captured.
-    #[error("pod address {0} is loopback or unspecified")]
+    #[error("pod address {0} is loopback or unspecified: it is not one that a pod is reached at")]
     Address(IpAddr),
     /// The pod is not enrolled.
     #[error("no pod is enrolled with network namespace cookie {0}")]
@@ -95,19 +109,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says what was tried on a path, if it fails; costs nothing if it does not.
     pub(crate) fn path(
         action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Path { action, path, source }
+        move |source| Self::Path { action, path: path.into(), source }
     }
 
+    /// Says what was tried on a map, program or hook, if it fails; costs nothing if it does not.
     pub(crate) fn kernel(
         action: &'static str,
         object: impl Into<String>,
     ) -> impl FnOnce(io::Error) -> Self {
-        let object = object.into();
-        move |source| Self::Kernel { action, object, source }
+        move |source| Self::Kernel { action, object: object.into(), source }
     }
 }

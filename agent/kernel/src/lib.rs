@@ -17,14 +17,27 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![expect(unsafe_code, reason = "bpf(2), and mounting bpffs, have no safe wrapper")]
 
+mod bytecode;
 mod datapath;
+mod diagnostics;
+mod enrol;
 mod error;
+mod features;
+mod guard;
+mod hooks;
+mod instance;
+mod load;
+mod peers;
+mod pins;
 mod pod;
 mod report;
 mod settings;
 mod sockets;
+mod syscall;
+mod table;
 
 pub use datapath::Datapath;
+pub use diagnostics::Diagnostics;
 pub use error::Error;
 pub use pod::{CaptureState, Enrolled, GuardState, PodCounters, PodHooks, WorkerSockets};
 pub use report::{Fallback, MapReport, PeerFill, ProgramReport, Removed, Report};

@@ -36,13 +36,13 @@ pub struct WorkerSockets<'a> {
     pub in_v6: Option<BorrowedFd<'a>>,
 }
 
-/// A pod that the maps or pins say is enrolled, by this agent or the one before it.
+/// A pod that the maps say is enrolled, by this agent or the one before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Enrolled {
     /// Cookie of its network namespace.
     pub cookie: u64,
-    /// Its slot; `None` when only pins are left of it (an enrolment that was cut short).
-    pub slot: Option<u32>,
+    /// Its slot.
+    pub slot: u32,
     /// Its addresses, in no order.
     pub addresses: Vec<IpAddr>,
     /// Interfaces that are guarded for it.

@@ -83,3 +83,13 @@ pub struct Removed {
     /// Maps that were unpinned.
     pub maps: usize,
 }
+
+impl Removed {
+    pub(crate) const fn plus(self, other: Self) -> Self {
+        Self {
+            pods: self.pods.saturating_add(other.pods),
+            links: self.links.saturating_add(other.links),
+            maps: self.maps.saturating_add(other.maps),
+        }
+    }
+}

@@ -32,28 +32,28 @@ impl IpKey {
 
     /// Maps an IPv4 address, one word of network-order bytes.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
         Self { words: [0, 0, MAPPED, word] }
     }
 
     /// Takes the four words of an IPv4-mapped or IPv6 address, each of network-order bytes.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
         Self { words }
     }
 
     /// The address as four words of network-order bytes.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
         self.words
     }
 
     /// Whether this is a mapped IPv4 address.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn is_v4(&self) -> bool {
         let [w0, w1, w2, _] = self.words;
         w0 == 0 && w1 == 0 && w2 == MAPPED
@@ -61,7 +61,7 @@ impl IpKey {
 
     /// Whether this is `0.0.0.0` or `::`.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
         let [w0, w1, w2, w3] = self.words;
         w0 == 0 && w1 == 0 && (w2 == 0 || w2 == MAPPED) && w3 == 0
@@ -69,7 +69,7 @@ impl IpKey {
 
     /// Whether this is in `127.0.0.0/8` or `::1`.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
         let [w0, w1, w2, w3] = self.words;
         let [first, ..] = w3.to_ne_bytes();
@@ -78,7 +78,7 @@ impl IpKey {
 
     /// Whether this is in `fe80::/10`.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn is_link_local_v6(&self) -> bool {
         let [w0, ..] = self.words;
         let [first, second, ..] = w0.to_ne_bytes();

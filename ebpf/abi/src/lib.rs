@@ -6,6 +6,10 @@
 //! named field, and the size and offsets are asserted at compile time, because the kernel compares
 //! map keys byte by byte.
 #![cfg_attr(not(any(feature = "user", test)), no_std)]
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF subprogram returns one register, and the verifier refuses an enum packed into it whose payload is undefined"
+)]
 
 mod address;
 mod counters;

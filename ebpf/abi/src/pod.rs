@@ -18,7 +18,7 @@ pub enum Family {
 impl Family {
     /// The family of an address; a mapped one is IPv4.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn of(address: &IpKey) -> Self {
         if address.is_v4() { Self::V4 } else { Self::V6 }
     }
@@ -81,21 +81,21 @@ impl Pod {
 
     /// Slot of the pod's listeners and counters.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn slot(&self) -> u32 {
         self.slot
     }
 
     /// Number of workers that listen for the pod.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn workers(&self) -> u32 {
         self.workers
     }
 
     /// The pod's primary address of a family; unspecified if it has none.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn primary(&self, family: Family) -> &IpKey {
         match family {
             Family::V4 => &self.addresses.v4,
@@ -105,7 +105,7 @@ impl Pod {
 
     /// Outbound port, in network order, of the worker that serves `cpu`; `None` if it has none.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn out_port(&self, family: Family, cpu: u32) -> Option<[u8; 2]> {
         let worker = cpu.checked_rem(self.workers)?;
         let ports = match family {
@@ -119,7 +119,7 @@ impl Pod {
 
     /// Whether a port, in network order, is one of the agent's outbound listeners for this pod.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn is_out_port(&self, port: [u8; 2]) -> bool {
         port != [0; 2] && (self.out_ports_v4.contains(&port) || self.out_ports_v6.contains(&port))
     }
@@ -139,7 +139,7 @@ const _: () = assert!(size_of::<Local>() == 8);
 
 /// Index in the listener map; `None` when the pod has no worker.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn listener_index(local: Local, cpu: u32, family: Family) -> Option<u32> {
     let worker = cpu.checked_rem(local.workers)?;
     let family = match family {
@@ -173,7 +173,7 @@ impl Settings {
 
     /// Whether every destination counts as a peer.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn capture_all(&self) -> bool {
         self.flags & CAPTURE_ALL != 0
     }

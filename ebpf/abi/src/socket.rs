@@ -47,35 +47,35 @@ const _: () = {
 impl Endpoint {
     /// An endpoint; `port` is in network order.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn new(address: IpKey, port: [u8; 2], kind: EndpointKind) -> Self {
         Self { address, port, kind: kind.byte(), padding: 0 }
     }
 
     /// The same address and port, of another kind.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn with_kind(self, kind: EndpointKind) -> Self {
         Self { kind: kind.byte(), ..self }
     }
 
     /// The address.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn address(&self) -> IpKey {
         self.address
     }
 
     /// The port, in network order.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn port(&self) -> [u8; 2] {
         self.port
     }
 
     /// What the address is; `None` for a byte that no version of this ABI writes.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn kind(&self) -> Option<EndpointKind> {
         match self.kind {
             1 => Some(EndpointKind::Captured),
@@ -138,14 +138,14 @@ impl AgentSocket {
 
     /// What the socket is for.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn role(&self) -> Role {
         if self.role == DELIVERY { Role::Delivery } else { Role::Bypass }
     }
 
     /// The client that the application at the other end of a delivery should see.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn client(&self) -> Endpoint {
         Endpoint::new(self.client, self.client_port, EndpointKind::Client)
     }
@@ -177,7 +177,7 @@ const _: () = {
 impl PendingKey {
     /// The connection from `source` to `destination`, each an address and a port in network order.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub const fn new(
         netns_cookie: u64,
         source: (IpKey, [u8; 2]),

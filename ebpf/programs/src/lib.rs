@@ -1,2 +1,14 @@
-#![no_std]
-//! The kernel programs.
+//! Verdicts of the kernel programs: plain functions on ABI types, tested on the host.
+//!
+//! The binary beside this library holds the hooks; each reads its context, asks here, and acts.
+#![cfg_attr(target_arch = "bpf", no_std)]
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::inline_always,
+    reason = "a BPF subprogram returns one register, and the verifier refuses an enum packed into it whose payload is undefined"
+)]
+
+use aya_ebpf as _; // only the binary names it
+use aya_log_ebpf as _; // only the binary names it
+
+pub mod verdict;

@@ -1,0 +1,227 @@
+//! Enrolling a pod, and moving an enrolled one to other sockets.
+//!
+//! Fresh: listeners, addresses, guard, inbound hook, and last of all the entry that captures. Again,
+//! after the agent restarted: the same steps, each an atomic replacement of one entry or program, so
+//! that a connection meets either the old listener or the new one, and never none of the hooks.
+
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use rustix::fs::fstat;
+use sluice_abi::{Family, IpKey, Local, MAX_WORKERS, Pod, PodAddresses, listener_index, program};
+
+use crate::{
+    Error, PodHooks, WorkerSockets, hooks,
+    instance::Instance,
+    load::Loaded,
+    pins::{self, Pins},
+    syscall::{self, AttachType},
+};
+use crate::{features::Features, guard};
+
+/// What enrolling needs beside the pod.
+pub(crate) struct Enrolment<'a> {
+    pub(crate) instance: &'a Instance,
+    pub(crate) loaded: &'a mut Loaded,
+    pub(crate) features: Features,
+    pub(crate) max_pods: u32,
+}
+
+impl Enrolment<'_> {
+    /// Enrols the pod; its slot.
+    pub(crate) fn enroll(&mut self, pod: &PodHooks<'_>) -> Result<u32, Error> {
+        check(pod)?;
+        let existing = self.instance.tables.pods.get(&pod.cookie)?.map(|pod| pod.slot());
+        let slot = self.slot(pod, existing)?;
+        if existing.is_none() {
+            self.instance.tables.clear_counters(slot)?;
+        }
+        let enrolled = self.put_up(pod, slot);
+        if enrolled.is_err() && existing.is_none() {
+            self.take_back(pod.cookie, slot);
+        }
+        enrolled.map(|()| slot)
+    }
+
+    fn slot(&self, pod: &PodHooks<'_>, existing: Option<u32>) -> Result<u32, Error> {
+        if let Some(existing) = existing {
+            return match pod.slot {
+                Some(slot) if slot != existing => {
+                    Err(Error::Slot { slot, reason: "the pod has another one" })
+                }
+                Some(_) | None => Ok(existing),
+            };
+        }
+        let mut taken = HashSet::new();
+        for enrolled in self.instance.tables.pods.keys()? {
+            taken.extend(self.instance.tables.pods.get(&enrolled)?.map(|pod| pod.slot()));
+        }
+        match pod.slot {
+            Some(slot) if taken.contains(&slot) => {
+                Err(Error::Slot { slot, reason: "another pod has it" })
+            }
+            Some(slot) if slot == 0 || slot > self.max_pods => {
+                Err(Error::Slot { slot, reason: "it does not exist" })
+            }
+            Some(slot) => Ok(slot),
+            None => (1..=self.max_pods)
+                .find(|slot| !taken.contains(slot))
+                .ok_or(Error::NoSlot { max_pods: self.max_pods }),
+        }
+    }
+
+    fn put_up(&mut self, pod: &PodHooks<'_>, slot: u32) -> Result<(), Error> {
+        let tables = &self.instance.tables;
+        let workers =
+            u32::try_from(pod.workers.len()).map_err(|_many| Error::Workers(pod.workers.len()))?;
+        let local = Local { slot, workers };
+        self.instance.pins.create_pod(pod.cookie)?;
+        for (worker, sockets) in (0..).zip(pod.workers) {
+            self.set_listener(local, worker, Family::V4, sockets.in_v4)?;
+            self.set_listener(local, worker, Family::V6, sockets.in_v6)?;
+        }
+        for address in pod.addresses {
+            tables.local.insert(&(*address).into(), &local)?;
+        }
+        for ifindex in pod.guard_ifindexes {
+            tables.guarded.insert(ifindex, &slot)?;
+            self.attach_guard(pod.cookie, *ifindex)?;
+        }
+        self.attach_inbound(pod)?;
+        tables.pods.insert(&pod.cookie, &entry(pod, slot)?)?;
+        self.drop_stale(pod, local)
+    }
+
+    fn set_listener(
+        &self,
+        local: Local,
+        worker: u32,
+        family: Family,
+        listener: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        let Some(index) = listener_index(local, worker, family) else { return Ok(()) };
+        match listener {
+            Some(listener) => {
+                let descriptor = listener.as_raw_fd().cast_unsigned();
+                self.instance.tables.listeners.insert(&index, &descriptor)
+            }
+            None => self.instance.tables.listeners.remove(&index).map(drop),
+        }
+    }
+
+    fn attach_guard(&mut self, cookie: u64, ifindex: u32) -> Result<(), Error> {
+        let pin = self.instance.pins.guard(cookie, ifindex);
+        if self.features.tcx {
+            guard::attach_tcx(self.loaded.program(program::GUARD)?, ifindex, &pin)
+        } else {
+            guard::attach_clsact(&mut self.loaded.ebpf, ifindex)
+        }
+    }
+
+    fn attach_inbound(&self, pod: &PodHooks<'_>) -> Result<(), Error> {
+        let program = self.loaded.program(program::INBOUND)?;
+        let pin = self.instance.pins.inbound(pod.cookie);
+        if !is_on_namespace(&self.instance.pins, pod)? {
+            // The link of another namespace with the same cookie cannot be: this one is a shell.
+            pins::remove_link(&pin)?;
+        }
+        if hooks::update(&pin, program)? {
+            return Ok(());
+        }
+        let link = syscall::link_to_fd(program.fd.as_fd(), pod.netns, AttachType::SK_LOOKUP)
+            .map_err(Error::kernel("attach", program.name))?;
+        syscall::pin(link.as_fd(), &pin).map_err(Error::path("pin a link at", pin))
+    }
+
+    /// Removes what the pod had before and no longer has.
+    fn drop_stale(&self, pod: &PodHooks<'_>, local: Local) -> Result<(), Error> {
+        let tables = &self.instance.tables;
+        let addresses: HashSet<IpKey> =
+            pod.addresses.iter().map(|address| (*address).into()).collect();
+        for address in tables.local.keys_where(|entry| entry.slot == local.slot)? {
+            if !addresses.contains(&address) {
+                tables.local.remove(&address)?;
+            }
+        }
+        for ifindex in tables.guarded.keys_where(|slot| *slot == local.slot)? {
+            if !pod.guard_ifindexes.contains(&ifindex) {
+                if !pins::remove_link(&self.instance.pins.guard(pod.cookie, ifindex))? {
+                    guard::detach_clsact(ifindex)?;
+                }
+                tables.guarded.remove(&ifindex)?;
+            }
+        }
+        let all = Local { workers: MAX_WORKERS, ..local };
+        for worker in local.workers..MAX_WORKERS {
+            self.set_listener(all, worker, Family::V4, None)?;
+            self.set_listener(all, worker, Family::V6, None)?;
+        }
+        Ok(())
+    }
+
+    /// Undoes a fresh enrolment that failed half way.
+    fn take_back(&self, cookie: u64, slot: u32) {
+        let undo = || {
+            self.instance.withdraw(cookie, &[])?;
+            self.instance.forget_guards(slot, |_| !self.features.tcx)?;
+            self.instance.sweep()
+        };
+        if let Err(error) = undo() {
+            tracing::error!(cookie, %error, "a failed enrolment could not be undone; the next start will");
+        }
+    }
+}
+
+/// Whether the pinned link, if any, is on the pod's namespace.
+pub(crate) fn is_on_namespace(pins: &Pins, pod: &PodHooks<'_>) -> Result<bool, Error> {
+    Ok(inbound_link(pins, pod.cookie, pod.netns)?.is_some())
+}
+
+/// Id of the program on the pod's namespace, by the pinned link.
+pub(crate) fn inbound_link(
+    pins: &Pins,
+    cookie: u64,
+    netns: BorrowedFd<'_>,
+) -> Result<Option<u32>, Error> {
+    let pin = pins.inbound(cookie);
+    let Some(link) = syscall::open_pin(&pin).map_err(Error::path("open the pin", &pin))? else {
+        return Ok(None);
+    };
+    let info = syscall::link_info(link.as_fd()).map_err(Error::path("inspect the link at", pin))?;
+    let inode = fstat(netns)
+        .map_err(|error| Error::kernel("inspect", "a network namespace")(error.into()))?
+        .st_ino;
+    Ok((u64::from(info.target) == inode).then_some(info.program))
+}
+
+fn check(pod: &PodHooks<'_>) -> Result<(), Error> {
+    if pod.workers.is_empty()
+        || pod.workers.len() > usize::try_from(MAX_WORKERS).unwrap_or_default()
+    {
+        return Err(Error::Workers(pod.workers.len()));
+    }
+    let unusable = |address: &&IpAddr| address.is_loopback() || address.is_unspecified();
+    match pod.addresses.iter().find(unusable) {
+        Some(address) => Err(Error::Address(*address)),
+        None => Ok(()),
+    }
+}
+
+/// The entry that captures the pod's connections.
+fn entry(pod: &PodHooks<'_>, slot: u32) -> Result<Pod, Error> {
+    let primary = |wanted: Family| {
+        let mut keys = pod.addresses.iter().map(|address| IpKey::from(*address));
+        keys.find(|key| Family::of(key) == wanted).unwrap_or(IpKey::UNSPECIFIED)
+    };
+    let addresses = PodAddresses { v4: primary(Family::V4), v6: primary(Family::V6) };
+    let mut entry = Pod::new(slot, addresses);
+    for WorkerSockets { out_port_v4, out_port_v6, .. } in pod.workers {
+        entry = entry
+            .with_worker(out_port_v4.unwrap_or_default(), out_port_v6.unwrap_or_default())
+            .ok_or(Error::Workers(pod.workers.len()))?;
+    }
+    Ok(entry)
+}

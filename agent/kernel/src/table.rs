@@ -1,0 +1,158 @@
+//! Maps by key, with their types; every call is one `bpf(2)`.
+
+use std::{
+    marker::PhantomData,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use sluice_abi::{AgentSocket, Counters, Endpoint, IpKey, Local, Pod, Settings, map};
+
+use crate::{Error, pins::Pins, syscall};
+
+/// An open map.
+#[derive(Debug)]
+pub(crate) struct Table<K, V> {
+    fd: OwnedFd,
+    name: &'static str,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
+    fn new(name: &'static str, fd: OwnedFd) -> Self {
+        Self { fd, name, types: PhantomData }
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Result<Option<V>, Error> {
+        syscall::map_lookup(self.fd.as_fd(), key).map_err(Error::kernel("read map", self.name))
+    }
+
+    pub(crate) fn insert(&self, key: &K, value: &V) -> Result<(), Error> {
+        syscall::map_update(self.fd.as_fd(), key, value)
+            .map_err(Error::kernel("write map", self.name))
+    }
+
+    /// Whether there was an entry.
+    pub(crate) fn remove(&self, key: &K) -> Result<bool, Error> {
+        syscall::map_delete(self.fd.as_fd(), key)
+            .map_err(Error::kernel("delete from map", self.name))
+    }
+
+    /// All keys. A concurrent change may show one twice or not at all; nobody else writes our maps
+    /// while the datapath's lock is held.
+    pub(crate) fn keys(&self) -> Result<Vec<K>, Error> {
+        let next = |key: Option<&K>| {
+            syscall::map_next_key(self.fd.as_fd(), key)
+                .map_err(Error::kernel("list map", self.name))
+        };
+        let mut keys = Vec::new();
+        while let Some(key) = next(keys.last())? {
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
+    /// All keys whose value answers `wanted`.
+    pub(crate) fn keys_where(&self, wanted: impl Fn(&V) -> bool) -> Result<Vec<K>, Error> {
+        let mut found = Vec::new();
+        for key in self.keys()? {
+            if self.get(&key)?.is_some_and(|value| wanted(&value)) {
+                found.push(key);
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl<K, V> AsFd for Table<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The maps that change with pods and peers.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    pub(crate) pods: Table<u64, Pod>,
+    pub(crate) peers: Table<IpKey, u32>,
+    pub(crate) local: Table<IpKey, Local>,
+    pub(crate) guarded: Table<u32, u32>,
+    /// Values are descriptors of sockets, and cannot be read back.
+    pub(crate) listeners: Table<u32, u32>,
+    pub(crate) settings: Table<u32, Settings>,
+    counters: Table<u32, Counters>,
+    cpus: usize,
+}
+
+impl Tables {
+    /// Takes the maps from whoever has them.
+    pub(crate) fn new(
+        mut take: impl FnMut(&'static str) -> Result<OwnedFd, Error>,
+    ) -> Result<Self, Error> {
+        let cpus =
+            aya::util::nr_cpus().map_err(|(path, source)| Error::path("read", path)(source))?;
+        Ok(Self {
+            pods: Table::new(map::PODS, take(map::PODS)?),
+            peers: Table::new(map::PEERS, take(map::PEERS)?),
+            local: Table::new(map::LOCAL, take(map::LOCAL)?),
+            guarded: Table::new(map::GUARDED, take(map::GUARDED)?),
+            listeners: Table::new(map::LISTENERS, take(map::LISTENERS)?),
+            settings: Table::new(map::SETTINGS, take(map::SETTINGS)?),
+            counters: Table::new(map::COUNTERS, take(map::COUNTERS)?),
+            cpus,
+        })
+    }
+
+    /// Opens the pinned maps; `None` if they are not all there.
+    pub(crate) fn open(pins: &Pins) -> Result<Option<Self>, Error> {
+        let opened = Self::new(|name| {
+            let path = pins.map(name);
+            let found = syscall::open_pin(&path).map_err(Error::path("open the pin", &path))?;
+            found.ok_or_else(|| {
+                Error::path("open the pin", path)(std::io::ErrorKind::NotFound.into())
+            })
+        });
+        match opened {
+            Err(Error::Path { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            opened => opened.map(Some),
+        }
+    }
+
+    /// A slot's counts, summed over CPUs.
+    pub(crate) fn counters(&self, slot: u32) -> Result<Counters, Error> {
+        let per_cpu: Vec<Counters> =
+            syscall::map_lookup_per_cpu(self.counters.as_fd(), &slot, self.cpus)
+                .map_err(Error::kernel("read map", map::COUNTERS))?;
+        Ok(per_cpu.into_iter().fold(Counters::default(), Counters::plus))
+    }
+
+    /// Starts a slot's counts anew.
+    pub(crate) fn clear_counters(&self, slot: u32) -> Result<(), Error> {
+        syscall::map_update_per_cpu(
+            self.counters.as_fd(),
+            &slot,
+            &vec![Counters::default(); self.cpus],
+        )
+        .map_err(Error::kernel("write map", map::COUNTERS))
+    }
+}
+
+/// Sizes of each map's keys and values, by which an adopted map is recognised.
+pub(crate) fn sizes() -> [(&'static str, usize, usize); 10] {
+    const fn of<K, V>(name: &'static str) -> (&'static str, usize, usize) {
+        (name, size_of::<K>(), size_of::<V>())
+    }
+    [
+        of::<u64, Pod>(map::PODS),
+        of::<IpKey, u32>(map::PEERS),
+        of::<IpKey, Local>(map::LOCAL),
+        of::<u32, u32>(map::GUARDED),
+        of::<i32, Endpoint>(map::SK_ORIG),
+        of::<i32, AgentSocket>(map::AGENT_SK),
+        of::<sluice_abi::PendingKey, Endpoint>(map::PENDING),
+        of::<u32, u32>(map::LISTENERS),
+        of::<u32, Counters>(map::COUNTERS),
+        of::<u32, Settings>(map::SETTINGS),
+    ]
+}

@@ -1,0 +1,80 @@
+//! The maps, and the few ways in which hooks use them. Sizes here are defaults; the loader sets them.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SockMap},
+    helpers::bpf_get_smp_processor_id,
+    macros::btf_map,
+};
+use sluice_abi::{AgentSocket, Counters, Endpoint, IpKey, Local, PendingKey, Pod, Settings};
+use sluice_ebpf::verdict::mesh::Mesh;
+
+use crate::storage::{INHERITED, PER_SOCKET, SkStorage};
+
+#[btf_map]
+pub(crate) static PODS: HashMap<u64, Pod, 1024> = HashMap::new();
+// Not preallocated: it is made for the largest mesh, and most are small.
+#[btf_map]
+pub(crate) static PEERS: HashMap<IpKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static LOCAL: HashMap<IpKey, Local, 4096> = HashMap::new();
+#[btf_map]
+pub(crate) static GUARDED: HashMap<u32, u32, 4096> = HashMap::new();
+#[btf_map]
+pub(crate) static SK_ORIG: SkStorage<Endpoint, PER_SOCKET> = SkStorage::new();
+#[btf_map]
+pub(crate) static AGENT_SK: SkStorage<AgentSocket, INHERITED> = SkStorage::new();
+#[btf_map]
+pub(crate) static PENDING: LruHashMap<PendingKey, Endpoint, 65536> = LruHashMap::new();
+#[btf_map]
+pub(crate) static LISTENERS: SockMap<16384> = SockMap::new();
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<Counters, 1025> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// The maps as the verdicts see them.
+pub(crate) struct Maps;
+
+impl Mesh for Maps {
+    #[inline(always)]
+    fn is_peer(&self, address: &IpKey) -> bool {
+        PEERS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn capture_all(&self) -> bool {
+        SETTINGS.get(0).is_some_and(Settings::capture_all)
+    }
+
+    #[inline(always)]
+    fn local(&self, address: &IpKey) -> Option<Local> {
+        // SAFETY: copied at once; no hook writes this map, and user space replaces whole entries.
+        unsafe { LOCAL.get(address) }.copied()
+    }
+}
+
+/// The enrolled pod of a network namespace.
+#[inline(always)]
+pub(crate) fn pod(cookie: u64) -> Option<&'static Pod> {
+    // SAFETY: no hook writes this map; user space replaces whole entries, which RCU keeps for our run.
+    unsafe { PODS.get(cookie) }
+}
+
+/// Counts for a pod.
+#[inline(always)]
+pub(crate) fn count(slot: u32, counter: impl FnOnce(&mut Counters) -> &mut u64) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: this CPU's own copy; a hook that interrupts this one may lose a count, no more.
+        let counter = counter(unsafe { &mut *counters });
+        *counter = counter.wrapping_add(1);
+    }
+}
+
+/// The CPU that runs this hook.
+#[inline(always)]
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { bpf_get_smp_processor_id() }
+}

@@ -1,0 +1,154 @@
+//! What may leave an enrolled pod towards the mesh, packet by packet.
+//!
+//! The connect hooks redirect well-behaved sockets; raw and packet sockets, and sockets that were
+//! connected before the pod was enrolled, never ask them. The guard sits on the host's end of the
+//! pod's veth, out of the pod's reach, and is the boundary: towards mesh peers it lets through what
+//! the agent sends, what carries no data, and what is not TCP but comes from a real socket.
+
+use sluice_abi::IpKey;
+
+use super::{
+    mesh::Mesh,
+    packet::{
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Malformed, Network, Segment, protocol,
+    },
+};
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// ARP.
+    Arp,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// Anything else, and everything that is tagged.
+    Other,
+}
+
+impl Frame {
+    /// Tells a frame by its Ethernet type, and by whether the kernel holds a VLAN tag for it.
+    #[must_use]
+    #[inline(always)]
+    pub fn new(ethertype: [u8; 2], vlan_tagged: bool) -> Self {
+        match ethertype {
+            _ if vlan_tagged => Self::Other,
+            ETHERTYPE_ARP => Self::Arp,
+            ETHERTYPE_IPV4 => Self::Ipv4,
+            ETHERTYPE_IPV6 => Self::Ipv6,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Whose socket sent a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The agent's: it carries our mark.
+    Agent,
+    /// A UDP socket of the pod.
+    Udp,
+    /// Any other socket, or none: forwarded or crafted.
+    Other,
+}
+
+/// What a packet must be to pass.
+#[must_use = "a dropped rule lets plaintext through"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Anything.
+    Pass,
+    /// Nothing will do.
+    Drop,
+    /// Its TCP header decides.
+    ReadTcp,
+    /// Sent by the agent.
+    FromAgent,
+    /// Sent by a UDP socket.
+    FromUdp,
+    /// Sent by either.
+    FromAgentOrUdp,
+}
+
+/// What the guard does with a packet.
+#[must_use = "a dropped verdict lets plaintext through"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Let it go on.
+    Pass,
+    /// Let it go on, and count it as unencrypted UDP.
+    PassUdp,
+    /// Stop it.
+    Drop,
+}
+
+/// The rule for a packet from the pod in `slot`, by its network header.
+#[inline(always)]
+pub fn rule(network: &Network, slot: u32, mesh: &impl Mesh) -> Rule {
+    if !mesh.covers(&network.destination) {
+        return Rule::Pass;
+    }
+    if !may_send_from(&network.source, network.protocol, slot, mesh) {
+        return Rule::Drop;
+    }
+    match (network.protocol, network.destination.is_v4()) {
+        // The header may be in another fragment, so the socket alone decides.
+        (protocol::TCP, _) if network.fragment => Rule::FromAgent,
+        (protocol::TCP, _) => Rule::ReadTcp,
+        (protocol::UDP, _) => Rule::FromUdp,
+        (protocol::ICMP, true) | (protocol::ICMPV6, false) => Rule::Pass,
+        (next_header, false) if is_extension(next_header) => Rule::FromAgentOrUdp,
+        (_, _) => Rule::Drop,
+    }
+}
+
+/// The rule for a TCP segment to a peer.
+#[inline(always)]
+pub fn tcp_rule(segment: Result<Segment, Malformed>) -> Rule {
+    match segment {
+        Ok(Segment { opens: false, carries_data: false }) => Rule::Pass,
+        Ok(Segment { .. }) => Rule::FromAgent,
+        Err(Malformed) => Rule::Drop,
+    }
+}
+
+/// Applies a rule to whoever sent the packet.
+#[inline(always)]
+pub fn apply(rule: Rule, sender: impl FnOnce() -> Sender) -> Guard {
+    match rule {
+        Rule::Pass => Guard::Pass,
+        Rule::Drop | Rule::ReadTcp => Guard::Drop,
+        Rule::FromAgent => match sender() {
+            Sender::Agent => Guard::Pass,
+            Sender::Udp | Sender::Other => Guard::Drop,
+        },
+        Rule::FromUdp => match sender() {
+            Sender::Udp => Guard::PassUdp,
+            Sender::Agent | Sender::Other => Guard::Drop,
+        },
+        Rule::FromAgentOrUdp => match sender() {
+            Sender::Agent => Guard::Pass,
+            Sender::Udp => Guard::PassUdp,
+            Sender::Other => Guard::Drop,
+        },
+    }
+}
+
+/// Whether the pod in `slot` may send to a peer from this address: only from its own. Neighbour
+/// discovery alone also goes from the link-local one to a neighbour's global address (RFC 4861, 7.3.3).
+#[inline(always)]
+fn may_send_from(source: &IpKey, protocol: u8, slot: u32, mesh: &impl Mesh) -> bool {
+    mesh.local(source).is_some_and(|local| local.slot == slot)
+        || (protocol == protocol::ICMPV6 && source.is_link_local_v6())
+}
+
+/// Whether an IPv6 next header is an extension (RFC 8200, 4.1) rather than a protocol: hop-by-hop
+/// options, fragment, destination options. Routing headers do not come this far.
+#[inline(always)]
+const fn is_extension(next_header: u8) -> bool {
+    matches!(next_header, 0 | 44 | 60)
+}
+
+#[cfg(test)]
+mod tests;
