@@ -17,7 +17,10 @@ use rustls::{
 };
 use sluice_spiffe::SpiffeId;
 
-use crate::identity::{Identity, Peer, PeerError};
+use crate::{
+    error::TlsError,
+    identity::{Identity, Peer, PeerError},
+};
 
 /// The most ciphertext that one record can be (RFC 8446 section 5.2, with its header).
 pub const MAX_RECORD_LENGTH: usize = 5 + 0x4000 + 256;
@@ -56,8 +59,12 @@ impl Channel {
     /// # Errors
     ///
     /// When the certificate may not be shown any more.
-    pub fn connect(identity: &Identity, expected: &SpiffeId, place: IpAddr) -> Result<Self, Error> {
-        Ok(Self { end: End::Client(Box::new(identity.client_connection_at(expected, place)?)) })
+    pub fn connect(
+        identity: &Identity,
+        expected: &SpiffeId,
+        place: IpAddr,
+    ) -> Result<Self, TlsError> {
+        Ok(Self { end: End::Client(Box::new(identity.client_connection(expected, place)?)) })
     }
 
     /// Awaits a connection from any workload that `identity` is to trust.
@@ -65,7 +72,7 @@ impl Channel {
     /// # Errors
     ///
     /// When the certificate may not be shown any more.
-    pub fn accept(identity: &Identity) -> Result<Self, Error> {
+    pub fn accept(identity: &Identity) -> Result<Self, TlsError> {
         Ok(Self { end: End::Server(Box::new(identity.server_connection()?)) })
     }
 
@@ -81,11 +88,11 @@ impl Channel {
         received: &mut [u8],
         plaintext: &mut Vec<u8>,
         outgoing: &mut Vec<u8>,
-    ) -> Result<Progress, Error> {
-        match &mut self.end {
-            End::Client(connection) => receive(&mut ***connection, received, plaintext, outgoing),
-            End::Server(connection) => receive(&mut ***connection, received, plaintext, outgoing),
-        }
+    ) -> Result<Progress, TlsError> {
+        Ok(match &mut self.end {
+            End::Client(connection) => receive(&mut ***connection, received, plaintext, outgoing)?,
+            End::Server(connection) => receive(&mut ***connection, received, plaintext, outgoing)?,
+        })
     }
 
     /// Appends `plaintext` to `outgoing` as records.
@@ -93,11 +100,12 @@ impl Channel {
     /// # Errors
     ///
     /// Before the handshake is over, and when the keys are exhausted.
-    pub fn send(&mut self, plaintext: &[u8], outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    pub fn send(&mut self, plaintext: &[u8], outgoing: &mut Vec<u8>) -> Result<(), TlsError> {
         match &mut self.end {
-            End::Client(connection) => send(&mut ***connection, plaintext, outgoing),
-            End::Server(connection) => send(&mut ***connection, plaintext, outgoing),
+            End::Client(connection) => send(&mut ***connection, plaintext, outgoing)?,
+            End::Server(connection) => send(&mut ***connection, plaintext, outgoing)?,
         }
+        Ok(())
     }
 
     /// Appends a `close_notify`: the peer knows then that nothing was cut off.
@@ -105,11 +113,12 @@ impl Channel {
     /// # Errors
     ///
     /// Before the handshake is over.
-    pub fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    pub fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), TlsError> {
         match &mut self.end {
-            End::Client(connection) => close(&mut ***connection, outgoing),
-            End::Server(connection) => close(&mut ***connection, outgoing),
+            End::Client(connection) => close(&mut ***connection, outgoing)?,
+            End::Server(connection) => close(&mut ***connection, outgoing)?,
         }
+        Ok(())
     }
 
     /// Who is at the other end, once the handshake is over; to be asked before a byte is believed.

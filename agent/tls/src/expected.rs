@@ -10,14 +10,10 @@ use rustls_pki_types::{DnsName, ServerName};
 use sha2::{Digest, Sha256};
 use sluice_spiffe::SpiffeId;
 
-/// The server name that stands for `id`, such as `<32 hex digits>.<32 hex digits>.sluice`.
-pub fn expected_name(id: &SpiffeId) -> ServerName<'static> {
-    dns_name(prefix_of(id) + "sluice")
-}
-
-/// The server name that stands for `id` at one place. A session ticket is good only with the agent
+/// The server name that stands for `id` at `place`, such as `<32 hex digits>.<32>.<32>.sluice`: two
+/// labels of the identity's hash, one of the address. A session ticket is good only with the agent
 /// that issued it, so workloads of one identity on several nodes need a name for each.
-pub fn expected_name_at(id: &SpiffeId, place: IpAddr) -> ServerName<'static> {
+pub(crate) fn expected_name(id: &SpiffeId, place: IpAddr) -> ServerName<'static> {
     let mut name = prefix_of(id);
     let bits = match place {
         IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
@@ -35,7 +31,7 @@ pub(crate) fn is_name_of(name: &ServerName<'_>, id: &SpiffeId) -> bool {
 fn prefix_of(id: &SpiffeId) -> String {
     let digest = Sha256::digest(id.as_str().as_bytes());
     let (high, low) = digest.split_at(16);
-    let mut name = String::with_capacity(106);
+    let mut name = String::with_capacity(105);
     for half in [high, low] {
         for byte in half {
             push(&mut name, format_args!("{byte:02x}"));
@@ -63,10 +59,10 @@ mod tests {
     #[test]
     fn a_name_stands_for_one_identity_at_any_place() {
         let [web, cart] = ["spiffe://a/web", "spiffe://a/cart"].map(|id| id.parse().unwrap());
-        let here = expected_name_at(&web, "10.0.0.1".parse().unwrap());
-        let there = expected_name_at(&web, "fd00::1".parse().unwrap());
+        let here = expected_name(&web, "10.0.0.1".parse().unwrap());
+        let there = expected_name(&web, "fd00::1".parse().unwrap());
         assert_ne!(here, there);
-        for name in [expected_name(&web), here, there] {
+        for name in [here, there] {
             assert!(matches!(name, ServerName::DnsName(_)));
             assert!(is_name_of(&name, &web));
             assert!(!is_name_of(&name, &cart));
@@ -76,7 +72,7 @@ mod tests {
     #[test]
     fn the_longest_identity_has_a_name() {
         let id: SpiffeId = format!("spiffe://a/{}", "b".repeat(2037)).parse().unwrap();
-        assert!(is_name_of(&expected_name(&id), &id));
+        assert!(is_name_of(&expected_name(&id, IpAddr::from([0; 4])), &id));
     }
 
     #[test]

@@ -10,12 +10,12 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use sluice_spiffe::SpiffeId;
 
 use crate::{
     clock::{Clock, RustlsTime},
-    expected::{expected_name, expected_name_at},
+    expected::expected_name,
     provider::provider,
     roots::TrustBundle,
     session::Sessions,
@@ -139,36 +139,19 @@ impl Identity {
         self.svid.is_valid_at(self.trust.clock.now())
     }
 
-    /// The configuration of connections to other workloads.
-    pub fn client_config(&self) -> &Arc<ClientConfig> {
-        &self.client
-    }
-
-    /// The configuration of connections from other workloads.
-    pub fn server_config(&self) -> &Arc<ServerConfig> {
-        &self.server
-    }
-
-    /// Begins a connection that succeeds only with the workload `expected`.
-    pub fn client_connection(
-        &self,
-        expected: &SpiffeId,
-    ) -> Result<UnbufferedClientConnection, Error> {
-        self.connection_to(expected_name(expected))
-    }
-
-    /// As [`Self::client_connection`], remembering sessions for the server at `place` apart. To be
-    /// preferred: a session can be resumed only with the agent that it was made with.
-    pub fn client_connection_at(
+    /// Begins a connection that succeeds only with the workload `expected`. Sessions are remembered
+    /// for each `place` apart, because each can be resumed only with the agent that it was made with.
+    pub(crate) fn client_connection(
         &self,
         expected: &SpiffeId,
         place: IpAddr,
     ) -> Result<UnbufferedClientConnection, Error> {
-        self.connection_to(expected_name_at(expected, place))
+        self.check_valid()?;
+        UnbufferedClientConnection::new(self.client.clone(), expected_name(expected, place))
     }
 
     /// Begins a connection that a workload of our trust domain, or of a federated one, opened.
-    pub fn server_connection(&self) -> Result<UnbufferedServerConnection, Error> {
+    pub(crate) fn server_connection(&self) -> Result<UnbufferedServerConnection, Error> {
         self.check_valid()?;
         UnbufferedServerConnection::new(self.server.clone())
     }
@@ -177,7 +160,7 @@ impl Identity {
     ///
     /// To be asked before the first byte is believed: a resumed session brings the certificates of
     /// an earlier handshake along, and rustls does not look at their dates again.
-    pub fn peer(&self, connection: &CommonState) -> Result<Peer, PeerError> {
+    pub(crate) fn peer(&self, connection: &CommonState) -> Result<Peer, PeerError> {
         let chain = connection.peer_certificates();
         let (Some(kind), false) = (connection.handshake_kind(), connection.is_handshaking()) else {
             return Err(PeerError::Handshaking);
@@ -193,14 +176,6 @@ impl Identity {
             return Err(PeerError::Expired { id, at: now });
         }
         Ok(Peer { id, chain: chain.into(), resumed })
-    }
-
-    fn connection_to(
-        &self,
-        name: ServerName<'static>,
-    ) -> Result<UnbufferedClientConnection, Error> {
-        self.check_valid()?;
-        UnbufferedClientConnection::new(self.client.clone(), name)
     }
 
     fn check_valid(&self) -> Result<(), Error> {
@@ -265,3 +240,6 @@ fn server_config(
     config.max_early_data_size = 0;
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests;

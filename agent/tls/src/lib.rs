@@ -12,6 +12,7 @@
 pub mod ca;
 mod channel;
 mod clock;
+mod error;
 mod expected;
 mod identity;
 mod issuer;
@@ -20,9 +21,10 @@ mod roots;
 mod session;
 mod store;
 mod svid;
+#[cfg(test)]
+mod testing;
 mod verify;
 
-pub use rustls::Error as TlsError;
 pub use rustls_pki_types::{CertificateDer, UnixTime};
 
 #[cfg(any(test, feature = "test-util"))]
@@ -30,10 +32,9 @@ pub use self::clock::TestClock;
 pub use self::{
     channel::{Channel, MAX_RECORD_LENGTH, Progress},
     clock::{Clock, SystemClock},
-    expected::{expected_name, expected_name_at},
+    error::TlsError,
     identity::{ALPN, Identity, Peer, PeerError},
     issuer::{CertRequest, DEFAULT_TTL, IssueError, IssuedChain, Issuer, Issuing, MIN_TTL},
-    provider::provider,
     roots::{RootError, TrustBundle, certificates_of_pem},
     store::{CertStatus, CertStore, Settings, WaitError},
     svid::{Svid, SvidError, peer_identity},

@@ -25,7 +25,7 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
 
 /// The provider of every connection: TLS 1.3 suites with AES-GCM only, and key exchange by
 /// X25519MLKEM768, X25519, P-256, P-384 in that order.
-pub fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 

@@ -325,3 +325,6 @@ impl ClientCertVerifier for ClientVerifier {
 fn only_tls13() -> Error {
     Error::General("a TLS 1.2 signature was asked for, but only TLS 1.3 is spoken".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! Sessions: who may resume what, and for how long.
+
+use std::{net::IpAddr, time::Duration};
+
+use super::*;
+use crate::TrustBundle;
+
+#[test]
+fn a_session_is_resumed_and_the_client_is_still_known() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    assert_eq!(connect(&cart, &web), HandshakeKind::Full);
+    for _ in 0..5 {
+        let mut link = link(&cart, &web);
+        link.talk().unwrap();
+        assert_eq!(link.server.handshake_kind(), Some(HandshakeKind::Resumed));
+        let peer = web.peer(&link.server).unwrap();
+        assert_eq!((peer.id.as_str(), peer.resumed), (CART, true));
+        assert_eq!(&*peer.chain, cart.chain());
+    }
+}
+
+#[test]
+fn connections_at_once_each_resume_a_session_of_their_own() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    connect(&cart, &web);
+    let mut links = [link(&cart, &web), link(&cart, &web)];
+    for link in &mut links {
+        link.talk().unwrap();
+        assert_eq!(link.client.handshake_kind(), Some(HandshakeKind::Resumed));
+    }
+}
+
+#[test]
+fn a_session_is_bound_to_the_identity_that_was_expected() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    let admin = mesh.identity("spiffe://cluster.local/ns/kube-system/sa/admin");
+    connect(&cart, &web);
+    // The server of WEB answers where `admin` is expected: no ticket is offered to it.
+    let connection = cart.client_connection(admin.id(), HERE).unwrap();
+    let mut link = Link::new(connection, web.server_connection().unwrap());
+    let (end, error) = link.talk().unwrap_err();
+    assert_eq!(end, "client");
+    assert!(error.to_string().contains("not the workload that was dialled"), "{error}");
+}
+
+#[test]
+fn a_ticket_of_one_identity_is_worthless_at_another() {
+    let mesh = Mesh::new();
+    let cart = mesh.identity(CART);
+    // Two servers of one identity, as on two nodes: each has ticket keys of its own.
+    let (here, there) = (mesh.identity(WEB), mesh.identity(WEB));
+    assert_eq!(connect(&cart, &here), HandshakeKind::Full);
+    assert_eq!(connect(&cart, &there), HandshakeKind::Full);
+}
+
+#[test]
+fn sessions_at_two_places_do_not_displace_each_other() {
+    let mesh = Mesh::new();
+    let cart = mesh.identity(CART);
+    let servers = [mesh.identity(WEB), mesh.identity(WEB)];
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
+        for (host, web) in (1..).zip(&servers) {
+            let place = IpAddr::from([10, 0, 0, host]);
+            let connection = cart.client_connection(web.id(), place).unwrap();
+            let mut link = Link::new(connection, web.server_connection().unwrap());
+            link.talk().unwrap();
+            assert_eq!(link.client.handshake_kind(), Some(kind));
+        }
+    }
+}
+
+#[test]
+fn a_renewed_server_still_knows_its_sessions() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    connect(&cart, &web);
+    let renewed = mesh.identity_from(mesh.root.leaf(WEB), Some(&web));
+    assert_eq!(connect(&cart, &renewed), HandshakeKind::Resumed);
+}
+
+#[test]
+fn a_renewed_client_proves_itself_anew() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    connect(&cart, &web);
+    let renewed = mesh.identity_from(mesh.root.leaf(CART), Some(&cart));
+    let mut link = link(&renewed, &web);
+    link.talk().unwrap();
+    assert_eq!(link.server.handshake_kind(), Some(HandshakeKind::Full));
+    assert_eq!(&*web.peer(&link.server).unwrap().chain, renewed.chain());
+}
+
+#[test]
+fn a_change_of_roots_ends_every_session_at_either_end() {
+    let mut mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    connect(&cart, &web);
+    let other = Authority::root("other");
+    let domain = mesh.root.bundle().local().clone();
+    let both = TrustBundle::new(domain, [mesh.root.der(), other.der()]).unwrap();
+    let both = Trust { bundle: Arc::new(both), ..mesh.trust(1) };
+    let web_of_both = web.with_trust(both.clone()).unwrap();
+    assert_eq!(connect(&cart, &web_of_both), HandshakeKind::Full);
+    assert_eq!(connect(&cart, &web_of_both), HandshakeKind::Resumed);
+    let cart_of_both = cart.with_trust(both).unwrap();
+    assert_eq!(connect(&cart_of_both, &web_of_both), HandshakeKind::Full);
+    // The old root goes: what it vouched for neither resumes nor begins anew.
+    mesh.root = other;
+    let web = web_of_both.with_trust(mesh.trust(2)).unwrap();
+    let mut link = link(&cart_of_both, &web);
+    let (end, error) = link.talk().unwrap_err();
+    assert_eq!(end, "server");
+    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    assert_eq!(web.peer(&link.server), Err(PeerError::Handshaking));
+    assert!(link.read_by_server.is_empty());
+}
+
+#[test]
+fn a_session_ends_with_the_servers_certificate() {
+    let mesh = Mesh::new();
+    let cart = mesh.root.leaf_with(|params| {
+        params.subject_alt_names = vec![crate::testing::uri(CART)];
+        Authority::validity(params, 0, 20_000);
+    });
+    let cart = mesh.identity_from(cart, None);
+    let web = mesh.identity(WEB);
+    connect(&cart, &web);
+    mesh.clock.advance(Duration::from_secs(3601));
+    let renewed = mesh.root.leaf_with(|params| Authority::validity(params, 3000, 20_000));
+    let web = mesh.identity_from(renewed, Some(&web));
+    // The server would resume; the client must not, for it could not tell that the old one expired.
+    assert_eq!(connect(&cart, &web), HandshakeKind::Full);
+    assert_eq!(connect(&cart, &web), HandshakeKind::Resumed);
+}
+
+#[test]
+fn a_client_that_resumes_past_its_own_certificate_is_found_out() {
+    let mesh = Mesh::new();
+    let web = mesh.root.leaf_with(|params| Authority::validity(params, 0, 20_000));
+    let web = mesh.identity_from(web, None);
+    // The client's clock stands still, so its agent believes that its certificate is valid.
+    let slow = Mesh { root: Authority::root("unused"), clock: test_clock() };
+    let trust = Trust { clock: slow.clock.clone(), ..mesh.trust(0) };
+    let leaf = mesh.root.leaf(CART);
+    let svid = Svid::read(&leaf.chain[0]).unwrap();
+    let cart = Identity::new(svid, certified(leaf), trust, None).unwrap();
+    connect(&cart, &web);
+    mesh.clock.advance(Duration::from_secs(3601));
+    let mut link = link(&cart, &web);
+    link.talk().unwrap();
+    assert_eq!(link.server.handshake_kind(), Some(HandshakeKind::Resumed));
+    let error = web.peer(&link.server).unwrap_err();
+    assert_eq!(error, PeerError::Expired { id: id(CART), at: crate::testing::at(3601) });
+}
+
+#[test]
+fn sessions_are_bounded() {
+    let mesh = Mesh::new();
+    let cart = mesh.identity(CART);
+    let web = mesh.identity(WEB);
+    let connect_at = |host: u16| {
+        let [high, low] = host.to_be_bytes();
+        let place = IpAddr::from([10, 0, high, low]);
+        let connection = cart.client_connection(web.id(), place).unwrap();
+        let mut link = Link::new(connection, web.server_connection().unwrap());
+        link.talk().unwrap();
+        link.client.handshake_kind().unwrap()
+    };
+    // Two tickets each: 128 places fill the store, and the next one displaces the first.
+    for host in 0..129 {
+        assert_eq!(connect_at(host), HandshakeKind::Full);
+    }
+    assert_eq!(connect_at(128), HandshakeKind::Resumed);
+    assert_eq!(connect_at(64), HandshakeKind::Resumed);
+    assert_eq!(connect_at(0), HandshakeKind::Full);
+}
