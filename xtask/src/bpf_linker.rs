@@ -49,7 +49,10 @@ pub(crate) fn build(llvm: u32) -> Result<PathBuf> {
     }
     install_libraries(llvm)?;
     let prefix = prefix(llvm).with_context(|| {
-        format!("bpf-linker needs LLVM {llvm} with its headers: install llvm-{llvm}-dev (LLVM's development files), or name a linker in {OVERRIDE}")
+        format!(
+            "bpf-linker needs LLVM {llvm} with its headers, which Debian calls llvm-{llvm}-dev: install it, or name a \
+             linker from https://github.com/aya-rs/bpf-linker/releases in {OVERRIDE}"
+        )
     })?;
     let directory = cache(llvm)?;
     eprintln!(
@@ -129,13 +132,14 @@ fn packages(llvm: u32) -> Vec<String> {
     packages
 }
 
+/// Installs what apt has and dpkg has not; what no archive has is for [`build`] to explain.
 fn install_libraries(llvm: u32) -> Result<()> {
     if !apt::present() {
         return Ok(());
     }
     let packages = packages(llvm);
-    let missing: Vec<&str> =
-        packages.iter().map(String::as_str).filter(|package| !apt::is_installed(package)).collect();
+    let missing = packages.iter().map(String::as_str).filter(|package| !apt::is_installed(package));
+    let missing: Vec<&str> = missing.filter(|package| apt::candidate(package).is_some()).collect();
     if missing.is_empty() {
         Ok(())
     } else {
