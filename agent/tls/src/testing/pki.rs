@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
 };
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
 use time::OffsetDateTime;
 
 use crate::{TestClock, TrustBundle};
@@ -154,6 +155,18 @@ impl Authority {
     /// A bundle that trusts this root alone for [`DOMAIN`].
     pub(crate) fn bundle(&self) -> TrustBundle {
         TrustBundle::new(DOMAIN.parse().unwrap(), [self.der()]).unwrap()
+    }
+
+    /// A good leaf for `id` with the key of `csr`, whatever that asks for.
+    pub(crate) fn certify(
+        &self,
+        csr: &CertificateSigningRequestDer<'_>,
+        id: &str,
+    ) -> CertificateDer<'static> {
+        let csr = CertificateSigningRequestParams::from_der(csr).unwrap();
+        let mut params = leaf_params();
+        params.subject_alt_names = vec![uri(id)];
+        params.signed_by(&csr.public_key, &self.issuer).unwrap().into()
     }
 
     /// A good leaf for `id`.
