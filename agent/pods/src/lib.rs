@@ -19,8 +19,24 @@
 //! snapshot says otherwise: without knowledge, its connections are refused rather than set free.
 #![forbid(unsafe_code)]
 
+mod declared;
+mod enrol;
+mod event;
+mod hooks;
+#[cfg(test)]
+mod lab;
+mod listeners;
 mod local_pod;
+mod manager;
+mod record;
+mod refusal;
+mod retry;
+mod status;
 mod workers;
 
+pub use event::{Departure, PodEvent};
+pub use hooks::Hooks;
 pub use local_pod::LocalPod;
+pub use manager::PodManager;
+pub use status::{PodState, PodStatus};
 pub use workers::{WorkerListeners, Workers};

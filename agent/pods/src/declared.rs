@@ -1,0 +1,42 @@
+//! The pods of this node as the mesh declares them.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use sluice_mesh::{Snapshot, Workload, WorkloadUid};
+use sluice_spiffe::{SpiffeId, WorkloadName};
+
+/// Whatever enrolment depends on: when one of these changes, the pod is enrolled anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Declared {
+    pub(crate) uid: WorkloadUid,
+    pub(crate) name: String,
+    pub(crate) account: WorkloadName,
+    pub(crate) identity: SpiffeId,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) netns: Option<PathBuf>,
+}
+
+/// The pods that are to be captured on `node`.
+pub(crate) fn declared_on(snapshot: &Snapshot, node: &str) -> BTreeMap<WorkloadUid, Declared> {
+    let here = |workload: &&Workload| workload.in_mesh && workload.node == node;
+    snapshot
+        .members()
+        .iter()
+        .map(|member| &member.workload)
+        .filter(here)
+        .map(|workload| (workload.uid.clone(), Declared::of(workload)))
+        .collect()
+}
+
+impl Declared {
+    fn of(workload: &Workload) -> Self {
+        Self {
+            uid: workload.uid.clone(),
+            name: workload.name.clone(),
+            account: workload.account.clone(),
+            identity: workload.identity.clone(),
+            addresses: workload.addresses.clone(),
+            netns: workload.netns.clone(),
+        }
+    }
+}

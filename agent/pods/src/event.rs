@@ -1,0 +1,137 @@
+//! What happened to pods, for the log and for whoever tells the cluster.
+
+use sluice_kernel::PeerFill;
+use sluice_mesh::WorkloadUid;
+
+/// Something that enrolment did, or could not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PodEvent {
+    /// A pod is captured that was not before, or was by the agent before this one.
+    Captured {
+        /// The pod.
+        pod: WorkloadUid,
+        /// Whether an earlier agent had enrolled it: there was no moment without capture.
+        adopted: bool,
+        /// Connections to mesh peers that were destroyed because they were older.
+        destroyed: usize,
+    },
+    /// A captured pod was enrolled anew because its declaration changed.
+    Renewed {
+        /// The pod.
+        pod: WorkloadUid,
+    },
+    /// An audit found a captured pod not wholly captured, and mended it.
+    Repaired {
+        /// The pod.
+        pod: WorkloadUid,
+        /// What was missing or had changed.
+        found: String,
+    },
+    /// A pod is not captured, though the mesh wants it to be.
+    Refused {
+        /// The pod.
+        pod: WorkloadUid,
+        /// Why.
+        reason: String,
+    },
+    /// A pod is captured, but something about it is not as it should be.
+    Impaired {
+        /// The pod.
+        pod: WorkloadUid,
+        /// What.
+        reason: String,
+    },
+    /// Connections were destroyed because their peer has joined the mesh.
+    Cut {
+        /// The pod that had them.
+        pod: WorkloadUid,
+        /// How many.
+        connections: usize,
+    },
+    /// Such connections could not be destroyed; the guard stops them instead, so they hang.
+    CutFailed {
+        /// The pod that has them.
+        pod: WorkloadUid,
+        /// Why.
+        reason: String,
+    },
+    /// A pod is not captured any more.
+    Withdrawn {
+        /// The pod; `None` for one that an earlier agent had enrolled and nobody declares.
+        pod: Option<WorkloadUid>,
+        /// Cookie of its network namespace.
+        cookie: u64,
+        /// Why.
+        departure: Departure,
+    },
+    /// The hooks would not let go of a namespace; its connections stay refused, and the next audit
+    /// tries again.
+    WithdrawFailed {
+        /// Cookie of the network namespace.
+        cookie: u64,
+        /// Why.
+        reason: String,
+    },
+    /// What the agent before this one enrolled cannot be read; nothing of it is withdrawn.
+    AdoptionFailed {
+        /// Why.
+        reason: String,
+    },
+    /// The kernel has room for few more peers, or too little already.
+    PeersNearlyFull(PeerFill),
+    /// The kernel does not know the present peers; the next audit tries again.
+    PeersFailed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a pod was withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Departure {
+    /// The mesh does not declare it for this node any more.
+    Undeclared,
+    /// Its network namespace has gone from its path.
+    NamespaceGone,
+    /// Its path, or its declaration, leads to another network namespace.
+    NamespaceReplaced,
+}
+
+impl PodEvent {
+    pub(crate) fn log(&self) {
+        match self {
+            Self::Captured { pod, adopted, destroyed } => {
+                tracing::info!(%pod, adopted, destroyed, "pod captured");
+            }
+            Self::Renewed { pod } => tracing::info!(%pod, "pod enrolled anew"),
+            Self::Repaired { pod, found } => tracing::warn!(%pod, found, "capture of pod mended"),
+            Self::Refused { pod, reason } => tracing::error!(%pod, reason, "pod not captured"),
+            Self::Impaired { pod, reason } => {
+                tracing::error!(%pod, reason, "pod captured, but not as it should be");
+            }
+            Self::Cut { pod, connections } => {
+                tracing::info!(%pod, connections, "older connections to new mesh peers destroyed");
+            }
+            Self::CutFailed { pod, reason } => {
+                tracing::warn!(%pod, reason, "older connections to mesh peers will hang");
+            }
+            Self::Withdrawn { pod, cookie, departure } => {
+                let pod = pod.as_ref().map_or("unknown", |pod| &pod.0);
+                tracing::info!(pod, cookie, ?departure, "pod withdrawn");
+            }
+            Self::WithdrawFailed { cookie, reason } => {
+                tracing::error!(cookie, reason, "namespace still captured: its connections fail");
+            }
+            Self::AdoptionFailed { reason } => {
+                tracing::error!(reason, "pods of the agent before this one are unknown");
+            }
+            Self::PeersNearlyFull(fill) => {
+                let PeerFill { wanted, capacity, capture_all, .. } = fill;
+                tracing::warn!(wanted, capacity, capture_all, "table of mesh peers nearly full");
+            }
+            Self::PeersFailed { reason } => tracing::error!(reason, "mesh peers not set"),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What enrolment needs of the datapath.
+
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use sluice_kernel::{
+    CaptureState, Datapath, Enrolled, Error, PeerFill, PodCounters, PodHooks, SocketTable,
+};
+
+/// The part of [`Datapath`] that enrolment uses, so that its decisions can be tested against a kernel
+/// that fails on demand. The methods mean what those of [`Datapath`] do.
+#[expect(missing_docs, reason = "Datapath documents each of these")]
+pub trait Hooks {
+    fn enroll(&self, pod: &PodHooks<'_>) -> Result<u32, Error>;
+    fn withdraw(&self, cookie: u64) -> Result<(), Error>;
+    fn enrolled(&self) -> Result<Vec<Enrolled>, Error>;
+    fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error>;
+    fn counters(&self, cookie: u64) -> Result<PodCounters, Error>;
+    fn audit(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<CaptureState, Error>;
+    fn mark_listener(&self, listener: BorrowedFd<'_>) -> Result<(), Error>;
+}
+
+impl Hooks for Arc<Datapath> {
+    fn enroll(&self, pod: &PodHooks<'_>) -> Result<u32, Error> {
+        self.as_ref().enroll(pod)
+    }
+
+    fn withdraw(&self, cookie: u64) -> Result<(), Error> {
+        self.as_ref().withdraw(cookie)
+    }
+
+    fn enrolled(&self) -> Result<Vec<Enrolled>, Error> {
+        self.as_ref().enrolled()
+    }
+
+    fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error> {
+        self.as_ref().set_peers(peers)
+    }
+
+    fn counters(&self, cookie: u64) -> Result<PodCounters, Error> {
+        self.as_ref().counters(cookie)
+    }
+
+    fn audit(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<CaptureState, Error> {
+        self.as_ref().audit(cookie, netns)
+    }
+
+    fn mark_listener(&self, listener: BorrowedFd<'_>) -> Result<(), Error> {
+        let table: SocketTable = self.as_ref().sockets();
+        table.mark_listener(listener.as_fd())
+    }
+}

@@ -1,0 +1,110 @@
+//! The listeners of a pod: for every worker two per address family, all on the pod's loopback, so that
+//! nobody outside the pod can reach one except through the hooks.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use sluice_kernel::WorkerSockets;
+use sluice_sys::{Netns, socket};
+
+use crate::{WorkerListeners, refusal::Refusal};
+
+/// As deep as Linux lets a namespace go unless told otherwise (`net.core.somaxconn`): connections wait
+/// here while a worker is busy, or while the agent is being restarted.
+const BACKLOG: i32 = 4096;
+
+/// The listeners for one pod, before the workers have them.
+pub(crate) struct PodListeners(Vec<OfWorker>);
+
+struct OfWorker {
+    outbound: OfFamilies,
+    inbound: OfFamilies,
+}
+
+struct OfFamilies {
+    v4: TcpListener,
+    v6: Option<TcpListener>,
+}
+
+// === impl PodListeners ===
+
+impl PodListeners {
+    /// Makes and marks the listeners inside `netns`. A pod without IPv6 does without such listeners,
+    /// unless `needs_v6`.
+    pub(crate) fn open(
+        netns: &Netns,
+        workers: usize,
+        needs_v6: bool,
+        mark: impl Fn(BorrowedFd<'_>) -> Result<(), sluice_kernel::Error>,
+    ) -> Result<Self, Refusal> {
+        let open = || (0..workers).map(|_| OfWorker::open(needs_v6)).collect::<Result<Vec<_>, _>>();
+        let opened = netns.run(open)??;
+        opened.iter().flat_map(OfWorker::all).try_for_each(|listener| mark(listener.as_fd()))?;
+        Ok(Self(opened))
+    }
+
+    /// The listeners as the hooks are told of them.
+    pub(crate) fn sockets(&self) -> Result<Vec<WorkerSockets<'_>>, Refusal> {
+        self.0.iter().map(OfWorker::sockets).collect::<io::Result<_>>().map_err(Refusal::Listeners)
+    }
+
+    /// The listeners as the workers are given them.
+    pub(crate) fn into_workers(self) -> Vec<WorkerListeners> {
+        let listeners = |OfWorker { outbound, inbound }| WorkerListeners {
+            outbound: outbound.into_vec(),
+            inbound: inbound.into_vec(),
+        };
+        self.0.into_iter().map(listeners).collect()
+    }
+}
+
+// === impl OfWorker ===
+
+impl OfWorker {
+    fn open(needs_v6: bool) -> Result<Self, Refusal> {
+        Ok(Self { outbound: OfFamilies::open(needs_v6)?, inbound: OfFamilies::open(needs_v6)? })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &TcpListener> {
+        self.outbound.all().chain(self.inbound.all())
+    }
+
+    fn sockets(&self) -> io::Result<WorkerSockets<'_>> {
+        let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
+        Ok(WorkerSockets {
+            out_port_v4: Some(port(&self.outbound.v4)?),
+            out_port_v6: self.outbound.v6.as_ref().map(port).transpose()?,
+            in_v4: Some(self.inbound.v4.as_fd()),
+            in_v6: self.inbound.v6.as_ref().map(AsFd::as_fd),
+        })
+    }
+}
+
+// === impl OfFamilies ===
+
+impl OfFamilies {
+    fn open(needs_v6: bool) -> Result<Self, Refusal> {
+        let v4 = listen(Ipv4Addr::LOCALHOST.into())?;
+        let v6 = match listen(Ipv6Addr::LOCALHOST.into()) {
+            Err(_) if !needs_v6 => None,
+            listener => Some(listener?),
+        };
+        Ok(Self { v4, v6 })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &TcpListener> {
+        [&self.v4].into_iter().chain(&self.v6)
+    }
+
+    fn into_vec(self) -> Vec<TcpListener> {
+        [self.v4].into_iter().chain(self.v6).collect()
+    }
+}
+
+fn listen(address: IpAddr) -> Result<TcpListener, Refusal> {
+    socket::listen(SocketAddr::new(address, 0), BACKLOG)
+        .map_err(|source| Refusal::Listen { address, source })
+}

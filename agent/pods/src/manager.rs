@@ -1,0 +1,240 @@
+//! Makes the pods of this node what a snapshot says, and keeps them so.
+
+mod adoption;
+mod audit;
+mod cut;
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use sluice_kernel::Enrolled;
+use sluice_mesh::{Snapshot, WorkloadUid};
+
+use crate::{
+    Departure, Hooks, LocalPod, PodEvent, PodState, PodStatus, Workers,
+    declared::declared_on,
+    enrol,
+    record::{Captured, Enrolment, Record},
+    refusal::Refusal,
+};
+
+/// Enrols and withdraws the pods of one node. It belongs to one control thread, which stays in the
+/// node's namespace; every method may take a few milliseconds per pod.
+pub struct PodManager<H> {
+    hooks: H,
+    workers: Arc<dyn Workers>,
+    /// Number of workers, each of which gets listeners for every pod.
+    worker_count: usize,
+    pods: BTreeMap<WorkloadUid, Record>,
+    /// Namespaces that the agent before this one enrolled and no pod of ours has taken over, by
+    /// cookie; `None` until they could be read.
+    inherited: Option<BTreeMap<u64, Enrolled>>,
+    /// Namespaces that the hooks would not let go of.
+    unwanted: BTreeMap<u64, (Option<WorkloadUid>, Departure)>,
+    wanted_peers: HashSet<IpAddr>,
+    /// What the kernel has been told; `None` until it has been told once.
+    known_peers: Option<HashSet<IpAddr>>,
+    peers_nearly_full: bool,
+    events: Vec<PodEvent>,
+}
+
+impl<H: Hooks> PodManager<H> {
+    /// A manager that has not done anything yet. Pods that an earlier agent enrolled stay captured.
+    pub fn new(hooks: H, workers: Arc<dyn Workers>, worker_count: usize) -> Self {
+        Self {
+            hooks,
+            workers,
+            worker_count,
+            pods: BTreeMap::new(),
+            inherited: None,
+            unwanted: BTreeMap::new(),
+            wanted_peers: HashSet::new(),
+            known_peers: None,
+            peers_nearly_full: false,
+            events: Vec::new(),
+        }
+    }
+
+    /// Makes the pods of `node` what `snapshot` says. Only a snapshot that a source has really read
+    /// may come here: one that is empty for want of knowledge would set every pod free.
+    pub fn reconcile(&mut self, snapshot: &Snapshot, node: &str) -> Vec<PodEvent> {
+        self.retry_unwanted();
+        let mut declared = declared_on(snapshot, node);
+        let departed: Vec<_> =
+            self.pods.keys().filter(|uid| !declared.contains_key(uid)).cloned().collect();
+        for uid in departed {
+            self.withdraw(&uid, Departure::Undeclared);
+            self.pods.remove(&uid);
+        }
+        for (uid, record) in &mut self.pods {
+            if let Some(declared) = declared.remove(uid) {
+                record.declare(declared);
+            }
+        }
+        self.pods.extend(declared.into_iter().map(|(uid, new)| (uid, Record::new(new))));
+        self.settle_inheritance();
+        self.enrol_due();
+        self.wanted_peers = snapshot.protected_addresses().collect();
+        self.set_peers();
+        self.hand_over();
+        self.take_events()
+    }
+
+    /// Every pod that is declared for this node.
+    pub fn status(&self) -> Vec<PodStatus> {
+        self.pods.values().map(|record| self.status_of(record)).collect()
+    }
+
+    fn status_of(&self, record: &Record) -> PodStatus {
+        let Record { declared, captured, trouble, .. } = record;
+        let reason = trouble.as_ref().map(|trouble| trouble.reason.clone());
+        let state = match (captured, reason) {
+            (Some(_), None) => PodState::Captured,
+            (Some(_), Some(reason)) => PodState::Impaired { reason },
+            (None, reason) => PodState::Refused { reason: reason.unwrap_or_default() },
+        };
+        PodStatus {
+            uid: declared.uid.clone(),
+            name: declared.name.clone(),
+            account: declared.account.clone(),
+            addresses: declared.addresses.clone(),
+            state,
+            enrolled_at: captured.as_ref().map(|captured| captured.pod.enrolled_at),
+            counters: captured
+                .as_ref()
+                .and_then(|captured| self.hooks.counters(captured.pod.cookie).ok()),
+            connections_destroyed: captured.as_ref().map_or(0, |captured| captured.destroyed),
+        }
+    }
+
+    /// Enrols every pod that is not as declared and whose time has come.
+    fn enrol_due(&mut self) {
+        let now = Instant::now();
+        let due = |(uid, record): (&WorkloadUid, &Record)| record.is_due(now).then(|| uid.clone());
+        let due: Vec<_> = self.pods.iter().filter_map(due).collect();
+        for uid in due {
+            match self.attempt(&uid) {
+                Ok(enrolment) => self.enrolled(&uid, enrolment, None),
+                Err(refusal) => self.troubled(&uid, refusal.to_string()),
+            }
+        }
+    }
+
+    fn attempt(&mut self, uid: &WorkloadUid) -> Result<Enrolment, Refusal> {
+        let Some(record) = self.pods.get_mut(uid) else { return Err(Refusal::NoNamespace) };
+        let declared = record.declared.clone();
+        record.cookie = None;
+        let netns = enrol::open(&declared)?;
+        let cookie = netns.cookie();
+        record.cookie = Some(cookie);
+        let mut captured = self.captured_pods();
+        if let Some(owner) = captured.find(|pod| pod.cookie == cookie && pod.uid != *uid) {
+            return Err(Refusal::Taken(owner.uid.clone()));
+        }
+        drop(captured);
+        let checked = enrol::check(&declared, netns)?;
+        if self.captured(uid).is_some_and(|captured| captured.pod.cookie != cookie) {
+            self.withdraw(uid, Departure::NamespaceReplaced);
+        }
+        enrol::enrol(&self.hooks, self.worker_count, &declared, checked)
+    }
+
+    /// Notes that the hooks have taken a pod over; `mended` says what an audit had found.
+    fn enrolled(&mut self, uid: &WorkloadUid, enrolment: Enrolment, mended: Option<String>) {
+        let Enrolment { pod, listeners } = enrolment;
+        let cookie = pod.cookie;
+        self.unwanted.remove(&cookie);
+        let adopted = self.inherited.as_mut().is_some_and(|all| all.remove(&cookie).is_some());
+        let Some(record) = self.pods.get_mut(uid) else { return };
+        let previous = record.captured.take();
+        let is_renewal = previous.is_some();
+        let destroyed = previous.map_or(0, |captured| captured.destroyed);
+        let mut captured = Captured {
+            pod: Arc::new(pod),
+            declared: record.declared.clone(),
+            destroyed,
+            waiting: None,
+        };
+        record.trouble = None;
+        let pod = uid.clone();
+        if is_renewal || adopted {
+            self.workers.add(Arc::clone(&captured.pod), listeners);
+            self.events.push(match mended {
+                Some(found) => PodEvent::Repaired { pod, found },
+                None if is_renewal => PodEvent::Renewed { pod },
+                None => PodEvent::Captured { pod, adopted, destroyed },
+            });
+        } else {
+            captured.waiting = Some(listeners);
+        }
+        record.captured = Some(captured);
+    }
+
+    /// Notes why a pod is not as declared, and says so if it is news.
+    fn troubled(&mut self, uid: &WorkloadUid, reason: String) {
+        let Some(record) = self.pods.get_mut(uid) else { return };
+        let is_captured = record.captured.is_some();
+        if record.fail(reason.clone(), Instant::now()) {
+            let pod = uid.clone();
+            self.events.push(if is_captured {
+                PodEvent::Impaired { pod, reason }
+            } else {
+                PodEvent::Refused { pod, reason }
+            });
+        }
+    }
+
+    /// Undoes the enrolment of a pod, if there is one; the record stays.
+    fn withdraw(&mut self, uid: &WorkloadUid, departure: Departure) {
+        let captured = self.pods.get_mut(uid).and_then(|record| record.captured.take());
+        if let Some(Captured { pod, waiting, .. }) = captured {
+            self.release(pod.cookie, Some(uid.clone()), departure);
+            // Listeners that the workers never had close here.
+            drop(waiting);
+            self.workers.remove(&pod);
+        }
+    }
+
+    /// Has the hooks let go of a namespace, now or later.
+    fn release(&mut self, cookie: u64, pod: Option<WorkloadUid>, departure: Departure) {
+        match self.hooks.withdraw(cookie) {
+            Ok(()) | Err(sluice_kernel::Error::NotEnrolled(_)) => {
+                self.events.push(PodEvent::Withdrawn { pod, cookie, departure });
+            }
+            Err(error) => {
+                self.unwanted.insert(cookie, (pod, departure));
+                self.events.push(PodEvent::WithdrawFailed { cookie, reason: error.to_string() });
+            }
+        }
+    }
+
+    fn retry_unwanted(&mut self) {
+        for (cookie, (pod, departure)) in std::mem::take(&mut self.unwanted) {
+            self.release(cookie, pod, departure);
+        }
+    }
+
+    fn captured(&self, uid: &WorkloadUid) -> Option<&Captured> {
+        self.pods.get(uid)?.captured.as_ref()
+    }
+
+    fn captured_pods(&self) -> impl Iterator<Item = &Arc<LocalPod>> {
+        self.pods
+            .values()
+            .filter_map(|record| record.captured.as_ref())
+            .map(|captured| &captured.pod)
+    }
+
+    fn take_events(&mut self) -> Vec<PodEvent> {
+        let events = std::mem::take(&mut self.events);
+        events.iter().for_each(PodEvent::log);
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Looking again whether every captured pod still is, from outside the agent's own memory.
+
+use std::{fs, io, os::fd::AsFd, os::unix::fs::MetadataExt};
+
+use sluice_kernel::CaptureState;
+use sluice_mesh::WorkloadUid;
+use sluice_sys::NetnsId;
+
+use super::PodManager;
+use crate::{Departure, Hooks, PodEvent, enrol, record::Captured};
+
+/// What an audit makes of a captured pod.
+enum Finding {
+    Sound,
+    /// The namespace is not the pod's any more.
+    Departed(Departure),
+    /// Something about it is missing or has changed, and enrolling anew puts that right.
+    Amiss(String),
+    /// Something is wrong that enrolling anew cannot put right.
+    Faulty(String),
+}
+
+impl<H: Hooks> PodManager<H> {
+    /// Compares every captured pod with the kernel, mends what can be mended, and tries again what
+    /// failed before and is due. To be called every ten seconds or so.
+    pub fn audit(&mut self) -> Vec<PodEvent> {
+        self.retry_unwanted();
+        let uids: Vec<_> = self.pods.keys().cloned().collect();
+        for uid in uids {
+            self.audit_pod(&uid);
+        }
+        self.enrol_due();
+        self.set_peers();
+        self.hand_over();
+        self.take_events()
+    }
+
+    fn audit_pod(&mut self, uid: &WorkloadUid) {
+        let Some(captured) = self.captured(uid) else { return };
+        match self.examine(captured) {
+            Finding::Sound => self.sound(uid),
+            Finding::Departed(departure) => self.withdraw(uid, departure),
+            Finding::Amiss(found) => match self.attempt(uid) {
+                Ok(enrolment) => self.enrolled(uid, enrolment, Some(found)),
+                Err(refusal) => self.troubled(uid, format!("{found}; {refusal}")),
+            },
+            Finding::Faulty(reason) => self.troubled(uid, reason),
+        }
+    }
+
+    /// Forgets what was wrong before, unless that is a new declaration that could not be met.
+    fn sound(&mut self, uid: &WorkloadUid) {
+        if let Some(record) = self.pods.get_mut(uid)
+            && record.captured.as_ref().is_some_and(|captured| captured.declared == record.declared)
+        {
+            record.trouble = None;
+        }
+    }
+
+    fn examine(&self, captured: &Captured) -> Finding {
+        let pod = &captured.pod;
+        match namespace_at(captured) {
+            Ok(Some(id)) if id == pod.netns.id() => {}
+            Ok(Some(_)) => return Finding::Departed(Departure::NamespaceReplaced),
+            Ok(None) => return Finding::Departed(Departure::NamespaceGone),
+            Err(error) => return Finding::Faulty(format!("its namespace cannot be seen: {error}")),
+        }
+        match enrol::guard_ifindexes(&pod.netns) {
+            Ok(present) if present == pod.guard_ifindexes => {}
+            Ok(_) => return Finding::Amiss("its veth pairs have changed".to_owned()),
+            Err(error) => return Finding::Faulty(error.to_string()),
+        }
+        match self.hooks.audit(pod.cookie, pod.netns.as_fd()) {
+            Ok(state) => judge(&state, &pod.guard_ifindexes),
+            Err(error) => Finding::Faulty(error.to_string()),
+        }
+    }
+}
+
+/// What the path that the pod was enrolled by leads to now. While we hold the old namespace open, its
+/// number cannot be used again.
+fn namespace_at(captured: &Captured) -> io::Result<Option<NetnsId>> {
+    let Some(path) = &captured.declared.netns else { return Ok(None) };
+    match fs::metadata(path) {
+        Ok(found) => Ok(Some(NetnsId { device: found.dev(), inode: found.ino() })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The node-wide hooks come first: a pod that is enrolled anew would be no better off without them.
+fn judge(state: &CaptureState, guard_ifindexes: &[u32]) -> Finding {
+    if !state.missing_hooks.is_empty() {
+        let hooks = state.missing_hooks.join(", ");
+        return Finding::Faulty(format!(
+            "hooks of the node are detached: {hooks}; restart the agent"
+        ));
+    }
+    let attached =
+        |index: &&u32| state.guards.iter().any(|guard| guard.ifindex == **index && guard.attached);
+    let mut missing = Vec::new();
+    if !state.enrolled {
+        missing.push("its entry in the table of pods is missing".to_owned());
+    }
+    if !state.inbound {
+        missing.push("the inbound hook of its namespace is detached".to_owned());
+    }
+    let unguarded = guard_ifindexes.iter().filter(|index| !attached(index));
+    missing.extend(unguarded.map(|index| format!("the guard on interface {index} is detached")));
+    if missing.is_empty() { Finding::Sound } else { Finding::Amiss(missing.join(", ")) }
+}

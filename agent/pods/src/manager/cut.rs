@@ -1,0 +1,122 @@
+//! Mesh peers: telling the kernel of them, and ending connections to them that are older than that.
+//!
+//! Such a connection was never authenticated, and after enrolment the guard lets no byte of it out any
+//! more. Destroyed, it is an error that every application handles by connecting again, through the
+//! mesh; left alone, it would hang until the application's own patience ends.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use sluice_mesh::WorkloadUid;
+use sluice_sys::diag::{self, Connection};
+
+use super::PodManager;
+use crate::{Hooks, LocalPod, PodEvent};
+
+impl<H: Hooks> PodManager<H> {
+    /// Tells the kernel the present peers, and cuts the connections of pods that are captured already
+    /// to those that are new.
+    pub(super) fn set_peers(&mut self) {
+        if self.known_peers.as_ref() == Some(&self.wanted_peers) {
+            return;
+        }
+        match self.hooks.set_peers(&self.wanted_peers) {
+            Ok(fill) => {
+                let nearly_full = fill.nearly_full();
+                if nearly_full && !self.peers_nearly_full {
+                    self.events.push(PodEvent::PeersNearlyFull(fill));
+                }
+                self.peers_nearly_full = nearly_full;
+                // What an earlier agent had told the kernel is not known, so neither is what is new.
+                if let Some(known) = self.known_peers.replace(self.wanted_peers.clone()) {
+                    self.cut_new(&known);
+                }
+            }
+            Err(error) => self.events.push(PodEvent::PeersFailed { reason: error.to_string() }),
+        }
+    }
+
+    fn cut_new(&mut self, known: &HashSet<IpAddr>) {
+        let new: HashSet<_> = self.wanted_peers.difference(known).copied().collect();
+        if new.is_empty() {
+            return;
+        }
+        // Agents of other nodes may know the new peers already, and speak to ours on their behalf:
+        // the agent's own sockets are spared.
+        let own = match diag::own_sockets() {
+            Ok(own) => own,
+            Err(error) => {
+                tracing::warn!(%error, "older connections to new mesh peers will hang");
+                return;
+            }
+        };
+        let settled = self.pods.values().filter_map(|record| record.captured.as_ref());
+        let settled: Vec<_> = settled
+            .filter(|captured| captured.waiting.is_none())
+            .map(|captured| Arc::clone(&captured.pod))
+            .collect();
+        for pod in settled {
+            let outcome = destroy(&pod, &new, &own);
+            if let Some(connections) = self.count_destroyed(&pod.uid, outcome).filter(|n| *n > 0) {
+                self.events.push(PodEvent::Cut { pod: pod.uid.clone(), connections });
+            }
+        }
+    }
+
+    /// Cuts the older connections of pods that were just captured, then gives the workers their
+    /// listeners. The agent has no socket in such a pod, so none can be hit.
+    pub(super) fn hand_over(&mut self) {
+        let mut waiting = BTreeMap::new();
+        for (uid, record) in &mut self.pods {
+            if let Some(captured) = &mut record.captured
+                && let Some(listeners) = captured.waiting.take()
+            {
+                waiting.insert(uid.clone(), (Arc::clone(&captured.pod), listeners));
+            }
+        }
+        for (uid, (pod, listeners)) in waiting {
+            let outcome = destroy(&pod, &self.wanted_peers, &HashSet::new());
+            let destroyed = self.count_destroyed(&uid, outcome).unwrap_or_default();
+            self.workers.add(pod, listeners);
+            self.events.push(PodEvent::Captured { pod: uid, adopted: false, destroyed });
+        }
+    }
+
+    fn count_destroyed(
+        &mut self,
+        uid: &WorkloadUid,
+        outcome: sluice_sys::Result<usize>,
+    ) -> Option<usize> {
+        match outcome {
+            Ok(count) => {
+                let captured = self.pods.get_mut(uid).and_then(|record| record.captured.as_mut());
+                if let Some(captured) = captured {
+                    captured.destroyed = captured.destroyed.saturating_add(count);
+                }
+                Some(count)
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                self.events.push(PodEvent::CutFailed { pod: uid.clone(), reason });
+                None
+            }
+        }
+    }
+}
+
+/// Destroys the connections of a pod to `peers`, except those of the sockets `spared`. The pod's own
+/// addresses are peers too, but what it says to itself never leaves it.
+fn destroy(
+    pod: &LocalPod,
+    peers: &HashSet<IpAddr>,
+    spared: &HashSet<u32>,
+) -> sluice_sys::Result<usize> {
+    diag::destroy_tcp(&pod.netns, |Connection { remote, inode, .. }| {
+        peers.contains(&remote.ip())
+            && !pod.addresses.contains(&remote.ip())
+            && !spared.contains(inode)
+    })
+}

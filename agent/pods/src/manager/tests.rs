@@ -1,0 +1,9 @@
+//! Enrolment of real namespaces: against hooks that note what they are told and fail on demand, and
+//! against the kernel itself.
+
+mod audits;
+mod cuts;
+mod enrolments;
+mod fake;
+mod inheritance;
+mod kernel;

@@ -1,0 +1,146 @@
+//! Hooks and workers that write down what is asked of them.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use sluice_kernel::{CaptureState, Enrolled, Error, GuardState, PeerFill, PodCounters, PodHooks};
+use sluice_mesh::WorkloadUid;
+
+use crate::{Hooks, LocalPod, PodManager, WorkerListeners, Workers};
+
+/// Workers per pod in these tests.
+pub(super) const WORKERS: usize = 2;
+
+#[derive(Default)]
+pub(super) struct Notes {
+    /// What was asked, in order.
+    pub(super) calls: Vec<String>,
+    pub(super) enrolled: BTreeMap<u64, Enrolled>,
+    pub(super) peers: HashSet<IpAddr>,
+    pub(super) marked: usize,
+    pub(super) served: BTreeMap<WorkloadUid, (Arc<LocalPod>, Vec<WorkerListeners>)>,
+    /// Which calls fail.
+    pub(super) failing: HashSet<&'static str>,
+    pub(super) missing_hooks: Vec<&'static str>,
+    pub(super) detached: HashSet<&'static str>,
+    pub(super) capacity: usize,
+}
+
+/// A node whose hooks and workers are notes in a book.
+#[derive(Clone, Default)]
+pub(super) struct Fake(Arc<Mutex<Notes>>);
+
+impl Fake {
+    pub(super) fn manager(&self) -> PodManager<Self> {
+        self.notes().capacity = 100;
+        PodManager::new(self.clone(), Arc::new(self.clone()), WORKERS)
+    }
+
+    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap()
+    }
+
+    /// What was asked since this was last called.
+    pub(super) fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.notes().calls)
+    }
+
+    pub(super) fn fail(&self, call: &'static str, on: bool) {
+        let mut notes = self.notes();
+        if on {
+            notes.failing.insert(call)
+        } else {
+            notes.failing.remove(call)
+        };
+    }
+
+    /// Pretends that an earlier agent enrolled a namespace.
+    pub(super) fn inherit(&self, cookie: u64, addresses: &[&str]) {
+        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        let enrolled = Enrolled { cookie, slot: 1, addresses, guard_ifindexes: Vec::new() };
+        self.notes().enrolled.insert(cookie, enrolled);
+    }
+
+    fn called(&self, call: &'static str) -> Result<MutexGuard<'_, Notes>, Error> {
+        let mut notes = self.notes();
+        notes.calls.push(call.to_owned());
+        if notes.failing.contains(call) {
+            let source = io::Error::other("on purpose");
+            return Err(Error::Kernel { action: "try", object: call.to_owned(), source });
+        }
+        Ok(notes)
+    }
+}
+
+impl Hooks for Fake {
+    fn enroll(&self, pod: &PodHooks<'_>) -> Result<u32, Error> {
+        let PodHooks { cookie, addresses, guard_ifindexes, .. } = *pod;
+        let mut notes = self.called("enroll")?;
+        let enrolled = Enrolled {
+            cookie,
+            slot: 1,
+            addresses: addresses.to_vec(),
+            guard_ifindexes: guard_ifindexes.to_vec(),
+        };
+        notes.enrolled.insert(cookie, enrolled);
+        notes.detached.clear();
+        Ok(1)
+    }
+
+    fn withdraw(&self, cookie: u64) -> Result<(), Error> {
+        let mut notes = self.called("withdraw")?;
+        notes.enrolled.remove(&cookie).map(drop).ok_or(Error::NotEnrolled(cookie))
+    }
+
+    fn enrolled(&self) -> Result<Vec<Enrolled>, Error> {
+        Ok(self.called("enrolled")?.enrolled.values().cloned().collect())
+    }
+
+    fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error> {
+        let mut notes = self.called("set_peers")?;
+        notes.peers.clone_from(peers);
+        let (wanted, capacity) = (peers.len(), notes.capacity);
+        let held = wanted.min(capacity);
+        Ok(PeerFill { wanted, held, capacity, capture_all: wanted > capacity })
+    }
+
+    fn counters(&self, cookie: u64) -> Result<PodCounters, Error> {
+        let known = self.notes().enrolled.contains_key(&cookie);
+        known.then(PodCounters::default).ok_or(Error::NotEnrolled(cookie))
+    }
+
+    fn audit(&self, cookie: u64, _netns: BorrowedFd<'_>) -> Result<CaptureState, Error> {
+        let notes = self.notes();
+        let enrolled = notes.enrolled.get(&cookie);
+        let attached = !notes.detached.contains("guard");
+        let guards = enrolled.map(|enrolled| enrolled.guard_ifindexes.clone()).unwrap_or_default();
+        Ok(CaptureState {
+            missing_hooks: notes.missing_hooks.clone(),
+            enrolled: enrolled.is_some(),
+            inbound: !notes.detached.contains("inbound"),
+            guards: guards.into_iter().map(|ifindex| GuardState { ifindex, attached }).collect(),
+        })
+    }
+
+    fn mark_listener(&self, listener: BorrowedFd<'_>) -> Result<(), Error> {
+        assert!(rustix::net::sockopt::socket_acceptconn(listener.as_fd()).unwrap());
+        self.notes().marked += 1;
+        Ok(())
+    }
+}
+
+impl Workers for Fake {
+    fn add(&self, pod: Arc<LocalPod>, listeners: Vec<WorkerListeners>) {
+        let mut notes = self.called("add").unwrap();
+        notes.served.insert(pod.uid.clone(), (pod, listeners));
+    }
+
+    fn remove(&self, pod: &Arc<LocalPod>) {
+        self.called("remove").unwrap().served.remove(&pod.uid);
+    }
+}

@@ -1,0 +1,109 @@
+//! What becomes of the pods that an earlier agent enrolled.
+
+use sluice_sys::Netns;
+
+use super::fake::Fake;
+use crate::{
+    Departure, PodEvent,
+    lab::{Lab, NODE, Namespace, mesh, uid, workload},
+};
+
+/// The cookie of a namespace that no pod of the mesh has.
+const STRANGER: u64 = 77;
+
+fn cookie(pod: &Namespace) -> u64 {
+    Netns::open(pod.path()).unwrap().cookie()
+}
+
+#[test]
+fn a_declared_pod_is_taken_over_without_being_withdrawn() {
+    Lab::run("i-adopt", |lab| {
+        let pod = lab.pod("web", 2);
+        let fake = Fake::default();
+        fake.inherit(cookie(&pod), &["10.66.0.2"]);
+        let events =
+            fake.manager().reconcile(&mesh(vec![workload("web", 2, Some(pod.path()))]), NODE);
+        assert_eq!(events, [PodEvent::Captured { pod: uid("web"), adopted: true, destroyed: 0 }]);
+        assert_eq!(fake.calls(), ["enrolled", "enroll", "add", "set_peers"]);
+    });
+}
+
+#[test]
+fn a_pod_that_nobody_declares_is_withdrawn() {
+    Lab::run("i-stranger", |lab| {
+        let pod = lab.pod("web", 2);
+        let fake = Fake::default();
+        fake.inherit(STRANGER, &["10.66.0.2"]);
+        let events =
+            fake.manager().reconcile(&mesh(vec![workload("web", 2, Some(pod.path()))]), NODE);
+        let departure = Departure::Undeclared;
+        let withdrawn = PodEvent::Withdrawn { pod: None, cookie: STRANGER, departure };
+        assert_eq!(events[0], withdrawn);
+        assert_eq!(fake.calls(), ["enrolled", "withdraw", "enroll", "set_peers", "add"]);
+    });
+}
+
+#[test]
+fn without_a_snapshot_nothing_is_withdrawn() {
+    Lab::run("i-blind", |_| {
+        let fake = Fake::default();
+        fake.inherit(STRANGER, &["10.66.0.2"]);
+        let mut manager = fake.manager();
+        assert_eq!(manager.audit(), []);
+        drop(manager);
+        assert!(fake.notes().enrolled.contains_key(&STRANGER));
+    });
+}
+
+#[test]
+fn what_may_be_a_declared_pod_stays_captured() {
+    Lab::run("i-maybe", |lab| {
+        let pod = lab.pod("web", 2);
+        let fake = Fake::default();
+        fake.inherit(cookie(&pod), &["10.66.0.2"]);
+        fake.inherit(STRANGER, &["10.66.0.3"]);
+        let mut manager = fake.manager();
+        manager.reconcile(&mesh(vec![workload("web", 2, Some("/run/netns/none".into()))]), NODE);
+        assert_eq!(fake.notes().enrolled.keys().copied().collect::<Vec<_>>(), [cookie(&pod)]);
+        let events = manager.reconcile(&mesh(vec![workload("web", 2, Some(pod.path()))]), NODE);
+        assert_eq!(events, [PodEvent::Captured { pod: uid("web"), adopted: true, destroyed: 0 }]);
+    });
+}
+
+#[test]
+fn a_declared_pod_that_is_refused_stays_captured() {
+    Lab::run("i-refused", |lab| {
+        let pod = lab.pod("web", 2);
+        pod.ip("tuntap add mode tun tun0");
+        let fake = Fake::default();
+        fake.inherit(cookie(&pod), &["10.66.0.2"]);
+        let mut manager = fake.manager();
+        manager.reconcile(&mesh(vec![workload("web", 2, Some(pod.path()))]), NODE);
+        assert!(fake.notes().enrolled.contains_key(&cookie(&pod)));
+        let events = manager.reconcile(&mesh(vec![]), NODE);
+        assert!(matches!(&events[..], [PodEvent::Withdrawn { pod: None, .. }]), "{events:?}");
+    });
+}
+
+#[test]
+fn what_cannot_be_read_is_not_withdrawn_and_read_later() {
+    Lab::run("i-unread", |lab| {
+        let pod = lab.pod("web", 2);
+        let fake = Fake::default();
+        fake.inherit(STRANGER, &["10.66.0.3"]);
+        fake.fail("enrolled", true);
+        let mut manager = fake.manager();
+        let snapshot = mesh(vec![workload("web", 2, Some(pod.path()))]);
+        let events = manager.reconcile(&snapshot, NODE);
+        assert!(
+            matches!(&events[..], [PodEvent::AdoptionFailed { .. }, PodEvent::Captured { .. }]),
+            "{events:?}"
+        );
+        fake.fail("enrolled", false);
+        let events = manager.reconcile(&snapshot, NODE);
+        assert!(
+            matches!(&events[..], [PodEvent::Withdrawn { cookie: STRANGER, .. }]),
+            "our own pod is not inherited: {events:?}"
+        );
+    });
+}

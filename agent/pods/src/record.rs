@@ -1,0 +1,72 @@
+//! What the manager remembers of one declared pod.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{LocalPod, WorkerListeners, declared::Declared, retry::Retry};
+
+/// A pod that is declared for this node.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) declared: Declared,
+    /// Cookie of the namespace that its path led to when last opened.
+    pub(crate) cookie: Option<u64>,
+    pub(crate) captured: Option<Captured>,
+    pub(crate) trouble: Option<Trouble>,
+}
+
+/// An enrolment in force.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    pub(crate) pod: Arc<LocalPod>,
+    /// What the pod was declared to be when it was enrolled.
+    pub(crate) declared: Declared,
+    pub(crate) destroyed: usize,
+    /// Listeners that the workers do not have yet, because older connections of the pod are to be
+    /// destroyed first.
+    pub(crate) waiting: Option<Vec<WorkerListeners>>,
+}
+
+/// Why a pod is not as declared.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    pub(crate) reason: String,
+    pub(crate) retry: Retry,
+}
+
+/// What a successful enrolment leaves.
+pub(crate) struct Enrolment {
+    pub(crate) pod: LocalPod,
+    pub(crate) listeners: Vec<WorkerListeners>,
+}
+
+// === impl Record ===
+
+impl Record {
+    pub(crate) fn new(declared: Declared) -> Self {
+        Self { declared, cookie: None, captured: None, trouble: None }
+    }
+
+    /// Takes a new declaration in; a change is tried at once, however often the old one failed.
+    pub(crate) fn declare(&mut self, declared: Declared) {
+        if self.declared != declared {
+            self.declared = declared;
+            self.trouble = None;
+        }
+    }
+
+    /// Whether the pod is to be enrolled, and it is time to try.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let as_declared =
+            self.captured.as_ref().is_some_and(|captured| captured.declared == self.declared);
+        !as_declared && self.trouble.as_ref().is_none_or(|trouble| trouble.retry.is_due(now))
+    }
+
+    /// Notes what is wrong; true when that is news.
+    pub(crate) fn fail(&mut self, reason: String, now: Instant) -> bool {
+        let previous = self.trouble.take();
+        let is_news = previous.as_ref().is_none_or(|trouble| trouble.reason != reason);
+        let retry = Retry::after(previous.map(|trouble| trouble.retry), now);
+        self.trouble = Some(Trouble { reason, retry });
+        is_news
+    }
+}
