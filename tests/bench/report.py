@@ -55,7 +55,8 @@ def number(value):
 
 
 def samples(cells, sut, scope, metric):
-    values = (cell["metrics"].get(metric) for cell in cells if (cell["sut"], cell["scope"]) == (sut, scope))
+    """Of the cells that went well: half of a failed one proves nothing."""
+    values = (cell["metrics"].get(metric) for cell in cells if (cell["sut"], cell["scope"]) == (sut, scope) and "error" not in cell)
     return [value for value in values if isinstance(value, (int, float))]
 
 
