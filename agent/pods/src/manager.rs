@@ -35,7 +35,8 @@ pub struct PodManager<H> {
     inherited: Option<BTreeMap<u64, Enrolled>>,
     /// Namespaces that the hooks would not let go of.
     unwanted: BTreeMap<u64, (Option<WorkloadUid>, Departure)>,
-    wanted_peers: HashSet<IpAddr>,
+    /// `None` until there is a snapshot: the kernel keeps what an earlier agent told it.
+    wanted_peers: Option<HashSet<IpAddr>>,
     /// What the kernel has been told; `None` until it has been told once.
     known_peers: Option<HashSet<IpAddr>>,
     peers_nearly_full: bool,
@@ -52,7 +53,7 @@ impl<H: Hooks> PodManager<H> {
             pods: BTreeMap::new(),
             inherited: None,
             unwanted: BTreeMap::new(),
-            wanted_peers: HashSet::new(),
+            wanted_peers: None,
             known_peers: None,
             peers_nearly_full: false,
             events: Vec::new(),
@@ -78,7 +79,7 @@ impl<H: Hooks> PodManager<H> {
         self.pods.extend(declared.into_iter().map(|(uid, new)| (uid, Record::new(new))));
         self.settle_inheritance();
         self.enrol_due();
-        self.wanted_peers = snapshot.protected_addresses().collect();
+        self.wanted_peers = Some(snapshot.protected_addresses().collect());
         self.set_peers();
         self.hand_over();
         self.take_events()

@@ -20,10 +20,11 @@ impl<H: Hooks> PodManager<H> {
     /// Tells the kernel the present peers, and cuts the connections of pods that are captured already
     /// to those that are new.
     pub(super) fn set_peers(&mut self) {
-        if self.known_peers.as_ref() == Some(&self.wanted_peers) {
+        let Some(wanted) = self.wanted_peers.clone() else { return };
+        if self.known_peers.as_ref() == Some(&wanted) {
             return;
         }
-        match self.hooks.set_peers(&self.wanted_peers) {
+        match self.hooks.set_peers(&wanted) {
             Ok(fill) => {
                 let nearly_full = fill.nearly_full();
                 if nearly_full && !self.peers_nearly_full {
@@ -31,16 +32,16 @@ impl<H: Hooks> PodManager<H> {
                 }
                 self.peers_nearly_full = nearly_full;
                 // What an earlier agent had told the kernel is not known, so neither is what is new.
-                if let Some(known) = self.known_peers.replace(self.wanted_peers.clone()) {
-                    self.cut_new(&known);
+                if let Some(known) = &self.known_peers {
+                    self.cut(&wanted.difference(known).copied().collect());
                 }
+                self.known_peers = Some(wanted);
             }
             Err(error) => self.events.push(PodEvent::PeersFailed { reason: error.to_string() }),
         }
     }
 
-    fn cut_new(&mut self, known: &HashSet<IpAddr>) {
-        let new: HashSet<_> = self.wanted_peers.difference(known).copied().collect();
+    fn cut(&mut self, new: &HashSet<IpAddr>) {
         if new.is_empty() {
             return;
         }
@@ -59,7 +60,7 @@ impl<H: Hooks> PodManager<H> {
             .map(|captured| Arc::clone(&captured.pod))
             .collect();
         for pod in settled {
-            let outcome = destroy(&pod, &new, &own);
+            let outcome = destroy(&pod, new, &own);
             if let Some(connections) = self.count_destroyed(&pod.uid, outcome).filter(|n| *n > 0) {
                 self.events.push(PodEvent::Cut { pod: pod.uid.clone(), connections });
             }
@@ -77,8 +78,9 @@ impl<H: Hooks> PodManager<H> {
                 waiting.insert(uid.clone(), (Arc::clone(&captured.pod), listeners));
             }
         }
+        let peers = self.wanted_peers.clone().unwrap_or_default();
         for (uid, (pod, listeners)) in waiting {
-            let outcome = destroy(&pod, &self.wanted_peers, &HashSet::new());
+            let outcome = destroy(&pod, &peers, &HashSet::new());
             let destroyed = self.count_destroyed(&uid, outcome).unwrap_or_default();
             self.workers.add(pod, listeners);
             self.events.push(PodEvent::Captured { pod: uid, adopted: false, destroyed });
