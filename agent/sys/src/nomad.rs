@@ -8,7 +8,8 @@
 //! The invariant: **a worker thread's namespace is undefined unless [`enter`] has just succeeded on
 //! it.** Whatever needs the node's namespace (netlink to the host, the CA, DNS, the operator's
 //! socket's peers) runs on another thread; whatever makes a socket on a worker calls [`enter`] first,
-//! with no await in between. A thread that sits in a namespace keeps it alive, hence [`leave`].
+//! with no await in between. A new thread starts where its creator is, so workers start none for such
+//! work. A thread that sits in a namespace keeps it alive, hence [`leave`].
 
 use std::{cell::Cell, path::Path, sync::OnceLock};
 
