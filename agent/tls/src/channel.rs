@@ -4,17 +4,11 @@
 //! the I/O lends them. Handshakes, tickets and key updates are driven here; the caller only moves
 //! bytes.
 
+mod drive;
+
 use std::net::IpAddr;
 
-use rustls::{
-    Error,
-    client::{ClientConnectionData, UnbufferedClientConnection},
-    server::{ServerConnectionData, UnbufferedServerConnection},
-    unbuffered::{
-        ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
-        UnbufferedConnectionCommon, UnbufferedStatus, WriteTraffic,
-    },
-};
+use rustls::{Error, client::UnbufferedClientConnection, server::UnbufferedServerConnection};
 use sluice_spiffe::SpiffeId;
 
 use crate::{
@@ -24,15 +18,19 @@ use crate::{
 
 /// The most ciphertext that one record can be (RFC 8446 section 5.2, with its header).
 pub const MAX_RECORD_LENGTH: usize = 5 + 0x4000 + 256;
-/// What a record adds to at most `0x4000` bytes of plaintext: header, content type, tag.
-const RECORD_OVERHEAD: usize = 5 + 1 + 16;
-const RECORD_PLAINTEXT: usize = 0x4000;
-/// A `close_notify` alert as a record.
-const CLOSE_NOTIFY_LENGTH: usize = 2 + RECORD_OVERHEAD;
+/// The most that a handshake message may take on the wire. rustls bounds the message (64 KiB), but
+/// in pieces of one byte that is a megabyte, which nobody should get for free.
+const MAX_HELD: usize = 128 * 1024;
 
 /// One end of a TLS connection.
 pub struct Channel {
     end: End,
+    /// What rustls has read but not yet done with: the first records of a handshake message that is
+    /// spread over several. rustls refers to them by position and panics when they are not at the
+    /// front of what it is shown, so every step must show them. Nearly always empty.
+    held: Vec<u8>,
+    /// Why the connection cannot go on.
+    failed: Option<Error>,
 }
 
 enum End {
@@ -64,7 +62,8 @@ impl Channel {
         expected: &SpiffeId,
         place: IpAddr,
     ) -> Result<Self, TlsError> {
-        Ok(Self { end: End::Client(Box::new(identity.client_connection(expected, place)?)) })
+        let connection = identity.client_connection(expected, place)?;
+        Ok(Self::over(End::Client(Box::new(connection))))
     }
 
     /// Awaits a connection from any workload that `identity` is to trust.
@@ -73,26 +72,53 @@ impl Channel {
     ///
     /// When the certificate may not be shown any more.
     pub fn accept(identity: &Identity) -> Result<Self, TlsError> {
-        Ok(Self { end: End::Server(Box::new(identity.server_connection()?)) })
+        Ok(Self::over(End::Server(Box::new(identity.server_connection()?))))
+    }
+
+    fn over(end: End) -> Self {
+        Self { end, held: Vec::new(), failed: None }
     }
 
     /// Takes what was received: plaintext is appended to `plaintext`, and what must be answered
     /// (handshake, tickets, alerts) to `outgoing`. Decrypts in place, so `received` is scribbled over.
     /// An empty `received` starts a client's handshake.
     ///
+    /// What was not taken must come first in the next `received`, as this left it.
+    ///
     /// # Errors
     ///
-    /// When the peer is not acceptable or not TLS; `outgoing` then ends with the alert that says so.
+    /// When the peer is not acceptable or not TLS; `outgoing` then ends with the alert that says so,
+    /// and nothing can be received or sent any more.
     pub fn receive(
         &mut self,
         received: &mut [u8],
         plaintext: &mut Vec<u8>,
         outgoing: &mut Vec<u8>,
     ) -> Result<Progress, TlsError> {
-        Ok(match &mut self.end {
-            End::Client(connection) => receive(&mut ***connection, received, plaintext, outgoing)?,
-            End::Server(connection) => receive(&mut ***connection, received, plaintext, outgoing)?,
-        })
+        self.check()?;
+        let outcome = match &mut self.end {
+            End::Client(connection) => {
+                drive::receive(&mut ***connection, received, plaintext, outgoing)
+            }
+            End::Server(connection) => {
+                drive::receive(&mut ***connection, received, plaintext, outgoing)
+            }
+        };
+        match outcome {
+            Ok(progress) => {
+                self.hold(received.get(progress.taken..).unwrap_or_default(), progress.closed);
+                if self.held.len() > MAX_HELD {
+                    let error = Error::General("a handshake message in too small pieces".into());
+                    self.failed = Some(error);
+                }
+                self.check()?;
+                Ok(progress)
+            }
+            Err(error) => {
+                self.failed = Some(error.clone());
+                Err(error.into())
+            }
+        }
     }
 
     /// Appends `plaintext` to `outgoing` as records.
@@ -101,9 +127,11 @@ impl Channel {
     ///
     /// Before the handshake is over, and when the keys are exhausted.
     pub fn send(&mut self, plaintext: &[u8], outgoing: &mut Vec<u8>) -> Result<(), TlsError> {
+        self.check()?;
+        let held = &mut self.held;
         match &mut self.end {
-            End::Client(connection) => send(&mut ***connection, plaintext, outgoing)?,
-            End::Server(connection) => send(&mut ***connection, plaintext, outgoing)?,
+            End::Client(connection) => drive::send(&mut ***connection, held, plaintext, outgoing)?,
+            End::Server(connection) => drive::send(&mut ***connection, held, plaintext, outgoing)?,
         }
         Ok(())
     }
@@ -114,9 +142,11 @@ impl Channel {
     ///
     /// Before the handshake is over.
     pub fn close(&mut self, outgoing: &mut Vec<u8>) -> Result<(), TlsError> {
+        self.check()?;
+        let held = &mut self.held;
         match &mut self.end {
-            End::Client(connection) => close(&mut ***connection, outgoing)?,
-            End::Server(connection) => close(&mut ***connection, outgoing)?,
+            End::Client(connection) => drive::close(&mut ***connection, held, outgoing)?,
+            End::Server(connection) => drive::close(&mut ***connection, held, outgoing)?,
         }
         Ok(())
     }
@@ -132,6 +162,20 @@ impl Channel {
             End::Server(connection) => identity.peer(connection),
         }
     }
+
+    /// Keeps what rustls has read but not taken. `rest` begins with a whole record only then: a
+    /// record that rustls has not read is one that is not whole, until the peer has closed.
+    fn hold(&mut self, rest: &[u8], closed: bool) {
+        if begins_with_whole_record(rest) && !closed {
+            rest.clone_into(&mut self.held);
+        } else if !self.held.is_empty() {
+            self.held = Vec::new();
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
 }
 
 impl std::fmt::Debug for Channel {
@@ -140,159 +184,15 @@ impl std::fmt::Debug for Channel {
     }
 }
 
-/// The one method that rustls gives both ends separately.
-trait Step: Sized {
-    type Data;
-
-    fn step<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-}
-
-impl Step for UnbufferedConnectionCommon<ClientConnectionData> {
-    type Data = ClientConnectionData;
-
-    fn step<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(received)
-    }
-}
-
-impl Step for UnbufferedConnectionCommon<ServerConnectionData> {
-    type Data = ServerConnectionData;
-
-    fn step<'c, 'i>(&'c mut self, received: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(received)
-    }
-}
-
-fn receive<S: Step>(
-    connection: &mut S,
-    received: &mut [u8],
-    plaintext: &mut Vec<u8>,
-    outgoing: &mut Vec<u8>,
-) -> Result<Progress, Error> {
-    let mut progress = Progress { taken: 0, established: false, closed: false };
-    loop {
-        let rest = received.get_mut(progress.taken..).unwrap_or_default();
-        let UnbufferedStatus { mut discard, state } = connection.step(rest);
-        let done = match state {
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                while let Some(record) = traffic.next_record() {
-                    let record = record?;
-                    plaintext.extend_from_slice(record.payload);
-                    discard += record.discard;
-                }
-                false
-            }
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                encode(&mut data, outgoing)?;
-                false
-            }
-            Ok(ConnectionState::TransmitTlsData(data)) => {
-                data.done();
-                false
-            }
-            Ok(ConnectionState::PeerClosed) => {
-                progress.closed = true;
-                false
-            }
-            Ok(ConnectionState::Closed) => {
-                progress.closed = true;
-                true
-            }
-            Ok(ConnectionState::WriteTraffic(_)) => {
-                progress.established = true;
-                true
-            }
-            Ok(ConnectionState::BlockedHandshake) => true,
-            Ok(_) => return Err(Error::General("early data, which is never offered".into())),
-            Err(error) => {
-                append_alert(connection, outgoing)?;
-                return Err(error);
-            }
-        };
-        progress.taken += discard;
-        if done {
-            return Ok(progress);
+/// RFC 8446 section 5.1: type, version, length, and as many bytes.
+fn begins_with_whole_record(bytes: &[u8]) -> bool {
+    match bytes {
+        [_, _, _, high, low, body @ ..] => {
+            body.len() >= usize::from(u16::from_be_bytes([*high, *low]))
         }
+        _ => false,
     }
 }
 
-/// After an error, the only thing left to say is the alert that rustls has queued.
-fn append_alert<S: Step>(connection: &mut S, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-    if let Ok(ConnectionState::EncodeTlsData(mut data)) = connection.step(&mut []).state {
-        encode(&mut data, outgoing)?;
-    }
-    Ok(())
-}
-
-fn send<S: Step>(
-    connection: &mut S,
-    plaintext: &[u8],
-    outgoing: &mut Vec<u8>,
-) -> Result<(), Error> {
-    let records = plaintext.len().div_ceil(RECORD_PLAINTEXT);
-    let room = plaintext.len() + records * RECORD_OVERHEAD;
-    while_writable(connection, outgoing, |traffic, outgoing| {
-        let start = outgoing.len();
-        outgoing.resize(start + room, 0);
-        let written = traffic
-            .encrypt(plaintext, outgoing.get_mut(start..).unwrap_or_default())
-            .map_err(|error| exhausted(&error))?;
-        outgoing.truncate(start + written);
-        Ok(())
-    })
-}
-
-fn close<S: Step>(connection: &mut S, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-    while_writable(connection, outgoing, |traffic, outgoing| {
-        let start = outgoing.len();
-        outgoing.resize(start + CLOSE_NOTIFY_LENGTH, 0);
-        let written = traffic
-            .queue_close_notify(outgoing.get_mut(start..).unwrap_or_default())
-            .map_err(|error| exhausted(&error))?;
-        outgoing.truncate(start + written);
-        Ok(())
-    })
-}
-
-/// Passes over what rustls wants to say first (key updates, tickets) to the state that may write.
-fn while_writable<S: Step>(
-    connection: &mut S,
-    outgoing: &mut Vec<u8>,
-    write: impl FnOnce(&mut WriteTraffic<'_, S::Data>, &mut Vec<u8>) -> Result<(), Error>,
-) -> Result<(), Error> {
-    loop {
-        match connection.step(&mut []).state? {
-            ConnectionState::WriteTraffic(mut traffic) => return write(&mut traffic, outgoing),
-            ConnectionState::EncodeTlsData(mut data) => encode(&mut data, outgoing)?,
-            ConnectionState::TransmitTlsData(data) => data.done(),
-            ConnectionState::PeerClosed => {}
-            ConnectionState::ReadTraffic(_)
-            | ConnectionState::ReadEarlyData(_)
-            | ConnectionState::Closed
-            | ConnectionState::BlockedHandshake
-            | _ => return Err(Error::HandshakeNotComplete),
-        }
-    }
-}
-
-fn encode<D>(data: &mut EncodeTlsData<'_, D>, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-    let start = outgoing.len();
-    loop {
-        match data.encode(outgoing.get_mut(start..).unwrap_or_default()) {
-            Ok(written) => {
-                outgoing.truncate(start + written);
-                return Ok(());
-            }
-            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-                outgoing.resize(start + required_size, 0);
-            }
-            Err(error @ EncodeError::AlreadyEncoded) => {
-                return Err(Error::General(error.to_string()));
-            }
-        }
-    }
-}
-
-fn exhausted(error: &EncryptError) -> Error {
-    Error::General(error.to_string())
-}
+#[cfg(test)]
+mod tests;

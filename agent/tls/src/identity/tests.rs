@@ -5,8 +5,7 @@ mod resumption;
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use rustls::{HandshakeKind, NamedGroup, ProtocolVersion, sign::CertifiedKey};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
 
 use super::*;
 use crate::{
@@ -37,15 +36,17 @@ impl Mesh {
     }
 
     fn identity_from(&self, leaf: Leaf, predecessor: Option<&Identity>) -> Identity {
-        let svid = Svid::read(&leaf.chain[0]).unwrap();
-        Identity::new(svid, certified(leaf), self.trust(0), predecessor).unwrap()
+        leaf.identity(self.trust(0), predecessor)
     }
 }
 
-fn certified(leaf: Leaf) -> Arc<CertifiedKey> {
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf.key.serialize_der()));
-    let key = provider().key_provider.load_private_key(key).unwrap();
-    Arc::new(CertifiedKey::new(leaf.chain, key))
+impl Identity {
+    /// The same with connections that never write a longer record.
+    pub(crate) fn with_records_of(mut self, length: usize) -> Self {
+        Arc::make_mut(&mut self.client).max_fragment_size = Some(length);
+        Arc::make_mut(&mut self.server).max_fragment_size = Some(length);
+        self
+    }
 }
 
 fn id(text: &str) -> SpiffeId {

@@ -7,10 +7,13 @@ use rcgen::{
     CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime,
+};
 use time::OffsetDateTime;
 
-use crate::{TestClock, TrustBundle};
+use crate::{Identity, Svid, TestClock, TrustBundle, identity::Trust, provider::provider};
 
 /// The trust domain of most tests.
 pub(crate) const DOMAIN: &str = "cluster.local";
@@ -184,5 +187,22 @@ impl Authority {
         let mut chain = vec![leaf.into()];
         chain.extend(self.intermediates.iter().cloned());
         Leaf { chain, key, pem }
+    }
+}
+
+// === impl Leaf ===
+
+impl Leaf {
+    /// The chain with its key, as rustls holds them.
+    pub(crate) fn certified(self) -> Arc<CertifiedKey> {
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
+        let key = provider().key_provider.load_private_key(key).unwrap();
+        Arc::new(CertifiedKey::new(self.chain, key))
+    }
+
+    /// The identity that the store would make of it.
+    pub(crate) fn identity(self, trust: Trust, predecessor: Option<&Identity>) -> Identity {
+        let svid = Svid::read(&self.chain[0]).unwrap();
+        Identity::new(svid, self.certified(), trust, predecessor).unwrap()
     }
 }

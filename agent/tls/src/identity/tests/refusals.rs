@@ -26,7 +26,7 @@ fn stranger(mesh: &Mesh, provider: CryptoProvider, key: Option<Leaf>) -> ClientC
     let mut config = match key {
         None => builder.with_no_client_auth(),
         Some(leaf) => {
-            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified(leaf))))
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.certified())))
         }
     };
     config.alpn_protocols = vec![ALPN.to_vec()];

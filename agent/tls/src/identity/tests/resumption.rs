@@ -144,9 +144,7 @@ fn a_client_that_resumes_past_its_own_certificate_is_found_out() {
     // The client's clock stands still, so its agent believes that its certificate is valid.
     let slow = Mesh { root: Authority::root("unused"), clock: test_clock() };
     let trust = Trust { clock: slow.clock.clone(), ..mesh.trust(0) };
-    let leaf = mesh.root.leaf(CART);
-    let svid = Svid::read(&leaf.chain[0]).unwrap();
-    let cart = Identity::new(svid, certified(leaf), trust, None).unwrap();
+    let cart = mesh.root.leaf(CART).identity(trust, None);
     connect(&cart, &web);
     mesh.clock.advance(Duration::from_secs(3601));
     let mut link = link(&cart, &web);
