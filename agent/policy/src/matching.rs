@@ -24,14 +24,14 @@ pub(crate) struct ServiceAccount {
 }
 
 /// Values of one attribute: one of `any` unless that is empty, and none of `none`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Terms<T> {
     pub(crate) any: Box<[T]>,
     pub(crate) none: Box<[T]>,
 }
 
 /// Holds when every attribute's terms do.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Match {
     pub(crate) principals: Terms<Pattern>,
     pub(crate) namespaces: Terms<Pattern>,
@@ -69,7 +69,8 @@ impl Pattern {
             Self::Exact(exact) => text == exact.as_ref(),
             Self::Prefix(prefix) => text.starts_with(prefix.as_ref()),
             Self::Suffix(suffix) => text.ends_with(suffix.as_ref()),
-            Self::Present => !text.is_empty(),
+            // No part of an identity is ever empty.
+            Self::Present => true,
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct PolicyObject {
     pub(crate) findings: Vec<Finding>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Spec {
     Authorization(Arc<Authorization>),
     PeerAuthentication(Arc<PeerAuthentication>),
@@ -44,7 +44,7 @@ pub(crate) enum Spec {
 /// Labels that a workload must carry. Empty selects every workload.
 pub(crate) type Labels = BTreeMap<String, String>;
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PeerAuthentication {
     pub(crate) selector: Labels,
     /// `None` inherits from the next wider level.
@@ -59,7 +59,7 @@ pub(crate) enum Action {
     Deny,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Authorization {
     /// `namespace/name`, as the reason of a refusal cites it.
     pub(crate) name: Arc<str>,
@@ -70,13 +70,13 @@ pub(crate) struct Authorization {
 }
 
 /// Matches when every clause does; a rule without clauses matches everything.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) clauses: Box<[Clause]>,
 }
 
 /// Matches when any of its alternatives does.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Clause {
     pub(crate) alternatives: Box<[Match]>,
 }
@@ -92,6 +92,11 @@ impl PolicyObject {
     /// Where it was read.
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Whether both would be enforced alike, wherever they were read.
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        (&self.id, &self.created, &self.spec) == (&other.id, &other.created, &other.spec)
     }
 }
 

@@ -1,0 +1,237 @@
+//! The agent's own configuration: one YAML file, read once at start.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+use sluice_spiffe::TrustDomain;
+
+use crate::{FileError, Problem, names, yaml};
+
+/// Most worker threads that the datapath has listeners for.
+const MAX_WORKERS: usize = 8;
+const MIN_DEFAULT_WORKERS: usize = 2;
+/// One worker serves about this many cores' applications.
+const CORES_PER_WORKER: usize = 4;
+/// `sun_path` holds 108 bytes with the terminating zero (unix(7)).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+const MAX_INSTANCE_BYTES: usize = 63;
+
+/// How an agent is set up. Relative paths in the file are relative to the file's directory; here they are
+/// joined with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Name of the agent's node, as the mesh state names it.
+    pub node: String,
+    /// Trust domain of the mesh; `cluster.local` by default.
+    pub trust_domain: TrustDomain,
+    /// Names the pin directory, so that several agents can share a kernel; the node's name by default.
+    pub instance: String,
+    /// Where state that outlives the agent is kept; `/var/lib/sluice` by default.
+    pub state_dir: PathBuf,
+    /// The operator's socket; `/run/sluice/agent.sock` by default.
+    pub socket: PathBuf,
+    /// Mount point of cgroup v2; `None` has it looked up in `/proc/mounts`.
+    pub cgroup: Option<PathBuf>,
+    /// Mount point of the BPF file system; `/sys/fs/bpf` by default.
+    pub bpffs: PathBuf,
+    /// Worker threads, 1 to 8; a quarter of the cores, but at least two, by default.
+    pub workers: usize,
+    /// Level of the logs; `info` by default.
+    pub log_level: String,
+    /// Who issues certificates.
+    pub ca: CaConfig,
+    /// The file with the state of the mesh.
+    pub mesh: PathBuf,
+    /// The directory of policies; `None` enforces none.
+    pub policies: Option<PathBuf>,
+}
+
+/// Who issues certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CaConfig {
+    /// A CA within the agent, made on first start.
+    Embedded {
+        /// Where its key and certificate are; `<stateDir>/ca` by default.
+        dir: PathBuf,
+    },
+    /// A CA whose key the operator provides.
+    Pem {
+        /// Certificate of the issuing CA, PEM.
+        certificate: PathBuf,
+        /// Its key, PEM.
+        key: PathBuf,
+        /// The roots that peers are verified against, PEM.
+        roots: PathBuf,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Written {
+    node: Spanned<String>,
+    #[serde(default)]
+    trust_domain: Option<Spanned<String>>,
+    #[serde(default)]
+    instance: Option<Spanned<String>>,
+    #[serde(default)]
+    state_dir: Option<PathBuf>,
+    #[serde(default)]
+    socket: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    cgroup: Option<PathBuf>,
+    #[serde(default)]
+    bpffs: Option<PathBuf>,
+    #[serde(default)]
+    workers: Option<Spanned<usize>>,
+    #[serde(default)]
+    log_level: Option<String>,
+    #[serde(default)]
+    ca: Option<Spanned<WrittenCa>>,
+    mesh: PathBuf,
+    #[serde(default)]
+    policies: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenCa {
+    mode: Spanned<String>,
+    #[serde(default)]
+    dir: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    certificate: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    key: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    roots: Option<Spanned<PathBuf>>,
+}
+
+// === impl AgentConfig ===
+
+impl AgentConfig {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self, FileError> {
+        let unreadable = |error: std::io::Error| FileError::Unreadable {
+            file: path.to_owned(),
+            reason: error.to_string(),
+        };
+        let text = fs::read_to_string(path).map_err(unreadable)?;
+        // Joined now: the agent may change its directory, and does change its namespaces.
+        let whole = std::path::absolute(path).map_err(unreadable)?;
+        Self::parse(path, whole.parent().unwrap_or(Path::new("/")), &text)
+    }
+
+    fn parse(file: &Path, directory: &Path, text: &str) -> Result<Self, FileError> {
+        let written: Written = yaml::parse(file, text)?;
+        let refuse = |at: Location, field: &str, problem| yaml::content(file, at, field, problem);
+        let Spanned { value: node, referenced, .. } = written.node;
+        if !names::is_subdomain(&node) {
+            return Err(refuse(referenced, "node", Problem::NotASubdomain(node)));
+        }
+        let trust_domain =
+            written.trust_domain.map_or(("cluster.local".to_owned(), Location::UNKNOWN), taken);
+        let trust_domain = trust_domain.0.parse().map_err(|error| {
+            refuse(trust_domain.1, "trustDomain", Problem::NotATrustDomain(error))
+        })?;
+        let (instance, at) = written.instance.map_or((node.clone(), referenced), taken);
+        if !is_instance(&instance) {
+            return Err(refuse(at, "instance", Problem::NotAnInstance(instance)));
+        }
+        let join = |path: Option<PathBuf>, default: &str| {
+            directory.join(path.unwrap_or_else(|| PathBuf::from(default)))
+        };
+        let (socket, at) = match written.socket {
+            Some(Spanned { value, referenced, .. }) => (Some(value), referenced),
+            None => (None, Location::UNKNOWN),
+        };
+        let socket = join(socket, "/run/sluice/agent.sock");
+        if socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            return Err(refuse(at, "socket", Problem::SocketPathTooLong(socket)));
+        }
+        let (workers, at) =
+            written.workers.map_or_else(|| (default_workers(), Location::UNKNOWN), taken);
+        if !(1..=MAX_WORKERS).contains(&workers) {
+            return Err(refuse(at, "workers", Problem::Workers(workers)));
+        }
+        let state_dir = join(written.state_dir, "/var/lib/sluice");
+        Ok(Self {
+            ca: read_ca(file, directory, &state_dir, written.ca)?,
+            node,
+            trust_domain,
+            instance,
+            state_dir,
+            socket,
+            cgroup: written.cgroup.map(|path| directory.join(path)),
+            bpffs: join(written.bpffs, "/sys/fs/bpf"),
+            workers,
+            log_level: written.log_level.unwrap_or_else(|| "info".to_owned()),
+            mesh: directory.join(written.mesh),
+            policies: written.policies.map(|path| directory.join(path)),
+        })
+    }
+}
+
+fn taken<T>(spanned: Spanned<T>) -> (T, Location) {
+    (spanned.value, spanned.referenced)
+}
+
+fn read_ca(
+    file: &Path,
+    directory: &Path,
+    state_dir: &Path,
+    ca: Option<Spanned<WrittenCa>>,
+) -> Result<CaConfig, FileError> {
+    let embedded = |dir: Option<PathBuf>| CaConfig::Embedded {
+        dir: dir.map_or_else(|| state_dir.join("ca"), |dir| directory.join(dir)),
+    };
+    let Some(Spanned { value: ca, referenced: at, .. }) = ca else { return Ok(embedded(None)) };
+    let WrittenCa { mode, dir, certificate, key, roots } = ca;
+    let foreign = |fields: [(&str, &Option<Spanned<PathBuf>>); 3], mode| {
+        let found = fields.into_iter().find_map(|(name, field)| Some((name, field.as_ref()?)));
+        found.map_or(Ok(()), |(name, field)| {
+            let problem = Problem::ForeignCaField(mode);
+            Err(yaml::content(file, field.referenced, format!("ca.{name}"), problem))
+        })
+    };
+    match mode.value.as_str() {
+        "embedded" => {
+            foreign([("certificate", &certificate), ("key", &key), ("roots", &roots)], "embedded")?;
+            Ok(embedded(dir.map(|dir| dir.value)))
+        }
+        "pem" => {
+            foreign([("dir", &dir), ("dir", &None), ("dir", &None)], "pem")?;
+            let path = |name: &str, field: Option<Spanned<PathBuf>>| {
+                let missing = || yaml::content(file, at, format!("ca.{name}"), Problem::PemFile);
+                field.map(|field| directory.join(field.value)).ok_or_else(missing)
+            };
+            Ok(CaConfig::Pem {
+                certificate: path("certificate", certificate)?,
+                key: path("key", key)?,
+                roots: path("roots", roots)?,
+            })
+        }
+        other => {
+            let problem = Problem::CaMode(other.to_owned());
+            Err(yaml::content(file, mode.referenced, "ca.mode", problem))
+        }
+    }
+}
+
+fn is_instance(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    (1..=MAX_INSTANCE_BYTES).contains(&text.len())
+        && text.bytes().all(allowed)
+        && !text.starts_with('.')
+}
+
+fn default_workers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / CORES_PER_WORKER).clamp(MIN_DEFAULT_WORKERS, MAX_WORKERS)
+}
+
+#[cfg(test)]
+mod tests;

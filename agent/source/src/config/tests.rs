@@ -1,0 +1,82 @@
+//! Defaults, relative paths, and faults by line.
+
+use super::*;
+
+fn parse(text: &str) -> Result<AgentConfig, FileError> {
+    AgentConfig::parse(Path::new("agent.yaml"), Path::new("/etc/sluice"), text)
+}
+
+#[test]
+fn two_fields_suffice() {
+    let config = parse("node: node-a\nmesh: mesh.yaml\n").unwrap();
+    assert_eq!(config.node, "node-a");
+    assert_eq!(config.instance, "node-a");
+    assert_eq!(config.trust_domain.as_str(), "cluster.local");
+    assert_eq!(config.state_dir, Path::new("/var/lib/sluice"));
+    assert_eq!(config.ca, CaConfig::Embedded { dir: "/var/lib/sluice/ca".into() });
+    assert_eq!(config.mesh, Path::new("/etc/sluice/mesh.yaml"));
+    assert_eq!(config.policies, None);
+    assert!((2..=8).contains(&config.workers));
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let config = parse(
+        "node: n\ninstance: i_1\nstateDir: state\nsocket: s.sock\ncgroup: cg\nbpffs: /b\nworkers: 3\n\
+         logLevel: debug\nca: {mode: embedded, dir: /ca}\nmesh: /m.yaml\npolicies: p/\ntrustDomain: a.b\n",
+    )
+    .unwrap();
+    assert_eq!(config.state_dir, Path::new("/etc/sluice/state"));
+    assert_eq!(config.socket, Path::new("/etc/sluice/s.sock"));
+    assert_eq!(config.cgroup.as_deref(), Some(Path::new("/etc/sluice/cg")));
+    assert_eq!(config.bpffs, Path::new("/b"));
+    assert_eq!(config.ca, CaConfig::Embedded { dir: "/ca".into() });
+    assert_eq!(config.mesh, Path::new("/m.yaml"));
+    assert_eq!(config.policies.as_deref(), Some(Path::new("/etc/sluice/p/")));
+    assert_eq!((config.workers, config.log_level.as_str()), (3, "debug"));
+}
+
+#[test]
+fn a_provided_authority_is_three_files() {
+    let config = parse(
+        "node: n\nmesh: m\nca: {mode: pem, certificate: ca.pem, key: ca.key, roots: roots.pem}\n",
+    );
+    let expected = CaConfig::Pem {
+        certificate: "/etc/sluice/ca.pem".into(),
+        key: "/etc/sluice/ca.key".into(),
+        roots: "/etc/sluice/roots.pem".into(),
+    };
+    assert_eq!(config.unwrap().ca, expected);
+}
+
+#[test]
+fn faults_are_named_by_file_line_and_field() {
+    let long = format!("socket: /{}", "s".repeat(107));
+    for (line, words) in [
+        ("nodes: x", "agent.yaml:3:1: unknown field `nodes`"),
+        ("workers: 9", "agent.yaml:3: workers: 9 is not a number of workers"),
+        ("workers: many", "agent.yaml:3:10:"),
+        ("trustDomain: Cluster", "agent.yaml:3: trustDomain: \"Cluster\""),
+        ("instance: a/b", "agent.yaml:3: instance: \"a/b\""),
+        ("instance: ..", "agent.yaml:3: instance: \"..\""),
+        ("ca: {mode: spire}", "agent.yaml:3: ca.mode: \"spire\""),
+        ("ca: {mode: pem, certificate: a, key: b}", "agent.yaml:3: ca.roots: missing"),
+        (
+            "ca: {mode: pem, certificate: a, key: b, roots: c, dir: d}",
+            "agent.yaml:3: ca.dir: ca.mode pem has no",
+        ),
+        ("ca: {mode: embedded, key: b}", "agent.yaml:3: ca.key: ca.mode embedded has no"),
+        (&long, "agent.yaml:3: socket: "),
+    ] {
+        let said = parse(&format!("node: n\nmesh: m\n{line}\n")).unwrap_err().to_string();
+        assert!(said.starts_with(words), "{line}: {said}");
+    }
+    assert!(parse("node: N\nmesh: m\n").unwrap_err().to_string().contains(":1: node: \"N\""));
+    assert!(parse("node: n\n").unwrap_err().to_string().contains("missing field `mesh`"));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let said = AgentConfig::load(Path::new("/nonexistent/agent.yaml")).unwrap_err().to_string();
+    assert!(said.starts_with("/nonexistent/agent.yaml: cannot be read: "), "{said}");
+}

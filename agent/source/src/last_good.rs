@@ -1,0 +1,95 @@
+//! Copies of the last good version of every file, so that an agent that starts beside a bad file still
+//! knows what was in force.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+/// `<stateDir>/last-good/<instance>`: agents that share a state directory keep apart.
+#[derive(Clone, Debug)]
+pub(crate) struct LastGood {
+    directory: PathBuf,
+}
+
+impl LastGood {
+    pub(crate) fn new(state_dir: &Path, instance: &str) -> Self {
+        Self { directory: state_dir.join("last-good").join(instance) }
+    }
+
+    pub(crate) fn mesh(&self) -> Option<String> {
+        fs::read_to_string(self.mesh_path()).ok()
+    }
+
+    pub(crate) fn keep_mesh(&self, text: &str) {
+        report(&self.mesh_path(), replace(&self.mesh_path(), text));
+    }
+
+    /// Texts by file name; `None` when no set of policies was ever kept, which is not the same as an
+    /// empty set.
+    pub(crate) fn policies(&self) -> Option<BTreeMap<String, String>> {
+        let entries = fs::read_dir(self.policies_path()).ok()?;
+        let copies = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name().into_string().ok()?;
+            (!name.starts_with('.')).then_some((name, fs::read_to_string(entry.path()).ok()?))
+        });
+        Some(copies.collect())
+    }
+
+    /// Makes the copies exactly these.
+    pub(crate) fn keep_policies<'a>(&self, texts: impl Iterator<Item = (&'a str, &'a str)>) {
+        let directory = self.policies_path();
+        let mut stale = self.policies().unwrap_or_default();
+        report(&directory, create(&directory));
+        for (name, text) in texts {
+            if stale.remove(name).as_deref() != Some(text) {
+                let path = directory.join(name);
+                report(&path, replace(&path, text));
+            }
+        }
+        for name in stale.into_keys() {
+            let path = directory.join(name);
+            report(&path, fs::remove_file(&path));
+        }
+    }
+
+    fn mesh_path(&self) -> PathBuf {
+        self.directory.join("mesh.yaml")
+    }
+
+    fn policies_path(&self) -> PathBuf {
+        self.directory.join("policies")
+    }
+}
+
+/// Losing a copy does not change what is in force now, so it is said and survived.
+fn report(path: &Path, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(
+            path = %path.display(),
+            %error,
+            "cannot keep a copy of the last good state; a restart beside a bad file would not know it",
+        );
+    }
+}
+
+fn create(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// A reader finds the old text or the new one, also after a crash in between.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    use io::Write;
+
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    create(directory)?;
+    let draft = directory.join(".draft");
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_data()?;
+    fs::rename(&draft, path)
+}
