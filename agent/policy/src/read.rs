@@ -13,8 +13,14 @@ use std::{
 
 pub use error::{Place, Problem, ReadError};
 
-use crate::{ObjectId, PolicyObject};
 use document::{Document, Header};
+use serde::de::DeserializeOwned;
+
+use crate::{ObjectId, PolicyObject};
+
+/// An export of a large cluster is one text; the reader's own limits are for texts from strangers.
+const MAX_DOCUMENTS: usize = 100_000;
+const MAX_NODES: usize = 10_000_000;
 
 /// What a text that cannot be understood could be about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,15 +39,26 @@ pub fn read(origin: &str, text: &str) -> Result<Vec<PolicyObject>, ReadError> {
     let origin: Arc<str> = origin.into();
     let syntax = |error: serde_saphyr::Error| ReadError::syntax(&origin, &error);
     // Kinds first: "unknown field `replicas`" would not help the owner of a Deployment.
-    for header in serde_saphyr::from_multiple::<Header>(text).map_err(syntax)? {
+    for header in documents::<Header>(text).map_err(syntax)? {
         header.check(&origin)?;
     }
     let mut objects = Vec::new();
-    for document in serde_saphyr::from_multiple::<Document>(text).map_err(syntax)? {
+    for document in documents::<Document>(text).map_err(syntax)? {
         object::read_document(&origin, document, &mut objects)?;
     }
     refuse_duplicates(&objects)?;
     Ok(objects)
+}
+
+fn documents<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, serde_saphyr::Error> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: MAX_DOCUMENTS,
+            max_nodes: MAX_NODES,
+            max_events: 3 * MAX_NODES,
+        },
+    };
+    serde_saphyr::from_multiple_with_options(text, options)
 }
 
 fn refuse_duplicates(objects: &[PolicyObject]) -> Result<(), ReadError> {
@@ -64,7 +81,7 @@ fn refuse_duplicates(objects: &[PolicyObject]) -> Result<(), ReadError> {
 /// What a text could be about that [`read`] refuses: the namespaces that it names where its outline can
 /// still be read, else the whole mesh.
 pub fn coverage(text: &str) -> Coverage {
-    let Ok(headers) = serde_saphyr::from_multiple::<Header>(text) else { return Coverage::Mesh };
+    let Ok(headers) = documents::<Header>(text) else { return Coverage::Mesh };
     let mut namespaces = BTreeSet::new();
     for header in &headers {
         if header.namespaces(&mut namespaces).is_none() {

@@ -26,8 +26,8 @@ const FAULTS: &[(&str, &str)] = &[
     ("spec: {action: AUDIT}", "p.yaml:4: spec.action: \"AUDIT\" is not enforced here"),
     ("spec: {action: CUSTOM, provider: {name: x}}", "spec.action: \"CUSTOM\""),
     ("spec: {action: allow}", "spec.action: \"allow\""),
-    ("spec: {provider: {name: x}}", "spec.provider: a AuthorizationPolicy has no such field"),
-    ("spec: {mtls: {mode: STRICT}}", "spec.mtls: a AuthorizationPolicy has no such field"),
+    ("spec: {provider: {name: x}}", "spec.provider: AuthorizationPolicy has no such field"),
+    ("spec: {mtls: {mode: STRICT}}", "spec.mtls: AuthorizationPolicy has no such field"),
     (
         "spec: {targetRefs: [{kind: Service, name: x, group: ''}]}",
         "spec.targetRefs: policies that bind",
@@ -191,8 +191,8 @@ fn peer_authentications_have_faults_of_their_own() {
             "{selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: STRICT}, 080: {mode: DISABLE}}}",
             "port 80 is listed twice",
         ),
-        ("{rules: [{}]}", "spec.rules: a PeerAuthentication has no such field"),
-        ("{action: ALLOW}", "spec.action: a PeerAuthentication has no such field"),
+        ("{rules: [{}]}", "spec.rules: PeerAuthentication has no such field"),
+        ("{action: ALLOW}", "spec.action: PeerAuthentication has no such field"),
     ] {
         let said = refusal(&format!(
             "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\

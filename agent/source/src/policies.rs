@@ -12,6 +12,7 @@ use crate::{Consequence, FileError, SourceError, files::PolicyText};
 /// All policy files.
 #[derive(Debug, Default)]
 pub(crate) struct PolicyFiles {
+    directory: PathBuf,
     /// By file name.
     accepted: BTreeMap<String, Version>,
     withheld: Vec<Withheld>,
@@ -60,7 +61,8 @@ impl PolicyFiles {
             let objects = sluice_policy::read(&origin(&directory.join(&name)), &text).ok()?;
             Some((name, Version { text, objects }))
         });
-        Self { accepted: accepted.collect(), withheld: Vec::new(), known }
+        let (accepted, directory) = (accepted.collect(), directory.to_owned());
+        Self { directory, accepted, withheld: Vec::new(), known }
     }
 
     /// Takes over what the directory holds now.
@@ -93,7 +95,8 @@ impl PolicyFiles {
             let consequence = Consequence::LastGoodStays;
             return Swept { errors: vec![SourceError { error, consequence }], changed: false };
         }
-        let everything = Withheld { origin: error.to_string().into(), coverage: Coverage::Mesh };
+        let everything =
+            Withheld { origin: origin(&self.directory).into(), coverage: Coverage::Mesh };
         let changed = self.withheld != [everything.clone()];
         self.withheld = vec![everything];
         Swept { errors: vec![SourceError { error, consequence: Consequence::Denied }], changed }

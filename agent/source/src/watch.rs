@@ -15,7 +15,7 @@ use std::{
 
 use notify::{
     Event, EventKind,
-    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
+    event::{AccessKind, AccessMode, ModifyKind},
 };
 use sluice_mesh::Snapshot;
 use sluice_policy::Severity;
@@ -33,8 +33,10 @@ use directories::Directories;
 
 /// Calm after the last event before the files are read: an editor's save is several events.
 const CALM: Duration = Duration::from_millis(50);
-/// Longest wait for a writer that keeps writing or has not closed its file.
-const MAX_UNREST: Duration = Duration::from_secs(2);
+/// Longest wait for calm: others may write in the same directory all the time.
+const MAX_UNREST: Duration = Duration::from_millis(500);
+/// Longest wait for a writer of one of our files to close it.
+const MAX_UNFINISHED: Duration = Duration::from_secs(5);
 /// How often the files are looked at without an event.
 const POLL: Duration = Duration::from_secs(2);
 /// How often files that change while they are read are read again before the next poll.
@@ -149,33 +151,35 @@ impl Follower {
     fn note(&mut self, event: &Event) -> bool {
         let ours = event.paths.iter().filter(|path| self.files.contain(path)).cloned();
         match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+            // A file that is renamed or gone will be closed under another name.
+            EventKind::Access(AccessKind::Close(AccessMode::Write))
+            | EventKind::Modify(ModifyKind::Name(_))
+            | EventKind::Remove(_) => {
                 for path in &event.paths {
                     self.unfinished.remove(path);
                 }
                 true
             }
             EventKind::Access(_) => false,
-            EventKind::Create(CreateKind::File) | EventKind::Modify(ModifyKind::Data(_)) => {
+            EventKind::Modify(ModifyKind::Data(_)) => {
                 self.unfinished.extend(ours);
                 true
             }
-            EventKind::Any
-            | EventKind::Create(_)
-            | EventKind::Modify(_)
-            | EventKind::Remove(_)
-            | EventKind::Other => true,
+            EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Other => true,
         }
     }
 
     /// Half a file may well be valid, and half the policies admit more than all of them.
     fn wait_for_calm(&mut self) {
         let started = Instant::now();
-        while started.elapsed() < MAX_UNREST {
-            match self.next_event(CALM) {
-                Some(event) => _ = self.note(&event),
-                None if self.unfinished.is_empty() => break,
-                None => {}
+        while started.elapsed() < MAX_UNFINISHED {
+            let event = self.next_event(CALM);
+            if let Some(event) = &event {
+                self.note(event);
+            }
+            let calm = event.is_none() || started.elapsed() > MAX_UNREST;
+            if calm && self.unfinished.is_empty() {
+                break;
             }
         }
         self.unfinished.clear();
@@ -237,8 +241,8 @@ impl Follower {
             }
             now.insert(text);
         }
-        if !self.said.is_empty() && now.is_empty() {
-            tracing::info!("all files are good");
+        for over in self.said.difference(&now) {
+            tracing::info!(was = %over, "no longer so");
         }
         self.said = now;
     }

@@ -6,8 +6,18 @@ use serde::de::DeserializeOwned;
 
 use crate::{FileError, Problem};
 
+/// A mesh of 100,000 pods has about 2 million; the reader's own limit is for texts from strangers.
+const MAX_NODES: usize = 10_000_000;
+
 pub(crate) fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, FileError> {
-    serde_saphyr::from_str(text).map_err(|error| {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: MAX_NODES,
+            max_events: 3 * MAX_NODES,
+            max_total_scalar_bytes: usize::MAX,
+        },
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let (line, column) =
             error.location().map_or((1, 1), |location| (location.line(), location.column()));
         let message = error.without_snippet().to_string();

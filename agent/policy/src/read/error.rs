@@ -58,7 +58,7 @@ pub enum Problem {
     #[error("missing: write it")]
     Missing,
     /// The field belongs to another kind of object.
-    #[error("a {0} has no such field: remove it")]
+    #[error("{0} has no such field: remove it")]
     ForeignField(crate::ObjectKind),
     /// An item of a typed list that says it is something else.
     #[error("this is a list of {0}: move the item out of it")]

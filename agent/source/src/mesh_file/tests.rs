@@ -102,3 +102,20 @@ fn faults_are_named_by_line_and_field() {
     }
     assert!(parse_text("").is_err(), "an empty file is not an empty mesh");
 }
+
+#[test]
+fn a_mesh_may_be_large() {
+    use std::fmt::Write;
+
+    let mut text = "pods:\n".to_owned();
+    for number in 0..20_000u32 {
+        let address = IpAddr::from((0x0a00_0001 + number).to_be_bytes());
+        let pod = format!(
+            "name: p{number}, serviceAccount: a, labels: {{app: b}}, node: n, netns: /n/{number}"
+        );
+        writeln!(text, "- {{namespace: shop, {pod}, addresses: [{address}]}}").unwrap();
+    }
+    let started = std::time::Instant::now();
+    assert_eq!(parse_text(&text).unwrap().workloads.len(), 20_000);
+    println!("20,000 pods in {:?}", started.elapsed());
+}
