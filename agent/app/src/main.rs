@@ -1,2 +1,32 @@
-//! The `sluice` program.
-fn main() {}
+//! The `sluice` program: the node agent and the operator's commands.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod args;
+mod authority;
+mod datapath;
+mod logging;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Agent(options) => agent::run(&options),
+        Command::Status(options) => view::command::status(&options),
+        Command::Flows(options) => view::command::flows(&options),
+        Command::Datapath(action) => datapath::run(&action),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logging::complain(&format!("sluice: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -320,8 +320,14 @@ struct Query {
     programs: u64,
     count: u32,
     padding: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    /// Written by Linux 6.6 and later whatever size it is told, so it has to be there.
+    revision: u64,
 }
-// SAFETY: the anonymous struct of `BPF_PROG_QUERY` as it was before Linux 6.3 appended to it.
+// SAFETY: the anonymous struct of `BPF_PROG_QUERY` as of Linux 6.6; older kernels take a longer one
+// whose tail is zero, and none writes behind `revision`.
 unsafe impl Attribute for Query {}
 
 /// Programs per hook that are looked at; the kernel allows 64 per cgroup and interface.
@@ -338,6 +344,10 @@ pub(crate) fn query(target: u32, attach_type: AttachType, flags: u32) -> io::Res
         programs: address(programs.as_mut_ptr()),
         count: u32::try_from(MAX_PROGRAMS).unwrap_or_default(),
         padding: 0,
+        program_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
     };
     bpf(PROG_QUERY, &mut query)?;
     programs.truncate(usize::try_from(query.count).unwrap_or_default());

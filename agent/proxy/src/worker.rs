@@ -102,10 +102,6 @@ impl Proxy {
 }
 
 impl Workers for Proxy {
-    fn count(&self) -> usize {
-        self.workers.len()
-    }
-
     fn add(&self, pod: Arc<LocalPod>, listeners: Vec<WorkerListeners>) {
         for ((commands, _), listeners) in self.workers.iter().zip(listeners) {
             drop(commands.send(Command::Add(Arc::clone(&pod), listeners)));

@@ -1,0 +1,91 @@
+//! `sluice agent`: puts the parts together and keeps them in step with the state of the mesh.
+//!
+//! ```text
+//!   FileSource --snapshot--> control loop --> PodManager --> kernel hooks
+//!                                 |               +--------> Proxy (workers)
+//!                                 +--> certificates wanted, policy re-checked
+//! ```
+
+mod control;
+mod operator;
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context;
+use sluice_kernel::{Datapath, LogLevel, Settings};
+use sluice_mesh::Snapshot;
+use sluice_pods::{PodManager, Workers};
+use sluice_proxy::{Proxy, Shared};
+use sluice_source::{AgentConfig, FileSource};
+use sluice_tls::{CertStore, SystemClock, TrustBundle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{control::Control, operator::Operator};
+use crate::{args::AgentOptions, authority, datapath::find_cgroup, logging, view::server};
+
+/// Runs the agent until it is told to stop. Captured pods stay captured afterwards: without an agent
+/// their connections into the mesh are refused.
+pub(crate) fn run(options: &AgentOptions) -> anyhow::Result<()> {
+    let config = AgentConfig::load(&options.config)?;
+    logging::start(&config.log_level)?;
+    let descriptors = sluice_sys::limits::raise_nofile().context("raising the descriptor limit")?;
+    // The first thread stays in the node's namespace; remember it before any thread wanders.
+    sluice_sys::nomad::home().context("opening the node's network namespace")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tracing::info!(node = %config.node, instance = %config.instance, descriptors, "starting");
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: AgentConfig) -> anyhow::Result<()> {
+    let mut stop = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let certificates = Arc::new(certificates(&config)?);
+    let settings = kernel_settings(&config)?;
+    let datapath = Arc::new(Datapath::open(&settings)?);
+    let empty = Arc::new(Snapshot::empty(config.trust_domain.clone()));
+    let workers = config.workers;
+    let shared = Arc::new(Shared::new(empty, certificates, datapath.sockets(), workers));
+    let proxy = Arc::new(Proxy::start(Arc::clone(&shared), workers)?);
+    let served: Arc<dyn Workers> = Arc::clone(&proxy) as _;
+    let pods = Arc::new(Mutex::new(PodManager::new(datapath, served, workers)));
+    let FileSource { snapshots, status, .. } = FileSource::watch(&config)?;
+    let operator = Operator::new(&config, settings.max_peers, &shared, &pods, status);
+    tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::new(operator)));
+    let control = Control::new(config.node, shared, pods, proxy);
+    tokio::select! {
+        () = control.run(snapshots) => anyhow::bail!("BUG: the source of the mesh's state ended"),
+        _ = stop.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; captured pods stay captured and are refused until an agent is back");
+    Ok(())
+}
+
+fn certificates(config: &AgentConfig) -> anyhow::Result<CertStore> {
+    let authority = authority::open(config)?;
+    let bundle = TrustBundle::new(config.trust_domain.clone(), authority.roots().to_vec())?;
+    Ok(CertStore::new(
+        sluice_tls::Settings::default(),
+        Arc::new(authority),
+        bundle,
+        Arc::new(SystemClock),
+    ))
+}
+
+fn kernel_settings(config: &AgentConfig) -> anyhow::Result<Settings> {
+    let cgroup = match &config.cgroup {
+        Some(cgroup) => cgroup.clone(),
+        None => find_cgroup()?,
+    };
+    let log = if tracing::enabled!(target: "sluice_kernel", tracing::Level::DEBUG) {
+        LogLevel::Debug
+    } else {
+        LogLevel::Off
+    };
+    Ok(Settings {
+        bpffs: config.bpffs.clone(),
+        cgroup,
+        log,
+        ..Settings::new(config.instance.as_str())
+    })
+}

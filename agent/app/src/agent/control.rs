@@ -1,0 +1,109 @@
+//! The control loop: whatever the source says becomes true, and is looked after.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use sluice_kernel::Datapath;
+use sluice_mesh::Snapshot;
+use sluice_pods::PodManager;
+use sluice_proxy::{Proxy, Shared};
+use sluice_spiffe::SpiffeId;
+use tokio::sync::watch;
+
+/// How often the kernel is asked whether every pod is still captured.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The pods of this node, as the real kernel has them.
+pub(super) type Pods = PodManager<Arc<Datapath>>;
+
+/// What the loop moves.
+pub(super) struct Control {
+    node: String,
+    shared: Arc<Shared>,
+    pods: Arc<Mutex<Pods>>,
+    proxy: Arc<Proxy>,
+    /// Identities that certificates are kept for.
+    wanted: HashSet<SpiffeId>,
+}
+
+// === impl Control ===
+
+impl Control {
+    pub(super) fn new(
+        node: String,
+        shared: Arc<Shared>,
+        pods: Arc<Mutex<Pods>>,
+        proxy: Arc<Proxy>,
+    ) -> Self {
+        Self { node, shared, pods, proxy, wanted: HashSet::new() }
+    }
+
+    /// Runs until the source is gone.
+    pub(super) async fn run(mut self, mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>) {
+        let mut audit = tokio::time::interval(AUDIT_INTERVAL);
+        let mut roots = self.shared.certificates.roots_changed();
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let snapshot = snapshots.borrow_and_update().clone();
+                    if let Some(snapshot) = snapshot {
+                        self.apply(snapshot).await;
+                    }
+                }
+                _ = audit.tick() => self.blocking(Pods::audit).await,
+                Ok(()) = roots.changed() => self.proxy.forget_sessions(),
+            }
+        }
+    }
+
+    /// Policy first, so that nothing new is let in by the old one; then certificates, so that they
+    /// are there when the pod is; then capture.
+    async fn apply(&mut self, snapshot: Arc<Snapshot>) {
+        self.shared.set_snapshot(Arc::clone(&snapshot));
+        let cut = self.shared.recheck();
+        let wanted = self.identities(&snapshot);
+        for identity in wanted.difference(&self.wanted) {
+            self.shared.certificates.want(identity);
+        }
+        let node = self.node.clone();
+        let current = Arc::clone(&snapshot);
+        self.blocking(move |pods| pods.reconcile(&current, &node)).await;
+        for identity in self.wanted.difference(&wanted) {
+            self.shared.certificates.forget(identity);
+        }
+        self.wanted = wanted;
+        tracing::info!(
+            pods = snapshot.members().len(),
+            services = snapshot.services().len(),
+            connections_cut = cut,
+            "state of the mesh applied"
+        );
+    }
+
+    fn identities(&self, snapshot: &Snapshot) -> HashSet<SpiffeId> {
+        let local = snapshot.members().iter().map(|member| &member.workload);
+        let local = local.filter(|workload| workload.in_mesh && workload.node == self.node);
+        local.map(|workload| workload.identity.clone()).collect()
+    }
+
+    /// Enrolment enters namespaces and waits for the kernel: not on the runtime's own thread.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Pods) -> T + Send + 'static,
+    ) {
+        let pods = Arc::clone(&self.pods);
+        if let Err(error) = tokio::task::spawn_blocking(move || {
+            drop(work(&mut pods.lock().unwrap_or_else(PoisonError::into_inner)))
+        })
+        .await
+        {
+            tracing::error!(%error, "BUG: enrolment panicked");
+        }
+    }
+}

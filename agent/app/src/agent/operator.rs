@@ -1,0 +1,180 @@
+//! Gathers what the operator asks for from the parts that know it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use sluice_kernel::Datapath;
+use sluice_pods::{PodManager, PodState, PodStatus};
+use sluice_proxy::{Direction, Live, PodStats, Shared, Transport};
+use sluice_source::{AgentConfig, StatusHandle};
+use sluice_tls::{CertStatus, UnixTime};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::view::{
+    model::{Certificate, Counters, Flow, Peers, Pod, Policy, Source, Status},
+    server::Answers,
+};
+
+/// The parts that know.
+pub(super) struct Operator {
+    node: String,
+    instance: String,
+    started: Instant,
+    max_peers: u32,
+    shared: Arc<Shared>,
+    pods: Arc<Mutex<PodManager<Arc<Datapath>>>>,
+    source: StatusHandle,
+}
+
+// === impl Operator ===
+
+impl Operator {
+    pub(super) fn new(
+        config: &AgentConfig,
+        max_peers: u32,
+        shared: &Arc<Shared>,
+        pods: &Arc<Mutex<PodManager<Arc<Datapath>>>>,
+        source: StatusHandle,
+    ) -> Self {
+        Self {
+            node: config.node.clone(),
+            instance: config.instance.clone(),
+            started: Instant::now(),
+            max_peers,
+            shared: Arc::clone(shared),
+            pods: Arc::clone(pods),
+            source,
+        }
+    }
+
+    fn pod(&self, status: PodStatus) -> Pod {
+        let (state, reason) = match status.state {
+            PodState::Captured => ("captured", None),
+            PodState::Impaired { reason } => ("impaired", Some(reason)),
+            PodState::Refused { reason } => ("refused", Some(reason)),
+            _ => ("unknown", None),
+        };
+        let agent = self.shared.stats.of(&status.uid);
+        Pod {
+            namespace: status.account.namespace.clone(),
+            name: status.name,
+            identity: status
+                .account
+                .identity(self.shared.snapshot().trust_domain())
+                .map_or_else(|error| error.to_string(), |identity| identity.to_string()),
+            addresses: status.addresses.iter().map(ToString::to_string).collect(),
+            state: state.to_owned(),
+            reason,
+            connections_ended_at_enrolment: status.connections_destroyed,
+            counters: counters(status.counters.unwrap_or_default(), &agent),
+        }
+    }
+}
+
+impl Answers for Operator {
+    fn status(&self) -> Status {
+        let snapshot = self.shared.snapshot();
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner).status();
+        let source = self.source.status();
+        let known = snapshot.protected_addresses().count();
+        let capacity = usize::try_from(self.max_peers).unwrap_or(usize::MAX);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node.clone(),
+            instance: self.instance.clone(),
+            trust_domain: snapshot.trust_domain().to_string(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            open_connections: self.shared.live.all().len(),
+            source: Source {
+                version: source.version,
+                age_seconds: source.loaded_at.map(|at| at.elapsed().unwrap_or_default().as_secs()),
+                errors: source.errors.iter().map(ToString::to_string).collect(),
+            },
+            peers: Peers { known, capacity, capture_all: known > capacity },
+            pods: pods.into_iter().map(|pod| self.pod(pod)).collect(),
+            certificates: self.shared.certificates.status().into_iter().map(certificate).collect(),
+            policies: policies(&snapshot, &source.findings),
+        }
+    }
+
+    fn flows(&self) -> Vec<Flow> {
+        self.shared.live.all().iter().map(|live| flow(live)).collect()
+    }
+}
+
+fn policies(snapshot: &sluice_mesh::Snapshot, findings: &[sluice_policy::Finding]) -> Vec<Policy> {
+    let policy = |(id, _): &(sluice_policy::ObjectId, sluice_policy::Place)| Policy {
+        kind: id.kind.to_string(),
+        namespace: id.namespace.to_string(),
+        name: id.name.to_string(),
+        findings: findings
+            .iter()
+            .filter(|finding| finding.object == *id)
+            .map(ToString::to_string)
+            .collect(),
+    };
+    snapshot.policies().objects().iter().map(policy).collect()
+}
+
+fn counters(kernel: sluice_kernel::PodCounters, agent: &PodStats) -> Counters {
+    Counters {
+        captured: kernel.captured,
+        direct: kernel.direct,
+        denied: kernel.denied,
+        inbound: kernel.inbound,
+        inbound_dropped: kernel.inbound_dropped,
+        guard_drops: kernel.guard_drops,
+        udp: kernel.udp,
+        errors: kernel.errors,
+        outbound_mtls: agent.outbound_mtls.get(),
+        outbound_plaintext: agent.outbound_plaintext.get(),
+        outbound_refused: agent.outbound_refused.get(),
+        inbound_mtls: agent.inbound_mtls.get(),
+        inbound_plaintext: agent.inbound_plaintext.get(),
+        inbound_refused: agent.inbound_refused.get(),
+    }
+}
+
+fn certificate(status: CertStatus) -> Certificate {
+    let svid = status.certificate;
+    Certificate {
+        identity: status.identity.to_string(),
+        issuer: svid.as_ref().map(|svid| svid.issuer.clone()),
+        serial: svid.as_ref().map(|svid| svid.serial.clone()),
+        not_after: svid.as_ref().and_then(|svid| rfc3339(svid.not_after)),
+        next_renewal: rfc3339(status.next_renewal),
+        last_error: status.last_error,
+    }
+}
+
+fn rfc3339(at: UnixTime) -> Option<String> {
+    let seconds = i64::try_from(at.as_secs()).ok()?;
+    OffsetDateTime::from_unix_timestamp(seconds).ok()?.format(&Rfc3339).ok()
+}
+
+fn flow(live: &Live) -> Flow {
+    let facts = &live.facts;
+    Flow {
+        direction: match facts.direction {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        }
+        .to_owned(),
+        transport: match facts.transport {
+            Transport::MutualTls => "mtls",
+            Transport::Plaintext => "plaintext",
+        }
+        .to_owned(),
+        pod: facts.pod.to_string(),
+        source: facts.source.to_string(),
+        source_identity: facts.source_identity.as_ref().map(ToString::to_string),
+        requested: facts.requested.to_string(),
+        destination: facts.destination.to_string(),
+        destination_identity: facts.destination_identity.as_ref().map(ToString::to_string),
+        bytes_sent: live.sent(),
+        bytes_received: live.received(),
+        age_seconds: live.opened.elapsed().as_secs_f64(),
+    }
+}

@@ -1,1 +1,0 @@
-//! The sluice agent: assembles the crates, serves the operator's view.

@@ -1,0 +1,129 @@
+//! What the agent answers. Field names are a contract with scripts: add, do not rename.
+
+use serde::{Deserialize, Serialize};
+
+/// `sluice status`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) version: String,
+    pub(crate) node: String,
+    pub(crate) instance: String,
+    pub(crate) trust_domain: String,
+    pub(crate) uptime_seconds: u64,
+    pub(crate) open_connections: usize,
+    pub(crate) source: Source,
+    pub(crate) peers: Peers,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) certificates: Vec<Certificate>,
+    pub(crate) policies: Vec<Policy>,
+}
+
+/// Where the state of the mesh comes from, and what is wrong with it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Source {
+    /// Counts the states that were taken over; 0 while nothing is known yet.
+    pub(crate) version: u64,
+    /// Seconds since the last one.
+    pub(crate) age_seconds: Option<u64>,
+    /// What is wrong with which line of which file; the last good state of it is in force.
+    pub(crate) errors: Vec<String>,
+}
+
+/// The kernel's table of destinations that are reached through the mesh only.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Peers {
+    pub(crate) known: usize,
+    pub(crate) capacity: usize,
+    /// Whether every destination is captured because the table overflowed.
+    pub(crate) capture_all: bool,
+}
+
+/// A pod of this node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Pod {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) identity: String,
+    pub(crate) addresses: Vec<String>,
+    /// `captured`, as asked of the kernel for this answer, or `refused`, `degraded`.
+    pub(crate) state: String,
+    /// Why it is not captured.
+    pub(crate) reason: Option<String>,
+    /// Connections from before its enrolment, which were ended so that they come back encrypted.
+    pub(crate) connections_ended_at_enrolment: usize,
+    pub(crate) counters: Counters,
+}
+
+/// What was counted for a pod since its enrolment (kernel) or the agent's start (agent).
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    /// Kernel: outbound connections handed to the agent.
+    pub(crate) captured: u64,
+    /// Kernel: outbound connections to destinations that the mesh does not know.
+    pub(crate) direct: u64,
+    /// Kernel: outbound connections refused.
+    pub(crate) denied: u64,
+    /// Kernel: inbound connections handed to the agent.
+    pub(crate) inbound: u64,
+    /// Kernel: inbound connections refused for want of an agent.
+    pub(crate) inbound_dropped: u64,
+    /// Kernel: packets that tried to reach the mesh past the agent.
+    pub(crate) guard_drops: u64,
+    /// Kernel: UDP packets to pods of the mesh, which are not encrypted.
+    pub(crate) udp: u64,
+    /// Kernel: failures inside the hooks, each of which refused a connection.
+    pub(crate) errors: u64,
+    /// Agent: captured connections that left over mutual TLS.
+    pub(crate) outbound_mtls: u64,
+    /// Agent: captured connections that left as plaintext.
+    pub(crate) outbound_plaintext: u64,
+    /// Agent: captured connections that were refused.
+    pub(crate) outbound_refused: u64,
+    /// Agent: connections let in over mutual TLS.
+    pub(crate) inbound_mtls: u64,
+    /// Agent: connections let in as plaintext.
+    pub(crate) inbound_plaintext: u64,
+    /// Agent: inbound connections refused.
+    pub(crate) inbound_refused: u64,
+}
+
+/// A certificate of a local identity.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Certificate {
+    pub(crate) identity: String,
+    pub(crate) issuer: Option<String>,
+    pub(crate) serial: Option<String>,
+    /// RFC 3339.
+    pub(crate) not_after: Option<String>,
+    /// RFC 3339.
+    pub(crate) next_renewal: Option<String>,
+    pub(crate) last_error: Option<String>,
+}
+
+/// A policy in force.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Policy {
+    pub(crate) kind: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// What of it cannot be enforced, and what that means.
+    pub(crate) findings: Vec<String>,
+}
+
+/// One line of `sluice flows`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Flow {
+    pub(crate) direction: String,
+    /// `mtls` or `plaintext`.
+    pub(crate) transport: String,
+    pub(crate) pod: String,
+    pub(crate) source: String,
+    pub(crate) source_identity: Option<String>,
+    /// The address that the client asked for.
+    pub(crate) requested: String,
+    pub(crate) destination: String,
+    pub(crate) destination_identity: Option<String>,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) age_seconds: f64,
+}

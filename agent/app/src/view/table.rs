@@ -1,0 +1,82 @@
+//! Columns for people.
+
+use std::fmt::Write;
+
+/// Rows under headings, as wide as they need to be.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+// === impl Table ===
+
+impl Table {
+    /// A table with these headings.
+    pub(crate) fn new(headings: &[&str]) -> Self {
+        Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
+    }
+
+    /// Adds a row.
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// The table as text; `nothing` when it has no rows.
+    pub(crate) fn render(&self, nothing: &str) -> String {
+        if self.rows.len() < 2 {
+            return format!("{nothing}\n");
+        }
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row: &Vec<String>| row.get(column));
+            cells.map(|cell| cell.chars().count()).max()
+        };
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                // Writing to a String cannot fail.
+                let _ = write!(line, "{cell:width$}  ");
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A number of bytes, short.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut whole = count;
+    let mut unit = 0;
+    while whole >= 10_240 && unit + 1 < UNITS.len() {
+        whole /= 1024;
+        unit += 1;
+    }
+    format!("{whole} {}", UNITS.get(unit).copied().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(&["A", "B"]);
+        table.row(vec!["long cell".into(), "x".into()]);
+        assert_eq!(table.render("none"), "A          B\nlong cell  x\n");
+    }
+
+    #[test]
+    fn an_empty_table_says_so() {
+        assert_eq!(Table::new(&["A"]).render("no pods"), "no pods\n");
+    }
+
+    #[test]
+    fn bytes_keep_at_least_two_digits() {
+        assert_eq!(bytes(10_239), "10239 B");
+        assert_eq!(bytes(10 * 1024 * 1024), "10 MiB");
+    }
+}
