@@ -8,21 +8,17 @@ use crate::{
 };
 
 const CGROUP_SOCK_ADDR: u32 = 18;
-const SK_LOOKUP: u32 = 30;
 
 const R0: u8 = 0;
 const R1: u8 = 1;
-/// `r1 = *(u64 *)(r1 + offset)`, and the same of 4 bytes.
+/// `r1 = *(u64 *)(r1 + offset)`.
 const LOAD_DOUBLE: u8 = 0x79;
-const LOAD_WORD: u8 = 0x61;
 const MOVE_IMMEDIATE: u8 = 0xb7;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
 const HELPER_SET_RETVAL: i32 = 187;
 const HELPER_SKC_TO_MPTCP_SOCK: i32 = 196;
-/// Offset of `bpf_sk_lookup::ingress_ifindex`.
-const INGRESS_IFINDEX: i16 = 64;
 /// Offset of `bpf_sock_addr::sk`.
 const SOCK_ADDR_SK: i16 = 64;
 /// `lo`, which every namespace has.
@@ -30,11 +26,9 @@ const LOOPBACK: u32 = 1;
 
 /// The features that are used.
 #[derive(Clone, Copy, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is there or not, whatever the others are")]
 pub(crate) struct Features {
     pub(crate) tcx: bool,
     pub(crate) set_retval: bool,
-    pub(crate) ingress_ifindex: bool,
     pub(crate) mptcp: bool,
 }
 
@@ -45,7 +39,6 @@ impl Features {
         Self {
             tcx: wanted(Feature::Tcx) && has_tcx(),
             set_retval: wanted(Feature::SetRetval) && has_set_retval(),
-            ingress_ifindex: wanted(Feature::IngressIfindex) && has_ingress_ifindex(),
             mptcp: wanted(Feature::Mptcp) && has_mptcp(),
         }
     }
@@ -62,11 +55,6 @@ impl Features {
                 self.set_retval,
                 Feature::SetRetval,
                 "a refused connect fails with EPERM, not ECONNREFUSED",
-            ),
-            (
-                self.ingress_ifindex,
-                Feature::IngressIfindex,
-                "loopback connections are told by their addresses, not by their interface",
             ),
             (self.mptcp, Feature::Mptcp, "MPTCP applications see the agent as their peer"),
         ];
@@ -114,30 +102,21 @@ fn has_mptcp() -> bool {
     syscall::load_probe(CGROUP_SOCK_ADDR, AttachType::CGROUP_INET4_CONNECT, &program).is_ok()
 }
 
-fn has_ingress_ifindex() -> bool {
-    let program = [
-        instruction(LOAD_WORD, R0, R1, INGRESS_IFINDEX, 0),
-        instruction(MOVE_IMMEDIATE, R0, 0, 0, 1),
-        instruction(EXIT, 0, 0, 0, 0),
-    ];
-    syscall::load_probe(SK_LOOKUP, AttachType::SK_LOOKUP, &program).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_missing_feature_is_named() {
-        let none = Features { tcx: false, set_retval: false, ingress_ifindex: false, mptcp: false };
-        assert_eq!(none.fallbacks().len(), 4);
-        let all = Features { tcx: true, set_retval: true, ingress_ifindex: true, mptcp: true };
+        let none = Features { tcx: false, set_retval: false, mptcp: false };
+        assert_eq!(none.fallbacks().len(), 3);
+        let all = Features { tcx: true, set_retval: true, mptcp: true };
         assert!(all.fallbacks().is_empty());
     }
 
     #[test]
     fn instructions_are_laid_out_as_the_kernel_reads_them() {
-        let bytes = instruction(LOAD_WORD, R0, R1, 68, -1).to_ne_bytes();
-        assert_eq!(bytes, [0x61, 0x10, 68, 0, 0xff, 0xff, 0xff, 0xff]);
+        let bytes = instruction(LOAD_DOUBLE, R0, R1, 68, -1).to_ne_bytes();
+        assert_eq!(bytes, [0x79, 0x10, 68, 0, 0xff, 0xff, 0xff, 0xff]);
     }
 }

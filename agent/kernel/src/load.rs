@@ -80,13 +80,12 @@ pub(crate) fn load(
 ) -> Result<Loaded, Error> {
     let object = bytecode::object()?;
     let (set_retval, mptcp) = (u8::from(features.set_retval), u8::from(features.mptcp));
-    let (ingress_ifindex, log) = (u8::from(features.ingress_ifindex), settings.log.byte());
+    let log = settings.log.byte();
     let mut loader = EbpfLoader::new();
     loader
         // Nothing in the object is relocated against the kernel's types; reading them takes long.
         .btf(None)
         .override_global(tunable::HAS_SET_RETVAL, &set_retval, true)
-        .override_global(tunable::HAS_INGRESS_IFINDEX, &ingress_ifindex, true)
         .override_global(tunable::HAS_MPTCP, &mptcp, true)
         .override_global(tunable::LOG_LEVEL, &log, true);
     for (name, entries) in entries(settings) {

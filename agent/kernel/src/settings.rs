@@ -96,8 +96,6 @@ pub enum Feature {
     Tcx,
     /// `bpf_set_retval` in connect hooks (Linux 5.18).
     SetRetval,
-    /// The ingress interface in `sk_lookup` (Linux 5.17).
-    IngressIfindex,
     /// `bpf_skc_to_mptcp_sock` (Linux 5.19).
     Mptcp,
 }

@@ -76,8 +76,6 @@ pub mod program {
 pub mod tunable {
     /// The kernel lets a connect hook choose the error (`bpf_set_retval`, Linux 5.18).
     pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
-    /// `bpf_sk_lookup` tells the ingress interface (Linux 5.17).
-    pub const HAS_INGRESS_IFINDEX: &str = "HAS_INGRESS_IFINDEX";
     /// A subflow's MPTCP socket can be found (`bpf_skc_to_mptcp_sock`, Linux 5.19).
     pub const HAS_MPTCP: &str = "HAS_MPTCP";
     /// Level of the programs' diagnostics, 0 is off; the verifier removes what is above it.

@@ -23,7 +23,7 @@ use sluice_abi::IpKey;
 use crate::{
     maps::LISTENERS,
     storage::Socket,
-    tunables::{HAS_INGRESS_IFINDEX, HAS_MPTCP, HAS_SET_RETVAL, is_set},
+    tunables::{HAS_MPTCP, HAS_SET_RETVAL, is_set},
 };
 
 pub(crate) const AF_INET: u32 = 2;
@@ -392,16 +392,6 @@ impl SkLookup {
             word!(bpf_sk_lookup, self.0, local_ip6, 3),
         );
         (IpKey::from_words([r0, r1, r2, r3]), IpKey::from_words([l0, l1, l2, l3]))
-    }
-
-    /// The interface that the packet came through, where the kernel tells (Linux 5.17).
-    #[inline(always)]
-    pub(crate) fn ingress_ifindex(self) -> Option<u32> {
-        if is_set(&HAS_INGRESS_IFINDEX) {
-            Some(word!(bpf_sk_lookup, self.0, ingress_ifindex))
-        } else {
-            None
-        }
     }
 
     /// Gives the packet to a listener; whether there is one and it took it.

@@ -5,7 +5,7 @@
 //!
 //! # Minimum kernel version
 //!
-//! 5.9; from 5.17 on the interface tells loopback apart, before that the addresses do.
+//! 5.9.
 
 use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 use aya_log_ebpf::{debug, error, warn};
@@ -34,8 +34,7 @@ pub(crate) fn sluice_inbound(context: SkLookupContext) -> u32 {
         maps::count(UNATTRIBUTED, |counters| &mut counters.inbound_dropped);
         return SK_DROP;
     };
-    let request =
-        Request { remote, local, ingress_ifindex: packet.ingress_ifindex(), cpu: maps::cpu() };
+    let request = Request { remote, local, cpu: maps::cpu() };
     match inbound::judge(&request, &Maps) {
         Inbound::Home => SK_PASS,
         Inbound::Drop(slot) => refuse(&context, slot),

@@ -6,10 +6,6 @@ use aya_ebpf::Global;
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);
 
-/// Whether `sk_lookup` tells the ingress interface (Linux 5.17).
-#[unsafe(no_mangle)]
-pub(crate) static HAS_INGRESS_IFINDEX: Global<u8> = Global::new(0);
-
 /// Whether a subflow's MPTCP socket can be found (Linux 5.19).
 #[unsafe(no_mangle)]
 pub(crate) static HAS_MPTCP: Global<u8> = Global::new(0);

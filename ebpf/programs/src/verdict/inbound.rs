@@ -1,11 +1,8 @@
 //! What happens to a connection that reaches an enrolled pod.
 
-use sluice_abi::{Family, IpKey, Local, UNATTRIBUTED, listener_index};
+use sluice_abi::{Family, IpKey, UNATTRIBUTED, listener_index};
 
 use super::mesh::Mesh;
-
-/// Index of the loopback interface, in every network namespace.
-const LOOPBACK_IFINDEX: u32 = 1;
 
 /// What the lookup of a listener for a new connection comes to.
 #[must_use = "a dropped verdict lets plaintext in"]
@@ -31,37 +28,33 @@ pub struct Request {
     pub remote: IpKey,
     /// Which address is asked.
     pub local: IpKey,
-    /// Through which interface; `None` before Linux 5.17, which does not tell.
-    pub ingress_ifindex: Option<u32>,
     /// On which CPU.
     pub cpu: u32,
 }
 
 /// Judges a TCP connection request in a pod's namespace.
+///
+/// What comes from inside the pod is told by its addresses. The ingress interface, which the kernel
+/// tells since Linux 5.17, would not do: of a connection to the pod's own address it is the interface
+/// that has the address, not the loopback one that the packet took. Nor can these addresses come from
+/// outside: IPv4 drops them as martian, IPv6 drops `::1`, and an answer to the pod's own address never
+/// reaches who forged it.
 #[inline(always)]
 pub fn judge(request: &Request, mesh: &impl Mesh) -> Inbound {
-    match request.ingress_ifindex {
-        Some(LOOPBACK_IFINDEX) => return Inbound::Home,
-        // A packet from 127/8 or ::1 cannot have come from outside: the kernel drops it as martian.
-        None if request.remote.is_loopback() => return Inbound::Home,
-        Some(_) | None => {}
-    }
-    let Some(local) = mesh.local(&request.local) else {
-        return Inbound::Drop(UNATTRIBUTED);
-    };
-    if request.ingress_ifindex.is_none() && is_own(&request.remote, local, mesh) {
+    let Request { remote, local, cpu } = request;
+    if local.is_loopback() || remote.is_loopback() || remote == local {
         return Inbound::Home;
     }
-    match listener_index(local, request.cpu, Family::of(&request.local)) {
-        Some(index) => Inbound::Assign { index, slot: local.slot },
-        None => Inbound::Drop(local.slot),
+    let Some(pod) = mesh.local(local) else {
+        return Inbound::Drop(UNATTRIBUTED);
+    };
+    if mesh.local(remote).is_some_and(|other| other.slot == pod.slot) {
+        return Inbound::Home;
     }
-}
-
-/// Whether the remote address is the pod's own, so that the packet came over loopback.
-#[inline(always)]
-fn is_own(remote: &IpKey, local: Local, mesh: &impl Mesh) -> bool {
-    mesh.local(remote).is_some_and(|other| other.slot == local.slot)
+    match listener_index(pod, *cpu, Family::of(local)) {
+        Some(index) => Inbound::Assign { index, slot: pod.slot },
+        None => Inbound::Drop(pod.slot),
+    }
 }
 
 #[cfg(test)]
@@ -69,43 +62,30 @@ mod tests {
     use super::*;
     use crate::verdict::mesh::fake::{FAKE, key};
 
-    fn request(remote: &str, local: &str, ingress_ifindex: Option<u32>) -> Request {
-        Request { remote: key(remote), local: key(local), ingress_ifindex, cpu: 1 }
-    }
-
-    fn verdict(remote: &str, local: &str, ingress_ifindex: Option<u32>) -> Inbound {
-        judge(&request(remote, local, ingress_ifindex), &FAKE)
+    fn verdict(remote: &str, local: &str) -> Inbound {
+        judge(&Request { remote: key(remote), local: key(local), cpu: 1 }, &FAKE)
     }
 
     #[test]
-    fn what_comes_over_loopback_stays_home() {
-        assert_eq!(verdict("10.1.0.2", "10.1.0.2", Some(1)), Inbound::Home);
-        assert_eq!(verdict("127.0.0.1", "127.0.0.1", None), Inbound::Home);
-        assert_eq!(verdict("::1", "::1", None), Inbound::Home);
-        assert_eq!(verdict("10.1.0.22", "10.1.0.2", None), Inbound::Home);
-    }
-
-    #[test]
-    fn a_forged_own_address_from_outside_is_steered_where_the_interface_is_known() {
-        assert_eq!(
-            verdict("10.1.0.2", "10.1.0.2", Some(2)),
-            Inbound::Assign { index: 18, slot: 1 }
-        );
+    fn what_comes_from_inside_the_pod_stays_home() {
+        assert_eq!(verdict("127.0.0.1", "127.0.0.1"), Inbound::Home);
+        assert_eq!(verdict("::1", "::1"), Inbound::Home);
+        assert_eq!(verdict("10.1.0.2", "10.1.0.2"), Inbound::Home);
+        assert_eq!(verdict("10.1.0.2", "127.0.0.1"), Inbound::Home, "a captured connection");
+        assert_eq!(verdict("10.1.0.22", "10.1.0.2"), Inbound::Home, "another address of the pod");
+        assert_eq!(verdict("fe80::2", "fe80::2"), Inbound::Home, "an address that nobody enrolled");
     }
 
     #[test]
     fn what_comes_from_outside_goes_to_the_worker_of_the_cpu() {
-        assert_eq!(
-            verdict("10.9.9.9", "10.1.0.2", Some(2)),
-            Inbound::Assign { index: 18, slot: 1 }
-        );
-        assert_eq!(verdict("fd00:9::9", "fd00:1::3", None), Inbound::Assign { index: 35, slot: 2 });
-        assert_eq!(verdict("10.1.0.3", "10.1.0.2", None), Inbound::Assign { index: 18, slot: 1 });
+        assert_eq!(verdict("10.9.9.9", "10.1.0.2"), Inbound::Assign { index: 18, slot: 1 });
+        assert_eq!(verdict("fd00:9::9", "fd00:1::3"), Inbound::Assign { index: 35, slot: 2 });
+        assert_eq!(verdict("10.1.0.3", "10.1.0.2"), Inbound::Assign { index: 18, slot: 1 });
     }
 
     #[test]
     fn an_address_that_is_nobodys_is_refused() {
-        assert_eq!(verdict("10.9.9.9", "10.1.0.77", Some(2)), Inbound::Drop(UNATTRIBUTED));
-        assert_eq!(verdict("fe80::9", "fe80::2", Some(2)), Inbound::Drop(UNATTRIBUTED));
+        assert_eq!(verdict("10.9.9.9", "10.1.0.77"), Inbound::Drop(UNATTRIBUTED));
+        assert_eq!(verdict("fe80::9", "fe80::2"), Inbound::Drop(UNATTRIBUTED));
     }
 }
