@@ -23,6 +23,10 @@ pub fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
+    // What is steered here is accepted with the application's port, which it then shares: without this,
+    // an application that restarts could not bind its port while connections last. Set after binding,
+    // so that the listener's own port stays its own.
+    socket.set_reuse_address(true)?;
     socket.listen(backlog)?;
     Ok(socket.into())
 }
