@@ -18,7 +18,7 @@ use crate::{
     instance::Instance,
     load::Loaded,
     pins::{self, Pins},
-    syscall::{self, AttachType},
+    syscall::{self, program::AttachType},
 };
 use crate::{features::Features, guard};
 
@@ -131,7 +131,7 @@ impl Enrolment<'_> {
         if hooks::update(&pin, program)? {
             return Ok(());
         }
-        let link = syscall::link_to_fd(program.fd.as_fd(), pod.netns, AttachType::SK_LOOKUP)
+        let link = syscall::link::to_fd(program.fd.as_fd(), pod.netns, AttachType::SK_LOOKUP)
             .map_err(Error::kernel("attach", program.name))?;
         syscall::pin(link.as_fd(), &pin).map_err(Error::path("pin a link at", pin))
     }
@@ -190,7 +190,8 @@ pub(crate) fn inbound_link(
     let Some(link) = syscall::open_pin(&pin).map_err(Error::path("open the pin", &pin))? else {
         return Ok(None);
     };
-    let info = syscall::link_info(link.as_fd()).map_err(Error::path("inspect the link at", pin))?;
+    let info =
+        syscall::link::info(link.as_fd()).map_err(Error::path("inspect the link at", pin))?;
     let inode = fstat(netns)
         .map_err(|error| Error::kernel("inspect", "a network namespace")(error.into()))?
         .st_ino;

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::{
     Fallback, Feature,
-    syscall::{self, AttachType},
+    syscall::{self, program::AttachType},
 };
 
 const CGROUP_SOCK_ADDR: u32 = 18;
@@ -70,7 +70,7 @@ const fn instruction(code: u8, destination: u8, source: u8, offset: i16, immedia
 }
 
 fn has_tcx() -> bool {
-    match syscall::query(LOOPBACK, AttachType::TCX_INGRESS, 0) {
+    match syscall::program::query(LOOPBACK, AttachType::TCX_INGRESS, 0) {
         Ok(_) => true,
         // "Nothing attached" still knows what was asked.
         Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -84,7 +84,8 @@ fn has_set_retval() -> bool {
         instruction(MOVE_IMMEDIATE, R0, 0, 0, 1),
         instruction(EXIT, 0, 0, 0, 0),
     ];
-    syscall::load_probe(CGROUP_SOCK_ADDR, AttachType::CGROUP_INET4_CONNECT, &program).is_ok()
+    syscall::program::load_probe(CGROUP_SOCK_ADDR, AttachType::CGROUP_INET4_CONNECT, &program)
+        .is_ok()
 }
 
 fn has_mptcp() -> bool {
@@ -99,7 +100,8 @@ fn has_mptcp() -> bool {
         instruction(MOVE_IMMEDIATE, R0, 0, 0, 1),
         instruction(EXIT, 0, 0, 0, 0),
     ];
-    syscall::load_probe(CGROUP_SOCK_ADDR, AttachType::CGROUP_INET4_CONNECT, &program).is_ok()
+    syscall::program::load_probe(CGROUP_SOCK_ADDR, AttachType::CGROUP_INET4_CONNECT, &program)
+        .is_ok()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use sluice_abi::program;
 use crate::{
     Error, hooks,
     load::LoadedProgram,
-    syscall::{self, AttachType},
+    syscall::{self, program::AttachType},
 };
 
 /// First of all filters, since a filter before ours could let a packet through.
@@ -30,7 +30,7 @@ pub(crate) fn attach_tcx(program: &LoadedProgram, ifindex: u32, pin: &Path) -> R
     if hooks::update(pin, program)? {
         return Ok(());
     }
-    let link = syscall::link_to_interface(program.fd.as_fd(), ifindex, AttachType::TCX_INGRESS)
+    let link = syscall::link::to_interface(program.fd.as_fd(), ifindex, AttachType::TCX_INGRESS)
         .map_err(|source| Error::Filter { action: "attach", ifindex, source: source.into() })?;
     syscall::pin(link.as_fd(), pin).map_err(Error::path("pin a link at", pin))
 }
@@ -75,7 +75,7 @@ pub(crate) fn detach_clsact(ifindex: u32) -> Result<(), Error> {
 
 /// Whether our program runs on the interface's ingress by a tcx link.
 pub(crate) fn has_tcx(program: &LoadedProgram, ifindex: u32) -> Result<bool, Error> {
-    match syscall::query(ifindex, AttachType::TCX_INGRESS, 0) {
+    match syscall::program::query(ifindex, AttachType::TCX_INGRESS, 0) {
         Ok(programs) => Ok(programs.contains(&program.id)),
         Err(error) if gone_or_empty(&error) => Ok(false),
         Err(source) => Err(Error::Filter { action: "query", ifindex, source: source.into() }),

@@ -12,7 +12,7 @@ use crate::{
     Error,
     load::{Loaded, LoadedProgram, PROGRAMS},
     pins::Pins,
-    syscall::{self, AttachType},
+    syscall::{self, program::AttachType},
 };
 
 /// Where a node-wide program goes; `None` for one that is attached per pod.
@@ -34,7 +34,7 @@ pub(crate) fn attach(loaded: &Loaded, cgroup: &File, pins: &Pins) -> Result<(), 
         let program = loaded.program(name)?;
         let pin = pins.hook(name);
         if !update(&pin, program)? {
-            let link = syscall::link_to_fd(program.fd.as_fd(), cgroup.as_fd(), attach_type)
+            let link = syscall::link::to_fd(program.fd.as_fd(), cgroup.as_fd(), attach_type)
                 .map_err(Error::kernel("attach", name))?;
             syscall::pin(link.as_fd(), &pin).map_err(Error::path("pin a link at", pin))?;
         }
@@ -49,7 +49,7 @@ pub(crate) fn update(path: &Path, program: &LoadedProgram) -> Result<bool, Error
     let Some(link) = syscall::open_pin(path).map_err(Error::path("open the pin", path))? else {
         return Ok(false);
     };
-    match syscall::link_update(link.as_fd(), program.fd.as_fd()) {
+    match syscall::link::update(link.as_fd(), program.fd.as_fd()) {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
             std::fs::remove_file(path).map_err(Error::path("unpin", path))?;
@@ -67,7 +67,7 @@ pub(crate) fn missing(
     let mut missing = Vec::new();
     for program in programs {
         let Some(attach_type) = attach_type(program.name) else { continue };
-        let effective = syscall::query_cgroup(cgroup, attach_type)
+        let effective = syscall::program::query_cgroup(cgroup, attach_type)
             .map_err(Error::kernel("query", program.name))?;
         if !effective.contains(&program.id) {
             missing.push(program.name);

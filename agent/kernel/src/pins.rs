@@ -129,7 +129,7 @@ pub(crate) fn remove_link(path: &Path) -> Result<bool, Error> {
     let Some(link) = syscall::open_pin(path).map_err(Error::path("open the pin", path))? else {
         return Ok(false);
     };
-    if let Err(error) = syscall::link_detach(link.as_fd()) {
+    if let Err(error) = syscall::link::detach(link.as_fd()) {
         // What it was attached to is gone: then so is the attachment.
         tracing::debug!(path = %path.display(), %error, "link was detached already");
     }

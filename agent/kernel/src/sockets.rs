@@ -51,14 +51,14 @@ impl SocketTable {
     /// connection was not captured, and then it must be refused.
     pub fn original_destination(&self, accepted: impl AsFd) -> Result<Option<SocketAddr>, Error> {
         let key = accepted.as_fd().as_raw_fd();
-        let endpoint: Option<Endpoint> = syscall::map_lookup(self.maps.originals.as_fd(), &key)
+        let endpoint: Option<Endpoint> = syscall::map::lookup(self.maps.originals.as_fd(), &key)
             .map_err(Error::kernel("read a socket's", map::SK_ORIG))?;
         let original = endpoint.filter(|endpoint| endpoint.kind() == Some(EndpointKind::Original));
         Ok(original.map(|endpoint| endpoint.socket_address()))
     }
 
     fn mark(&self, socket: BorrowedFd<'_>, mark: &AgentSocket) -> Result<(), Error> {
-        syscall::map_update(self.maps.marks.as_fd(), &socket.as_raw_fd(), mark)
+        syscall::map::update(self.maps.marks.as_fd(), &socket.as_raw_fd(), mark)
             .map_err(Error::kernel("set a socket's", map::AGENT_SK))
     }
 }

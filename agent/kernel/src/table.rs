@@ -23,17 +23,17 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
     }
 
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>, Error> {
-        syscall::map_lookup(self.fd.as_fd(), key).map_err(Error::kernel("read map", self.name))
+        syscall::map::lookup(self.fd.as_fd(), key).map_err(Error::kernel("read map", self.name))
     }
 
     pub(crate) fn insert(&self, key: &K, value: &V) -> Result<(), Error> {
-        syscall::map_update(self.fd.as_fd(), key, value)
+        syscall::map::update(self.fd.as_fd(), key, value)
             .map_err(Error::kernel("write map", self.name))
     }
 
     /// Whether there was an entry.
     pub(crate) fn remove(&self, key: &K) -> Result<bool, Error> {
-        syscall::map_delete(self.fd.as_fd(), key)
+        syscall::map::delete(self.fd.as_fd(), key)
             .map_err(Error::kernel("delete from map", self.name))
     }
 
@@ -41,7 +41,7 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
     /// while the datapath's lock is held.
     pub(crate) fn keys(&self) -> Result<Vec<K>, Error> {
         let next = |key: Option<&K>| {
-            syscall::map_next_key(self.fd.as_fd(), key)
+            syscall::map::next_key(self.fd.as_fd(), key)
                 .map_err(Error::kernel("list map", self.name))
         };
         let mut keys = Vec::new();
@@ -122,14 +122,14 @@ impl Tables {
     /// A slot's counts, summed over CPUs.
     pub(crate) fn counters(&self, slot: u32) -> Result<Counters, Error> {
         let per_cpu: Vec<Counters> =
-            syscall::map_lookup_per_cpu(self.counters.as_fd(), &slot, self.cpus)
+            syscall::map::lookup_per_cpu(self.counters.as_fd(), &slot, self.cpus)
                 .map_err(Error::kernel("read map", map::COUNTERS))?;
         Ok(per_cpu.into_iter().fold(Counters::default(), Counters::plus))
     }
 
     /// Starts a slot's counts anew.
     pub(crate) fn clear_counters(&self, slot: u32) -> Result<(), Error> {
-        syscall::map_update_per_cpu(
+        syscall::map::update_per_cpu(
             self.counters.as_fd(),
             &slot,
             &vec![Counters::default(); self.cpus],

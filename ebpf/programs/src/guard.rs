@@ -28,7 +28,7 @@ const SHOT: i32 = 2;
 #[classifier]
 pub(crate) fn sluice_guard(context: TcContext) -> i32 {
     let frame = SkBuff(context.skb.skb);
-    // SAFETY: copied at once; no hook writes this map, and user space replaces whole entries.
+    // SAFETY: a word that is copied before anything can replace the entry.
     let Some(slot) = unsafe { GUARDED.get(frame.ifindex()) }.copied() else {
         // Attached, but whose pod is it? The entry is there before the program and goes after it.
         maps::count(UNATTRIBUTED, |counters| &mut counters.guard_drops);

@@ -265,13 +265,7 @@ fn neighbour_discovery_and_everything_elsewhere_pass() {
     let client: TcpStream = lab.peer.connect((lab.pod.v6, 8080)).unwrap();
     drop(client);
     let multicast = lab.pod.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))).unwrap();
-    SockRef::from(&multicast).set_multicast_if_v6(lab.pod.run(|| interface("eth0"))).unwrap();
+    SockRef::from(&multicast).set_multicast_if_v6(lab.pod.interface()).unwrap();
     multicast.send_to(b"hello", "[ff02::1]:9").unwrap();
     assert_eq!(lab.drops(), 0);
-}
-
-fn interface(name: &str) -> u32 {
-    let name = std::ffi::CString::new(name).unwrap();
-    // SAFETY: a string that ends in NUL.
-    unsafe { libc::if_nametoindex(name.as_ptr()) }
 }

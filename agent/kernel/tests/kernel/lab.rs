@@ -4,7 +4,7 @@
 use std::{
     collections::HashSet,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     path::PathBuf,
     process::{self, Command},
@@ -85,18 +85,8 @@ impl Lab {
         namespace.ip("link set eth0 up");
         namespace.ip(&format!("route add default via 10.7.{}.1", self.subnet));
         namespace.ip(&format!("route add default via fd07:{:x}::1", self.subnet));
-        let ifindex = self.on_node(|| {
-            rustix::net::netdevice::name_to_index(
-                rustix::net::socket(
-                    rustix::net::AddressFamily::INET,
-                    rustix::net::SocketType::DGRAM,
-                    None,
-                )
-                .unwrap(),
-                &veth,
-            )
-        });
-        Pod { namespace, v4: v4.into(), v6: v6.into(), ifindex: ifindex.unwrap(), veth }
+        let ifindex = self.on_node(|| interface(&veth));
+        Pod { namespace, v4: v4.into(), v6: v6.into(), ifindex, veth }
     }
 
     pub(crate) fn v4(&self, host: u8) -> Ipv4Addr {
@@ -203,6 +193,11 @@ impl Pod {
         agent
     }
 
+    /// Index of the pod's interface, inside the pod.
+    pub(crate) fn interface(&self) -> u32 {
+        self.run(|| interface("eth0"))
+    }
+
     /// The hardware address of the pod's interface.
     pub(crate) fn hardware_address(&self) -> String {
         let arguments = ["-n", self.namespace.name(), "-o", "link", "show", "eth0"];
@@ -291,6 +286,12 @@ impl Drop for Namespace {
 fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Index of an interface of the calling thread's namespace.
+fn interface(name: &str) -> u32 {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    rustix::net::netdevice::name_to_index(socket, name).unwrap()
 }
 
 /// Where the machine has its cgroup v2 hierarchy.

@@ -100,11 +100,9 @@ pub(crate) fn send_frame(from: &Pod, to: &Pod, ethertype: u16, payload: &[u8]) {
     frame.extend(hardware_address(from));
     frame.extend(ethertype.to_be_bytes());
     frame.extend(payload);
+    let ifindex = from.interface();
     from.run(|| {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
-        let name = c"eth0";
-        // SAFETY: a string that ends in NUL.
-        let ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) };
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET.try_into().unwrap(),
             sll_protocol: ethertype.to_be(),
