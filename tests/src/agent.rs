@@ -138,6 +138,16 @@ impl Agent {
         self.ask("flows")
     }
 
+    /// One of the counters that the status has of a pod, such as `outbound_mtls`.
+    pub fn counter(&self, pod: &str, counter: &str) -> Result<u64> {
+        let status = self.status()?;
+        let pods = status.get("pods").and_then(Value::as_array).context("no pods in the status")?;
+        let named = |entry: &&Value| entry.get("name").is_some_and(|name| name == pod);
+        let entry = pods.iter().find(named).with_context(|| format!("no pod {pod:?} in it"))?;
+        let count = entry.pointer(&format!("/counters/{counter}")).and_then(Value::as_u64);
+        count.with_context(|| format!("no counter {counter:?} in it"))
+    }
+
     /// `sluice status` as people see it.
     pub fn status_table(&self) -> Result<String> {
         Ok(String::from_utf8(self.view("status", "table")?)?)
@@ -247,10 +257,33 @@ impl Lab {
         &self.mesh
     }
 
-    /// Changes the mesh file and waits until each agent has captured what it now says.
+    /// Changes the mesh file and waits until each agent knows what it now says, and has captured
+    /// its own pods accordingly.
     pub fn edit_mesh(&mut self, change: impl FnOnce(&mut MeshFile) -> Result<()>) -> Result<()> {
+        let before = self.versions()?;
+        let text = self.mesh.to_yaml()?;
         self.write_mesh(change)?;
+        let deadline = Instant::now() + CHANGE;
+        while text != self.mesh.to_yaml()? {
+            let now = self.versions()?;
+            if before.iter().zip(&now).all(|(before, now)| now > before) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "not taken over within {CHANGE:?}: state {now:?}");
+            thread::sleep(POLL);
+        }
         self.wait_until_settled(CHANGE)
+    }
+
+    /// Which state of the mesh each running agent has.
+    fn versions(&self) -> Result<Vec<u64>> {
+        let running = self.agents.values().filter(|agent| agent.process.is_some());
+        let version = |agent: &Agent| {
+            let status = agent.status()?;
+            let source = status.get("source").and_then(|source| source.get("version"));
+            source.and_then(Value::as_u64).context("the status has no source.version")
+        };
+        running.map(version).collect()
     }
 
     /// Changes the mesh file and does not wait.

@@ -247,8 +247,8 @@ impl Play {
         seen.ensure_no_canary()?;
         story.line(&format!(
             "kill -9 {pid} (node-a's agent): {attempts} of {attempts} connections refused, the \
-             slowest in {:.1} ms; secret on the wire {} times",
-            slowest.as_secs_f64() * 1000.0,
+             slowest after {} us; secret on the wire {} times",
+            slowest.as_micros(),
             seen.canaries
         ))?;
         let start = Instant::now();

@@ -128,6 +128,12 @@ impl Way {
         target.is_ipv4() || !only_v4
     }
 
+    /// Whether the guard stops this way to any destination, of the mesh or not: IPv4 options can
+    /// route a packet to another address than the one in its header.
+    pub fn is_stopped_everywhere(self, target: SocketAddr) -> bool {
+        self == Self::Frame(FrameWay::Extension) && target.is_ipv4()
+    }
+
     /// Tries to get the canary from `pod` to `target`. An error is as good as nothing sent: the wire
     /// decides.
     pub fn send(self, pod: &Pod, target: SocketAddr, canary: &Canary) -> Result<()> {

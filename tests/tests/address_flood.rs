@@ -16,7 +16,7 @@ fn connections_that_reuse_ports_keep_their_destinations_and_clients() -> Result<
         .pod("client", NodeName::A)
         .pod_with_addresses("server", NodeName::B, 8)
         .build()?;
-    let lab = Lab::start(world, &["client", "server"])?;
+    let mut lab = Lab::start(world, &["client", "server"])?;
     let (client, server) = (lab.pod("client")?, lab.pod("server")?);
     let mut servers = Vec::new();
     for port in PORTS {
@@ -38,5 +38,8 @@ fn connections_that_reuse_ports_keep_their_destinations_and_clients() -> Result<
     ensure!(result.wrong_peer_name.load(Ordering::Relaxed) == 0, "{result:?}");
     ensure!(result.failed.load(Ordering::Relaxed) == 0, "{result:?}");
     assert_eq!(result.right.load(Ordering::Relaxed), total);
+    drop(servers);
+    let carried = lab.agent(NodeName::A)?.counter("client", "outbound_mtls")?;
+    ensure!(carried >= total, "only {carried} of {total} went through the mesh");
     Ok(())
 }

@@ -61,10 +61,12 @@ fn run(lab: &Lab, client: &str, server: &str) -> Result<u64> {
 #[test]
 fn every_byte_and_every_ending_arrives_between_nodes() -> Result<()> {
     let world = World::builder().pod("client", NodeName::A).pod("server", NodeName::B).build()?;
-    let lab = Lab::start(world, &["client", "server"])?;
+    let mut lab = Lab::start(world, &["client", "server"])?;
     let start = Instant::now();
     let bytes = run(&lab, "client", "server")?;
     println!("{bytes} bytes compared in {:?}", start.elapsed());
+    let carried = lab.agent(NodeName::A)?.counter("client", "outbound_mtls")?;
+    ensure!(carried == size().connections * 2, "{carried} connections went through the mesh");
     ensure!(!full_size() || bytes >= 10_000_000_000, "only {bytes} bytes at full size");
     Ok(())
 }

@@ -159,6 +159,9 @@ async fn client(target: SocketAddr, exchange: Exchange, tally: &Tally) -> Result
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
     writer.write_all(&exchange.header()).await?;
+    // A reset may overtake data, and with it the header by which the server knows what to expect.
+    let mut known = [0];
+    reader.read_exact(&mut known).await.context("the server's word that it has the header")?;
     let (up, down) = (stream_of(exchange.seed, 1), stream_of(exchange.seed, 2));
     match exchange.ending {
         Ending::Both => {
@@ -186,6 +189,7 @@ async fn client(target: SocketAddr, exchange: Exchange, tally: &Tally) -> Result
 pub(super) async fn serve(mut stream: TcpStream, tally: &Tally) -> Result<()> {
     let mut header = [0_u8; HEADER];
     stream.read_exact(&mut header).await?;
+    stream.write_all(b"!").await?;
     let outcome = match Exchange::parse(header) {
         Ok(exchange) => {
             answer(stream, exchange, tally).await.with_context(|| format!("server of {exchange:?}"))
