@@ -1,6 +1,6 @@
 //! `sluice datapath`: the kernel programs by hand, without an agent.
 
-use std::{fmt::Write, fs, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 use sluice_kernel::{Datapath, Report, Settings};
@@ -74,14 +74,17 @@ fn report_text(report: &Report) -> String {
             (map.bytes / 1024).to_string(),
         ]);
     }
-    let mut text = format!("{}\n{}\n", programs.render("no programs"), maps.render("no maps"));
-    // Writing to a String cannot fail.
-    let _ = writeln!(text, "map memory: {} KiB", total / 1024);
+    let mut lines = vec![
+        programs.render("no programs"),
+        maps.render("no maps"),
+        format!("map memory: {} KiB", total / 1024),
+    ];
     for fallback in &report.fallbacks {
-        let _ = writeln!(text, "this kernel lacks {:?}: {}", fallback.feature, fallback.instead);
+        lines.push(format!("this kernel lacks {:?}: {}", fallback.feature, fallback.instead));
     }
     if report.fallbacks.is_empty() {
-        text.push_str("this kernel has everything that is used\n");
+        lines.push("this kernel has everything that is used".to_owned());
     }
-    text
+    lines.push(String::new());
+    lines.join("\n")
 }

@@ -41,7 +41,7 @@ const DELIVER_TIME: Duration = Duration::from_secs(10);
 const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
 
 /// Where deliveries over IPv4 come from, below the socket API. A loopback address, because only then does
-/// the kernel use a port again that is in TIME_WAIT (`tcp_tw_reuse` is 2 by default), without which a port
+/// the kernel use a port again that is in `TIME_WAIT` (`tcp_tw_reuse` is 2 by default), without which a port
 /// of the application could take 470 connections a second; but not 127.0.0.1, which some applications
 /// trust. The application sees the client's address.
 const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);

@@ -99,7 +99,7 @@ impl Control {
     ) {
         let pods = Arc::clone(&self.pods);
         if let Err(error) = tokio::task::spawn_blocking(move || {
-            drop(work(&mut pods.lock().unwrap_or_else(PoisonError::into_inner)))
+            drop(work(&mut pods.lock().unwrap_or_else(PoisonError::into_inner)));
         })
         .await
         {

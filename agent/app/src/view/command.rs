@@ -58,19 +58,21 @@ fn status_text(status: &Status) -> String {
 
 fn source_text(status: &Status) -> String {
     let source = &status.source;
-    let mut text = match source.age_seconds {
-        Some(age) => format!("state {} of the mesh, {age} s old; ", source.version),
-        None => "nothing is known of the mesh yet; ".to_owned(),
+    let known = match source.age_seconds {
+        Some(age) => format!("state {} of the mesh, {age} s old", source.version),
+        None => "nothing is known of the mesh yet".to_owned(),
     };
     let peers = &status.peers;
-    text += &format!("{} of {} protected addresses\n", peers.known, peers.capacity);
+    let mut lines =
+        vec![format!("{known}; {} of {} protected addresses", peers.known, peers.capacity)];
     if peers.capture_all {
-        text += "WARNING: the table of protected addresses overflowed, so every destination is captured: raise maxPeers\n";
+        lines.push(
+            "WARNING: the table of protected addresses overflowed, so every destination is captured".to_owned(),
+        );
     }
-    for error in &source.errors {
-        text += &format!("ERROR: {error}\n");
-    }
-    text
+    lines.extend(source.errors.iter().map(|error| format!("ERROR: {error}")));
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 fn pods_text(status: &Status) -> String {

@@ -1,7 +1,5 @@
 //! Columns for people.
 
-use std::fmt::Write;
-
 /// Rows under headings, as wide as they need to be.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -34,11 +32,8 @@ impl Table {
         let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = String::new();
         for row in &self.rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                // Writing to a String cannot fail.
-                let _ = write!(line, "{cell:width$}  ");
-            }
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
+            let line: String = cells.collect();
             text.push_str(line.trim_end());
             text.push('\n');
         }
