@@ -49,7 +49,8 @@ impl Datapath {
     ///
     /// Pods that the previous agent enrolled are captured throughout; their programs are replaced
     /// under their links. The peers are still those of the previous agent: set them before enrolling.
-    /// The calling thread must be in the network namespace of the pods' host veths.
+    /// The calling thread must be in the network namespace of the pods' host veths, and no other agent
+    /// may be enrolling pods of this instance meanwhile: half an enrolment is taken for a leftover.
     pub fn open(settings: &Settings) -> Result<Self, Error> {
         Settings::check_instance(&settings.instance)?;
         let cgroup = pins::open_cgroup(&settings.cgroup)?;

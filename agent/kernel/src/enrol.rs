@@ -195,7 +195,7 @@ pub(crate) fn inbound_link(
     let inode = fstat(netns)
         .map_err(|error| Error::kernel("inspect", "a network namespace")(error.into()))?
         .st_ino;
-    Ok((u64::from(info.target) == inode).then_some(info.program))
+    Ok((info.namespace() == inode).then_some(info.program))
 }
 
 fn check(pod: &PodHooks<'_>) -> Result<(), Error> {

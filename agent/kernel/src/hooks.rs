@@ -2,7 +2,10 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::Path,
 };
 
@@ -11,7 +14,7 @@ use sluice_abi::program;
 use crate::{
     Error,
     load::{Loaded, LoadedProgram, PROGRAMS},
-    pins::Pins,
+    pins::{self, Pins},
     syscall::{self, program::AttachType},
 };
 
@@ -33,13 +36,27 @@ pub(crate) fn attach(loaded: &Loaded, cgroup: &File, pins: &Pins) -> Result<(), 
         let Some(attach_type) = attach_type(name) else { continue };
         let program = loaded.program(name)?;
         let pin = pins.hook(name);
-        if !update(&pin, program)? {
-            let link = syscall::link::to_fd(program.fd.as_fd(), cgroup.as_fd(), attach_type)
-                .map_err(Error::kernel("attach", name))?;
-            syscall::pin(link.as_fd(), &pin).map_err(Error::path("pin a link at", pin))?;
+        if is_on(&pin, cgroup)? && update(&pin, program)? {
+            continue;
         }
+        let link = syscall::link::to_fd(program.fd.as_fd(), cgroup.as_fd(), attach_type)
+            .map_err(Error::kernel("attach", name))?;
+        // A link to another cgroup goes once this one is there: the settings have changed.
+        pins::remove_link(&pin)?;
+        syscall::pin(link.as_fd(), &pin).map_err(Error::path("pin a link at", pin))?;
     }
     Ok(())
+}
+
+/// Whether the link pinned at `path`, if any, is on this cgroup.
+fn is_on(path: &Path, cgroup: &File) -> Result<bool, Error> {
+    let Some(link) = syscall::open_pin(path).map_err(Error::path("open the pin", path))? else {
+        return Ok(false);
+    };
+    let info =
+        syscall::link::info(link.as_fd()).map_err(Error::path("inspect the link at", path))?;
+    let id = cgroup.metadata().map_err(Error::kernel("inspect", "the cgroup"))?.ino();
+    Ok(info.cgroup() == id)
 }
 
 /// Puts a program under the link pinned at `path`; whether there is one that is still attached.

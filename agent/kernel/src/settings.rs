@@ -60,8 +60,8 @@ impl Settings {
 
 /// Level of the kernel programs' diagnostics.
 ///
-/// Chosen when the programs are loaded: the verifier removes what is above it, so that diagnostics
-/// that are off cost no instruction.
+/// Chosen when the programs are loaded: the verifier removes what is above it. All that is left of a
+/// diagnostic that is off is the load of the level, on the path that would have logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// None.

@@ -98,10 +98,21 @@ pub(crate) struct LinkInfo {
     /// Id of the program under the link.
     pub(crate) program: u32,
     padding: u32,
-    /// Of `sk_lookup`: inode of the network namespace. Of tcx: index of the interface. Of both, 0
-    /// when that is gone.
-    pub(crate) target: u32,
-    attach_type: u32,
+    target: [u32; 2],
+}
+
+impl LinkInfo {
+    /// Of a link to a network namespace: its inode, or 0 when it is gone.
+    pub(crate) fn namespace(&self) -> u64 {
+        let [inode, _attach_type] = self.target;
+        inode.into()
+    }
+
+    /// Of a link to a cgroup: its id, which is its directory's inode.
+    pub(crate) fn cgroup(&self) -> u64 {
+        let bytes = self.target.map(u32::to_ne_bytes);
+        bytes.as_flattened().try_into().map_or(0, u64::from_ne_bytes)
+    }
 }
 
 /// What a link is attached to, and with which program.

@@ -9,7 +9,7 @@ use std::{
 use sluice_kernel::Datapath;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::lab::{AgentSockets, Lab, Pod, port, set_peers};
+use crate::lab::{AgentSockets, Lab, Pod, is_refused, port, set_peers};
 
 /// A pod that is enrolled on a node that knows one peer, which nobody answers for.
 struct Captured {
@@ -238,6 +238,7 @@ fn everything_is_captured_once_the_peers_do_not_fit() {
 fn without_a_listener_a_connection_is_refused_at_once() {
     let Captured { lab, datapath, pod, agent, peer_v4, peer_v6 } = Captured::new("gone");
     drop(agent);
+    assert!(is_refused(|| pod.connect(peer_v4)) && is_refused(|| pod.connect(peer_v6)));
     let began = Instant::now();
     for peer in [peer_v4, peer_v6] {
         assert_eq!(pod.connect(peer).unwrap_err().kind(), ErrorKind::ConnectionRefused);

@@ -4,6 +4,7 @@
 use std::{
     collections::HashSet,
     fs,
+    io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     path::PathBuf,
@@ -86,7 +87,13 @@ impl Lab {
         namespace.ip(&format!("route add default via 10.7.{}.1", self.subnet));
         namespace.ip(&format!("route add default via fd07:{:x}::1", self.subnet));
         let ifindex = self.on_node(|| interface(&veth));
-        Pod { namespace, v4: v4.into(), v6: v6.into(), ifindex, veth }
+        let pod = Pod { namespace, v4: v4.into(), v6: v6.into(), ifindex, veth };
+        // A new link takes its time; what a test sends must not be lost to that.
+        assert!(
+            is_refused(|| pod.connect((self.v4(1), 9)))
+                && is_refused(|| pod.connect((self.v6(1), 9)))
+        );
+        pod
     }
 
     pub(crate) fn v4(&self, host: u8) -> Ipv4Addr {
@@ -316,4 +323,10 @@ pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
             false
         }
     })
+}
+
+/// Waits until connections are refused after a listener was closed: a child that another test forks
+/// holds the listener too, until it becomes another program.
+pub(crate) fn is_refused(connect: impl Fn() -> std::io::Result<TcpStream>) -> bool {
+    eventually(|| connect().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
 }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     path::PathBuf,
@@ -10,7 +9,7 @@ use std::{
 
 use sluice_kernel::{Datapath, Error, LogLevel, PodHooks, Report, WorkerSockets};
 
-use crate::lab::{Lab, Pod, eventually, port, set_peers};
+use crate::lab::{Lab, Pod, eventually, is_refused, port, set_peers};
 
 const HOOKS: [&str; 5] =
     ["sluice_connect4", "sluice_connect6", "sluice_peer4", "sluice_peer6", "sluice_sockops"];
@@ -40,7 +39,7 @@ fn verifying_attaches_nothing_and_leaves_nothing() {
 }
 
 #[test]
-fn diagnostics_that_are_off_cost_no_instruction() {
+fn diagnostics_that_are_off_are_not_in_the_kernel() {
     let mut lab = Lab::new("log");
     let size =
         |report: Report| report.programs.iter().map(|program| program.instructions).sum::<u32>();
@@ -84,12 +83,8 @@ fn a_dead_agent_means_refused_and_the_next_one_takes_over() {
     pod.connect(peer).unwrap();
     drop((first, agent));
 
-    assert_eq!(pod.connect(peer).unwrap_err().kind(), ErrorKind::ConnectionRefused, "outbound");
-    assert_eq!(
-        client.connect((pod.v4, 80)).unwrap_err().kind(),
-        ErrorKind::ConnectionRefused,
-        "inbound"
-    );
+    assert!(is_refused(|| pod.connect(peer)), "outbound");
+    assert!(is_refused(|| client.connect((pod.v4, 80))), "inbound");
 
     let second = lab.open();
     let [enrolled] = &second.enrolled().unwrap()[..] else { panic!("one pod was enrolled") };
@@ -98,7 +93,7 @@ fn a_dead_agent_means_refused_and_the_next_one_takes_over() {
     let mut addresses = enrolled.addresses.clone();
     addresses.sort();
     assert_eq!(addresses, [pod.v4, pod.v6]);
-    assert_eq!(second.counters(pod.cookie()).unwrap().captured, 2, "counts go on");
+    assert!(second.counters(pod.cookie()).unwrap().captured >= 2, "counts go on");
     let state = lab.on_node(|| second.audit(pod.cookie(), pod.netns().as_fd())).unwrap();
     assert!(state.complete(), "the second agent's programs are in effect: {state:?}");
 
@@ -254,6 +249,37 @@ fn an_audit_names_what_is_missing() {
     let _agent = pod.capture(&lab, &datapath);
     let datapath = lab.open();
     assert!(lab.on_node(|| datapath.audit(pod.cookie(), pod.netns().as_fd())).unwrap().complete());
+
+    // A pod whose pins are gone can be withdrawn.
+    fs::remove_file(hooks.join("inbound")).unwrap();
+    fs::remove_file(hooks.join(format!("guard-{}", pod.ifindex))).unwrap();
+    lab.on_node(|| datapath.withdraw(pod.cookie())).unwrap();
+    assert!(!hooks.exists() && datapath.enrolled().unwrap().is_empty());
+}
+
+#[test]
+fn another_cgroup_in_the_settings_moves_the_hooks() {
+    let mut lab = Lab::new("cgroup");
+    let root = lab.settings().cgroup.clone();
+    let narrow = root.join(&lab.settings().instance);
+    fs::create_dir(&narrow).unwrap();
+    lab.settings_mut().cgroup.clone_from(&narrow);
+    let pod = lab.pod(2);
+    let peer = SocketAddr::new(lab.v4(77).into(), 80);
+    let outside = lab.open();
+    set_peers(&outside, &[peer.ip()]);
+    let agent = pod.capture(&lab, &outside);
+    let connect = || {
+        let time = std::time::Duration::from_millis(200);
+        pod.run(|| std::net::TcpStream::connect_timeout(&peer, time)).is_ok()
+    };
+    assert!(!connect(), "this process is not in the cgroup");
+    drop(outside);
+    lab.settings_mut().cgroup = root;
+    let inside = lab.open();
+    assert!(connect());
+    fs::remove_dir(narrow).unwrap();
+    drop((inside, agent));
 }
 
 #[test]
@@ -334,7 +360,7 @@ fn a_predecessor_of_another_shape_captures_until_it_is_retired() {
     let new = lab.open();
     assert!(new.enrolled().unwrap().is_empty(), "maps of another size are not adopted");
     set_peers(&new, &[peer.ip()]);
-    assert_eq!(pod.connect(peer).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert!(is_refused(|| pod.connect(peer)));
     let agent = pod.capture(&lab, &new);
     let retired = lab.on_node(|| new.retire_predecessors()).unwrap();
     assert_eq!((retired.pods, retired.links), (1, HOOKS.len() + 2));
