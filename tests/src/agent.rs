@@ -148,6 +148,19 @@ impl Agent {
         count.with_context(|| format!("no counter {counter:?} in it"))
     }
 
+    /// Waits until a counter has reached `least`; connections are counted when they end.
+    pub fn wait_for_count(&self, pod: &str, counter: &str, least: u64) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let count = self.counter(pod, counter)?;
+            if count >= least {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{counter} of {pod} is {count}, not {least}");
+            thread::sleep(POLL);
+        }
+    }
+
     /// `sluice status` as people see it.
     pub fn status_table(&self) -> Result<String> {
         Ok(String::from_utf8(self.view("status", "table")?)?)
