@@ -7,6 +7,7 @@
 //! ```
 
 mod control;
+mod diagnostics;
 mod operator;
 
 use std::sync::{Arc, Mutex};
@@ -47,11 +48,14 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(empty, certificates, datapath.sockets(), workers));
     let proxy = Arc::new(Proxy::start(Arc::clone(&shared), workers)?);
     let served: Arc<dyn Workers> = Arc::clone(&proxy) as _;
-    let pods = Arc::new(Mutex::new(PodManager::new(datapath, served, workers)));
+    if settings.log != LogLevel::Off {
+        tokio::spawn(diagnostics::pass_on(Arc::clone(&datapath)));
+    }
+    let pods = Arc::new(Mutex::new(PodManager::new(Arc::clone(&datapath), served, workers)));
     let FileSource { snapshots, status, .. } = FileSource::watch(&config)?;
     let operator = Operator::new(&config, settings.max_peers, &shared, &pods, status);
     tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::new(operator)));
-    let control = Control::new(config.node, shared, pods, proxy);
+    let control = Control::new(config.node, shared, pods, proxy, datapath);
     tokio::select! {
         () = control.run(snapshots) => anyhow::bail!("BUG: the source of the mesh's state ended"),
         _ = stop.recv() => {}

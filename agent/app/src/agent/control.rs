@@ -25,6 +25,9 @@ pub(super) struct Control {
     shared: Arc<Shared>,
     pods: Arc<Mutex<Pods>>,
     proxy: Arc<Proxy>,
+    datapath: Arc<Datapath>,
+    /// Whether what an earlier version of the agent left is still to be taken down.
+    has_predecessors: bool,
     /// Identities that certificates are kept for.
     wanted: HashSet<SpiffeId>,
 }
@@ -37,8 +40,9 @@ impl Control {
         shared: Arc<Shared>,
         pods: Arc<Mutex<Pods>>,
         proxy: Arc<Proxy>,
+        datapath: Arc<Datapath>,
     ) -> Self {
-        Self { node, shared, pods, proxy, wanted: HashSet::new() }
+        Self { node, shared, pods, proxy, datapath, has_predecessors: true, wanted: HashSet::new() }
     }
 
     /// Runs until the source is gone.
@@ -78,6 +82,11 @@ impl Control {
             self.shared.certificates.forget(identity);
         }
         self.wanted = wanted;
+        if std::mem::take(&mut self.has_predecessors)
+            && let Err(error) = self.datapath.retire_predecessors()
+        {
+            tracing::error!(%error, "taking down what another version of the agent left");
+        }
         tracing::info!(
             pods = snapshot.members().len(),
             services = snapshot.services().len(),
