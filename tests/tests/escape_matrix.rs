@@ -1,14 +1,17 @@
 //! From inside an enrolled pod, by every way that gets past a hook on `connect`: no plaintext reaches
 //! a peer of the mesh. `lab_controls` proves that each way works from a pod outside.
 
-use std::{net::SocketAddr, os::unix::process::CommandExt as _, process::Command, time::Duration};
+use std::{
+    io::Write as _, net::SocketAddr, os::unix::process::CommandExt as _, process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     Canary, Capture, Family, Lab, NodeName, Pod, Process, World,
     agent::sibling,
     escape::{self, Way, donor},
-    traffic::{Server, Service},
+    traffic::{Probe, Server, Service},
     world::POD_DEVICE,
 };
 
@@ -172,6 +175,50 @@ fn no_user_is_exempt() -> Result<()> {
             .with_context(|| format!("as user {user} to {target}"))?;
         }
     }
+    Ok(())
+}
+
+/// Ports on the pod's own loopback that something listens on; here that is the agent alone.
+fn loopback_listeners(pod: &Pod) -> Result<Vec<SocketAddr>> {
+    pod.run(|| {
+        let mut found = Vec::new();
+        for (file, loopback) in [
+            ("tcp", SocketAddr::from(([127, 0, 0, 1], 0))),
+            ("tcp6", SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1_u16], 0))),
+        ] {
+            let table = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))?;
+            for line in table.lines().skip(1) {
+                let fields: Vec<_> = line.split_whitespace().collect();
+                // Local address, remote address, state; 0A is LISTEN.
+                let [_, local, _, "0A", ..] = fields.as_slice() else { continue };
+                let (_, port) = local.rsplit_once(':').context("no port")?;
+                let mut address = loopback;
+                address.set_port(u16::from_str_radix(port, 16)?);
+                found.push(address);
+            }
+        }
+        Ok(found)
+    })
+}
+
+#[test]
+fn dialling_the_agents_own_ports_leads_nowhere() -> Result<()> {
+    let mut lab = Lab::start(world()?, &["client", "near", "far"])?;
+    let listeners = loopback_listeners(lab.pod("client")?)?;
+    ensure!(listeners.len() >= 8, "two workers listen eight times, found {listeners:?}");
+    let servers = serve(&lab)?;
+    let before = lab.agent(NodeName::A)?.process()?.descriptors()?;
+    for address in listeners {
+        // Refused while still connecting is the quickest way of leading nowhere.
+        let Ok(mut probe) = Probe::connect(&lab.pod("client")?.netns, address) else { continue };
+        probe.stream().write_all(b"GET / HTTP/1.1\r\n\r\n").ok();
+        let cut = probe.wait_for_cut(Duration::from_secs(3));
+        cut.with_context(|| format!("dialling the agent at {address}"))?;
+    }
+    let reached: usize = servers.iter().map(|server| server.accepted().len()).sum();
+    assert_eq!(reached, 0, "the agent relayed");
+    let after = lab.agent(NodeName::A)?.process()?.descriptors()?;
+    ensure!(after <= before + 2, "descriptors went from {before} to {after}");
     Ok(())
 }
 
