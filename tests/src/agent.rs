@@ -365,12 +365,13 @@ fn pins(world: &World) -> PathBuf {
     world.directory().join("bpf")
 }
 
-fn mesh_path(world: &World) -> PathBuf {
-    world.directory().join("mesh.yaml")
+/// Where the mesh file is: apart from the logs, so that nothing else is written beside it.
+pub fn mesh_path(world: &World) -> PathBuf {
+    world.directory().join("mesh").join("mesh.yaml")
 }
 
 fn policies_path(world: &World) -> PathBuf {
-    world.directory().join("policies")
+    world.directory().join("mesh").join("policies")
 }
 
 /// The agent's binary: `SLUICE_BIN`, or `sluice` beside this program (a test's is one level deeper).

@@ -1,11 +1,17 @@
 //! Policies decide who connects, by identity; a change is in force within a second, also for
 //! connections that are open.
 
-use std::time::Duration;
+use std::{
+    io::Write as _,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
-    Family, Lab, MeshFile, NodeName, World, policies,
+    Family, Lab, MeshFile, NodeName, World,
+    agent::mesh_path,
+    policies,
     traffic::{Probe, Server, Service},
 };
 
@@ -120,6 +126,38 @@ fn a_change_cuts_the_open_connections_that_it_no_longer_allows_and_only_those() 
 }
 
 #[test]
+fn a_file_beside_that_is_written_all_the_time_does_not_hold_a_change_up() -> Result<()> {
+    let lab = lab(&[])?;
+    let _server = serve(&lab)?;
+    let target = lab.pod("server")?.at(Family::V4, PORT);
+    let stranger = &lab.pod("stranger")?.netns;
+    let stop = AtomicBool::new(false);
+    let busy = mesh_path(&lab.world).with_file_name("some.log");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut log = std::fs::File::create(&busy)?;
+            while !stop.load(Ordering::Relaxed) {
+                log.write_all(b"a line\n")?;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        let mut slowest = Duration::ZERO;
+        let outcome = (0..5).try_for_each(|_| {
+            lab.write_policy("allow.yaml", &policies::allow("server", &["friend"]))?;
+            slowest = slowest.max(Probe::wait_until_refused(stranger, target, PATIENCE)?);
+            lab.remove_policy("allow.yaml")?;
+            slowest = slowest.max(Probe::wait_until_served(stranger, target, PATIENCE)?);
+            Ok::<_, anyhow::Error>(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        outcome?;
+        ensure!(slowest <= IN_FORCE, "a change took {slowest:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn turning_strict_cuts_open_plaintext_connections() -> Result<()> {
     let lab = lab(&[])?;
     let _server = serve(&lab)?;
@@ -156,7 +194,7 @@ fn a_bad_policy_file_keeps_the_last_good_state_and_is_reported_with_its_line() -
 fn a_bad_mesh_file_keeps_pods_captured() -> Result<()> {
     let mut lab = lab(&[("mtls.yaml", &policies::peer_authentication("STRICT"))])?;
     let _server = serve(&lab)?;
-    let mesh = lab.world.directory().join("mesh.yaml");
+    let mesh = mesh_path(&lab.world);
     sluice_tests::mesh::replace(&mesh, "pods:\n- {namespace: shop, nonsense: true}\n")?;
     std::thread::sleep(IN_FORCE * 2);
     ensure_outcome(&lab, "friend", true)?;
