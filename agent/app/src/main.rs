@@ -8,6 +8,10 @@ mod datapath;
 mod logging;
 mod view;
 
+/// Keeps the memory of thousands of idle connections dense, and gives it back when they are gone.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 use std::process::ExitCode;
 
 use clap::Parser;

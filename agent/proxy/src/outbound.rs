@@ -171,7 +171,7 @@ impl Captured {
         };
         let head = first_bytes(&self.application);
         loop {
-            let pooled = self.worker.pool().take(&key);
+            let pooled = self.worker.take_session(&key);
             let reused = pooled.is_some();
             let mut session = match pooled {
                 Some(session) => session,
@@ -181,7 +181,7 @@ impl Captured {
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
             match relay.run().await {
                 Outcome::Clean => {
-                    self.worker.pool().put(key, session);
+                    self.worker.put_session(key, session);
                     return Ok(());
                 }
                 Outcome::Unseen if reused => {}

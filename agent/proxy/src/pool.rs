@@ -1,6 +1,6 @@
 //! Sessions that wait for their next stream, so that it costs neither handshake nor round trip.
 //!
-//! One pool per worker: a session never leaves the worker that made it. Sessions are kept apart by
+//! One pool per worker, from which the others may take. Sessions are kept apart by
 //! everything that decides who may use them: the local pod, the address that it speaks from, the
 //! address that was dialled and the identity that has to answer there.
 

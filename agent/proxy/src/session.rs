@@ -111,9 +111,9 @@ impl Session {
             tcp,
             channel,
             decoder: Decoder::default(),
-            outbox: outgoing,
-            partial: received,
-            unread: plaintext,
+            outbox: exact(outgoing),
+            partial: exact(received),
+            unread: exact(plaintext),
             closed: false,
             peer,
             last_use: Instant::now(),
@@ -138,7 +138,7 @@ impl Session {
         outgoing: &mut Vec<u8>,
     ) -> Result<(), Broken> {
         outgoing.clear();
-        outgoing.append(&mut self.outbox);
+        outgoing.append(&mut std::mem::take(&mut self.outbox));
         self.channel.send(plaintext, outgoing)?;
         let mut sent = 0;
         while let Some(rest) = outgoing.get(sent..).filter(|rest| !rest.is_empty()) {
@@ -174,7 +174,7 @@ impl Session {
     ) -> Poll<Result<(), Broken>> {
         scratch.plaintext.clear();
         if !self.unread.is_empty() {
-            scratch.plaintext.append(&mut self.unread);
+            scratch.plaintext.append(&mut std::mem::take(&mut self.unread));
             return Poll::Ready(Ok(()));
         }
         if self.closed {
@@ -229,6 +229,11 @@ impl Session {
         })
     }
 
+    /// Moves the session to the runtime of the calling worker.
+    pub(crate) fn rehome(self) -> io::Result<Self> {
+        Ok(Self { tcp: TcpStream::from_std(self.tcp.into_std()?)?, ..self })
+    }
+
     /// Says farewell as far as the socket takes it at once; the socket closes with the session.
     pub(crate) fn close(mut self) {
         let mut outgoing = std::mem::take(&mut self.outbox);
@@ -244,4 +249,10 @@ impl Session {
             drop(self.tcp.try_write(&self.outbox));
         }
     }
+}
+
+/// The same bytes without room to spare: a session may keep them for as long as it idles.
+fn exact(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.shrink_to_fit();
+    bytes
 }

@@ -21,7 +21,8 @@ use crate::{
     inbound,
     live::{Facts, Listed},
     outbound,
-    pool::Pool,
+    pool::{Key, Pool},
+    session::Session,
     shared::Shared,
 };
 
@@ -33,7 +34,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) struct Worker {
     index: usize,
     pub(crate) shared: Arc<Shared>,
-    pool: Mutex<Pool>,
+    /// One pool for each worker, this one's at `index`.
+    pools: Arc<[Mutex<Pool>]>,
 }
 
 /// All workers of the agent.
@@ -64,9 +66,27 @@ enum Command {
 // === impl Worker ===
 
 impl Worker {
-    /// The idle sessions. The lock is never contended: only this worker's thread takes it.
-    pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    /// An idle session for `key`: one of this worker's own, else one of another's, which costs two
+    /// system calls to take over, far less than a handshake.
+    pub(crate) fn take_session(&self, key: &Key) -> Option<Session> {
+        let own = lock(self.pools.get(self.index)?).take(key);
+        if own.is_some() {
+            return own;
+        }
+        let mut others = self.pools.iter().enumerate().filter(|(index, _)| *index != self.index);
+        let taken = others.find_map(|(_, pool)| lock(pool).take(key))?;
+        taken.rehome().ok()
+    }
+
+    /// Puts a session away for the next stream.
+    pub(crate) fn put_session(&self, key: Key, session: Session) {
+        self.with_pool(|pool| pool.put(key, session));
+    }
+
+    fn with_pool(&self, work: impl FnOnce(&mut Pool)) {
+        if let Some(pool) = self.pools.get(self.index) {
+            work(&mut lock(pool));
+        }
     }
 
     /// Lists an open connection.
@@ -84,8 +104,9 @@ impl Proxy {
     ///
     /// When a thread or its runtime cannot be made.
     pub fn start(shared: Arc<Shared>, count: usize) -> Result<Self, StartError> {
+        let pools: Arc<[Mutex<Pool>]> = (0..count).map(|_| Mutex::default()).collect();
         let start = |index| {
-            start_worker(Arc::clone(&shared), index)
+            start_worker(Arc::clone(&shared), Arc::clone(&pools), index)
                 .map_err(|source| StartError { worker: index, source })
         };
         let workers = (0..count).map(start).collect::<Result<_, _>>()?;
@@ -120,13 +141,19 @@ impl Workers for Proxy {
     }
 }
 
+/// Held for the time of a look-up; only a worker that has none of its own looks into another's pool.
+fn lock(pool: &Mutex<Pool>) -> MutexGuard<'_, Pool> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn start_worker(
     shared: Arc<Shared>,
+    pools: Arc<[Mutex<Pool>]>,
     index: usize,
 ) -> std::io::Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (commands, queue) = mpsc::unbounded_channel();
-    let worker = Arc::new(Worker { index, shared, pool: Mutex::default() });
+    let worker = Arc::new(Worker { index, shared, pools });
     let thread = std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || runtime.block_on(run(&worker, queue)))?;
@@ -147,15 +174,15 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
                 }
                 Some(Command::Remove(pod)) => {
                     pods.remove(&pod.uid);
-                    worker.pool().forget_pod(&pod.uid);
+                    worker.with_pool(|pool| pool.forget_pod(&pod.uid));
                     worker.shared.stats.forget(&pod.uid);
                     if let Err(error) = nomad::leave(&pod.netns) {
                         tracing::error!(pod = %pod.uid, %error, "leaving the namespace of a pod that has gone");
                     }
                 }
-                Some(Command::ForgetSessions) => worker.pool().clear(),
+                Some(Command::ForgetSessions) => worker.with_pool(Pool::clear),
             },
-            _ = sweep.tick() => worker.pool().sweep(Instant::now()),
+            _ = sweep.tick() => worker.with_pool(|pool| pool.sweep(Instant::now())),
         }
     }
 }
