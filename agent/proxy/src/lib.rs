@@ -21,6 +21,7 @@ mod pool;
 mod preamble;
 mod recheck;
 mod relay;
+mod returning;
 mod scratch;
 mod session;
 mod shared;

@@ -171,17 +171,18 @@ impl Captured {
         };
         let head = first_bytes(&self.application);
         loop {
-            let pooled = self.worker.take_session(&key);
+            let pooled = self.worker.session(&key).await;
             let reused = pooled.is_some();
             let mut session = match pooled {
                 Some(session) => session,
                 None => self.connect(&identity, &key).await?,
             };
             session.queue(&Control::open(self.client))?;
+            let ending = self.worker.returning.of(&key);
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
-            match relay.run().await {
+            match relay.announcing(&ending).run().await {
                 Outcome::Clean => {
-                    self.worker.put_session(key, session);
+                    self.worker.put_session(key.clone(), session);
                     return Ok(());
                 }
                 Outcome::Unseen if reused => {}

@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     live::Live,
+    returning::Return,
     scratch::Scratch,
     session::{Broken, MERGE_LENGTH, Session},
 };
@@ -52,6 +53,8 @@ pub(crate) struct Relay<'a> {
     from: Side,
     /// Application bytes that were read before the relay began.
     head: &'a [u8],
+    /// Told when the application has ended, if somebody waits for the session.
+    ending: Option<&'a Return<'a>>,
     /// Whether the application may still send.
     sending: bool,
     /// What the application is still to get.
@@ -99,11 +102,17 @@ impl<'a> Relay<'a> {
             live,
             from,
             head,
+            ending: None,
             sending: true,
             incoming: Incoming::Open,
             committed: false,
             inbox: Vec::new(),
         }
+    }
+
+    /// Announces through `ending` that the session is about to be free.
+    pub(crate) fn announcing(self, ending: &'a Return<'a>) -> Self {
+        Self { ending: Some(ending), ..self }
     }
 
     /// Carries the stream to its end.
@@ -167,6 +176,9 @@ impl<'a> Relay<'a> {
         };
         if length == 0 {
             self.sending = false;
+            if let Some(ending) = self.ending {
+                ending.announce();
+            }
             return Poll::Ready(self.session.queue(&Control::end()).map_err(Outcome::Broken));
         }
         *header = data_header(length).unwrap_or_default();

@@ -22,6 +22,7 @@ use crate::{
     live::{Facts, Listed},
     outbound,
     pool::{Key, Pool},
+    returning::Returning,
     session::Session,
     shared::Shared,
 };
@@ -36,6 +37,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     /// One pool for each worker, this one's at `index`.
     pools: Arc<[Mutex<Pool>]>,
+    pub(crate) returning: Arc<Returning>,
 }
 
 /// All workers of the agent.
@@ -68,7 +70,7 @@ enum Command {
 impl Worker {
     /// An idle session for `key`: one of this worker's own, else one of another's, which costs two
     /// system calls to take over, far less than a handshake.
-    pub(crate) fn take_session(&self, key: &Key) -> Option<Session> {
+    fn take_session(&self, key: &Key) -> Option<Session> {
         let own = lock(self.pools.get(self.index)?).take(key);
         if own.is_some() {
             return own;
@@ -76,6 +78,14 @@ impl Worker {
         let mut others = self.pools.iter().enumerate().filter(|(index, _)| *index != self.index);
         let taken = others.find_map(|(_, pool)| lock(pool).take(key))?;
         taken.rehome().ok()
+    }
+
+    /// As [`Worker::take_session`], also one that is about to become idle.
+    pub(crate) async fn session(&self, key: &Key) -> Option<Session> {
+        match self.take_session(key) {
+            Some(session) => Some(session),
+            None => self.returning.wait(key, || self.take_session(key)).await,
+        }
     }
 
     /// Puts a session away for the next stream.
@@ -105,9 +115,11 @@ impl Proxy {
     /// When a thread or its runtime cannot be made.
     pub fn start(shared: Arc<Shared>, count: usize) -> Result<Self, StartError> {
         let pools: Arc<[Mutex<Pool>]> = (0..count).map(|_| Mutex::default()).collect();
+        let returning = Arc::new(Returning::default());
         let start = |index| {
-            start_worker(Arc::clone(&shared), Arc::clone(&pools), index)
-                .map_err(|source| StartError { worker: index, source })
+            let (shared, pools) = (Arc::clone(&shared), Arc::clone(&pools));
+            let worker = Worker { index, shared, pools, returning: Arc::clone(&returning) };
+            start_worker(worker).map_err(|source| StartError { worker: index, source })
         };
         let workers = (0..count).map(start).collect::<Result<_, _>>()?;
         Ok(Self { shared, workers })
@@ -147,13 +159,12 @@ fn lock(pool: &Mutex<Pool>) -> MutexGuard<'_, Pool> {
 }
 
 fn start_worker(
-    shared: Arc<Shared>,
-    pools: Arc<[Mutex<Pool>]>,
-    index: usize,
+    worker: Worker,
 ) -> std::io::Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (commands, queue) = mpsc::unbounded_channel();
-    let worker = Arc::new(Worker { index, shared, pools });
+    let index = worker.index;
+    let worker = Arc::new(worker);
     let thread = std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || runtime.block_on(run(&worker, queue)))?;

@@ -1,0 +1,109 @@
+//! Sessions that will be idle in a moment, because their client has nothing more to send.
+//!
+//! A client that closes one connection and opens the next at once comes before the server's end of the
+//! first has arrived. Waiting for that, well under a millisecond, is cheaper than another handshake.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::timeout};
+
+use crate::{pool::Key, session::Session};
+
+/// How long to wait for a session that is about to return; a handshake takes about half of it.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// What all workers know of sessions that are about to return.
+#[derive(Debug, Default)]
+pub(crate) struct Returning {
+    expected: Mutex<HashMap<Key, usize>>,
+    returned: Notify,
+}
+
+/// One stream's session; announced when its client has ended, returned when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Return<'a> {
+    returning: &'a Returning,
+    key: &'a Key,
+    announced: AtomicBool,
+}
+
+// === impl Returning ===
+
+impl Returning {
+    /// The session of a stream that begins.
+    pub(crate) fn of<'a>(&'a self, key: &'a Key) -> Return<'a> {
+        Return { returning: self, key, announced: AtomicBool::new(false) }
+    }
+
+    /// Waits for a session, as long as one is about to return that nobody else waits for.
+    pub(crate) async fn wait(
+        &self,
+        key: &Key,
+        take: impl Fn() -> Option<Session>,
+    ) -> Option<Session> {
+        if !self.claim(key) {
+            return None;
+        }
+        let taken = async {
+            loop {
+                let returned = self.returned.notified();
+                if let Some(session) = take() {
+                    return session;
+                }
+                returned.await;
+            }
+        };
+        timeout(PATIENCE, taken).await.ok()
+    }
+
+    /// Takes one of the expected sessions away from those who come later.
+    fn claim(&self, key: &Key) -> bool {
+        let mut expected = self.lock();
+        match expected.get_mut(key) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, usize>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Return ===
+
+impl Return<'_> {
+    /// The client has ended: the session is free as soon as the server has.
+    pub(crate) fn announce(&self) {
+        if !self.announced.swap(true, Ordering::Relaxed) {
+            *self.returning.lock().entry(self.key.clone()).or_default() += 1;
+        }
+    }
+}
+
+impl Drop for Return<'_> {
+    fn drop(&mut self) {
+        if !self.announced.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut expected = self.returning.lock();
+        if let Some(count) = expected.get_mut(self.key) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                expected.remove(self.key);
+            }
+        }
+        drop(expected);
+        self.returning.returned.notify_waiters();
+    }
+}
