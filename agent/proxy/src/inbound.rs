@@ -93,15 +93,16 @@ pub(crate) async fn serve(
     let is_known = worker.shared.must_speak_mesh(&snapshot, client.ip());
     let arrived = Arrived { worker, pod, client, local };
     if mode == MtlsMode::Disable {
-        return arrived.plaintext(stream, Vec::new()).await;
+        return Box::pin(arrived.plaintext(stream, Vec::new())).await;
     }
     watch_peer(&stream);
-    match read_preamble(&mut stream, mode == MtlsMode::Permissive && !is_known).await {
+    let may_be_silent = mode == MtlsMode::Permissive && !is_known;
+    match Box::pin(read_preamble(&mut stream, may_be_silent)).await {
         Ok(first) if first.preamble == Preamble::Mesh => arrived.mesh(stream, first.bytes).await,
         Ok(_) if is_known => {
             arrived.refuse(&stream, Transport::Plaintext, &Failure::PlaintextFromMesh);
         }
-        Ok(first) => arrived.plaintext(stream, first.bytes).await,
+        Ok(first) => Box::pin(arrived.plaintext(stream, first.bytes)).await,
         Err(error) => {
             arrived.refuse(&stream, Transport::Plaintext, &Failure::Session(error.into()));
         }
@@ -151,7 +152,8 @@ impl Arrived {
     }
 
     async fn mesh(&self, stream: TcpStream, received: Vec<u8>) {
-        let handshake = timeout(HELLO_TIME, self.handshake(stream, received)).await;
+        // On the heap, so that a session that idles does not keep the room of its handshake.
+        let handshake = timeout(HELLO_TIME, Box::pin(self.handshake(stream, received))).await;
         let mut session = match handshake {
             Ok(Ok(session)) => session,
             Ok(Err(broken)) => return self.log_refusal(&Failure::Session(broken)),

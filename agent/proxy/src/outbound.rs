@@ -64,6 +64,8 @@ struct Captured {
     application: TcpStream,
     client: SocketAddr,
     requested: SocketAddr,
+    /// Whether it came as far as a stream of its own.
+    carried: bool,
 }
 
 /// Carries one captured connection to its end.
@@ -84,13 +86,15 @@ pub(crate) async fn serve(
     };
     let snapshot = worker.shared.snapshot();
     let destination = snapshot.resolve(requested, worker.shared.turn());
-    let captured = Captured { worker, pod, application, client, requested };
+    let captured = Captured { worker, pod, application, client, requested, carried: false };
     match destination {
         Destination::Member(member, address) if speaks_mesh(&member, address.port()) => {
             captured.into_mesh(&snapshot, &member, address).await;
         }
-        Destination::Member(_, address) => captured.into_plaintext(&snapshot, address).await,
-        Destination::Unknown => captured.into_plaintext(&snapshot, requested).await,
+        Destination::Member(_, address) => {
+            Box::pin(captured.into_plaintext(&snapshot, address)).await;
+        }
+        Destination::Unknown => Box::pin(captured.into_plaintext(&snapshot, requested)).await,
         Destination::NoEndpoint(service) => {
             let failure = Failure::NoEndpoint(format!("{}/{}", service.namespace, service.name));
             captured.refuse(&snapshot, requested, &failure);
@@ -142,12 +146,8 @@ impl Captured {
         let facts = self.facts(Transport::MutualTls, address, Some(expected.clone()));
         let live = worker.list(facts);
         let result = self.mesh_stream(&live, address, expected).await;
-        let stats = worker.shared.stats.of(&self.pod.uid);
-        match &result {
-            Ok(()) | Err(Failure::Application(_) | Failure::Ended(_)) => {
-                stats.outbound_mtls.increment();
-            }
-            Err(_) => stats.outbound_refused.increment(),
+        if !self.carried {
+            worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
         }
         if result.is_err() {
             refuse(&self.application);
@@ -175,9 +175,13 @@ impl Captured {
             let reused = pooled.is_some();
             let mut session = match pooled {
                 Some(session) => session,
-                None => self.connect(&identity, &key).await?,
+                // On the heap, so that a connection that idles does not keep the room of its handshake.
+                None => Box::pin(self.connect(&identity, &key)).await?,
             };
             session.queue(&Control::open(self.client))?;
+            if !std::mem::replace(&mut self.carried, true) {
+                self.worker.shared.stats.of(&self.pod.uid).outbound_mtls.increment();
+            }
             let ending = self.worker.returning.of(&key);
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
             match relay.announcing(&ending).run().await {
