@@ -60,18 +60,35 @@ impl Pool {
         None
     }
 
-    /// Puts a session away for the next stream, or closes it when there is no room.
+    /// Puts a session away for the next stream. When there is no room, the one that was used least
+    /// recently makes it: destinations that are used now matter more than those of before.
     pub(crate) fn put(&mut self, key: Key, mut session: Session) {
         session.last_use = Instant::now();
-        if self.count < MAX_IDLE {
-            let sessions = self.idle.entry(key).or_default();
-            if sessions.len() < MAX_PER_KEY {
-                sessions.push(session);
-                self.count += 1;
-                return;
-            }
+        if self.idle.get(&key).is_some_and(|sessions| sessions.len() >= MAX_PER_KEY) {
+            return session.close();
         }
-        session.close();
+        if self.count >= MAX_IDLE {
+            self.drop_oldest();
+        }
+        self.idle.entry(key).or_default().push(session);
+        self.count += 1;
+    }
+
+    fn drop_oldest(&mut self) {
+        let oldest = |(_, sessions): &(&Key, &Vec<Session>)| {
+            sessions.first().map(|session| session.last_use)
+        };
+        let Some(key) = self.idle.iter().min_by_key(oldest).map(|(key, _)| key.clone()) else {
+            return;
+        };
+        let Some(sessions) = self.idle.get_mut(&key) else { return };
+        if !sessions.is_empty() {
+            sessions.remove(0).close();
+            self.count -= 1;
+        }
+        if sessions.is_empty() {
+            self.idle.remove(&key);
+        }
     }
 
     /// Closes what has waited too long or was closed by its peer.
