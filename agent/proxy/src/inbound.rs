@@ -15,7 +15,7 @@ use sluice_pods::LocalPod;
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
 use sluice_sys::{nomad, socket};
-use sluice_tls::Channel;
+use sluice_tls::{Channel, VerifyError};
 use sluice_wire::{Event, Preamble, ResetReason};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -51,6 +51,8 @@ const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 enum Failure {
     #[error(transparent)]
     Denied(#[from] DenyReason),
+    #[error("the client's certificate is not accepted any more: {0}")]
+    Untrusted(VerifyError),
     #[error("plaintext from a pod of the mesh")]
     PlaintextFromMesh,
     #[error("the client opened a stream for {claimed}, but its own address is {actual}")]
@@ -189,7 +191,12 @@ impl Arrived {
         let peer = session.peer.clone();
         // Listed before it is judged: a policy change from here on finds it.
         let live = self.worker.list(self.facts(Transport::MutualTls, client, Some(peer.clone())));
-        let (reason, failure) = match self.open(client, &peer).await {
+        let trusted = session.still_trusted(&self.worker.shared.certificates);
+        let opened = match trusted {
+            Ok(()) => self.open(client, &peer).await,
+            Err(error) => Err((Some(ResetReason::Revoked), Failure::Untrusted(error))),
+        };
+        let (reason, failure) = match opened {
             Ok(mut application) => {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_mtls.increment();
                 let outcome = Relay::new(&mut application, &mut session, &live, Side::Server, &[])

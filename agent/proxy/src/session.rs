@@ -3,12 +3,15 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use sluice_spiffe::SpiffeId;
-use sluice_tls::{Channel, Identity, PeerError, TlsError};
+use sluice_tls::{
+    CertStore, CertificateDer, Channel, Identity, Peer, PeerError, TlsError, VerifyError,
+};
 use sluice_wire::{Control, Decoder, ProtocolError};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -19,6 +22,9 @@ use crate::scratch::{READ_LENGTH, Scratch};
 
 /// Queued ciphertext up to this length waits for the next application bytes, to leave with them.
 pub(crate) const MERGE_LENGTH: usize = 4096;
+
+/// How long a check of the peer's certificates holds.
+const TRUST_TIME: Duration = Duration::from_secs(5);
 
 /// Why a session is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +72,10 @@ pub(crate) struct Session {
     closed: bool,
     /// Who the peer proved to be.
     pub(crate) peer: SpiffeId,
+    /// How the peer proved it.
+    chain: Arc<[CertificateDer<'static>]>,
+    /// When that was last checked.
+    trusted_at: Instant,
     /// When its last stream ended.
     pub(crate) last_use: Instant,
 }
@@ -106,7 +116,7 @@ impl Session {
                 return Err(Broken::Truncated);
             }
         }
-        let peer = channel.peer(identity)?.id;
+        let Peer { id: peer, chain, .. } = channel.peer(identity)?;
         Ok(Self {
             tcp,
             channel,
@@ -116,8 +126,20 @@ impl Session {
             unread: exact(plaintext),
             closed: false,
             peer,
+            chain,
+            trusted_at: Instant::now(),
             last_use: Instant::now(),
         })
+    }
+
+    /// Whether the peer's certificates would still be accepted, to be asked before each stream: a session
+    /// can outlive a certificate or its root. Looked at again every few seconds only.
+    pub(crate) fn still_trusted(&mut self, certificates: &CertStore) -> Result<(), VerifyError> {
+        if self.trusted_at.elapsed() >= TRUST_TIME {
+            certificates.still_trusted(&self.chain)?;
+            self.trusted_at = Instant::now();
+        }
+        Ok(())
     }
 
     /// Puts a frame into the outbox.
