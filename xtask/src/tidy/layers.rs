@@ -9,16 +9,23 @@ use super::Finding;
 use crate::process;
 
 /// Each crate and the crates of ours that it may use. A crate that is not here is refused until it has a place.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("sluice-abi", &[]),
     ("sluice-spiffe", &[]),
     ("sluice-sys", &[]),
     ("sluice-wire", &[]),
+    ("sluice-grpc", &[]),
+    // The plugin is small and asks the agent; it carries nothing of it.
+    ("sluice-cni", &[]),
     ("sluice-policy", &["sluice-spiffe"]),
     ("sluice-tls", &["sluice-spiffe"]),
     ("sluice-ebpf", &["sluice-abi"]),
     ("sluice-mesh", &["sluice-policy", "sluice-spiffe"]),
     ("sluice-kernel", &["sluice-abi", "sluice-sys"]),
+    ("sluice-identity", &["sluice-grpc", "sluice-spiffe", "sluice-tls"]),
+    ("sluice-controller", &["sluice-grpc", "sluice-policy", "sluice-spiffe", "sluice-tls"]),
+    ("sluice-cluster", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
+    ("sluice-kube", &["sluice-cluster", "sluice-mesh", "sluice-policy", "sluice-spiffe"]),
     ("sluice-source", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
     ("sluice-pods", &["sluice-kernel", "sluice-mesh", "sluice-spiffe", "sluice-sys"]),
     (
@@ -38,7 +45,12 @@ const LAYERS: [(&str, &[&str]); 15] = [
     (
         "sluice-agent",
         &[
+            "sluice-cluster",
+            "sluice-cni",
+            "sluice-controller",
+            "sluice-identity",
             "sluice-kernel",
+            "sluice-kube",
             "sluice-mesh",
             "sluice-pods",
             "sluice-policy",
@@ -56,13 +68,15 @@ const LAYERS: [(&str, &[&str]); 15] = [
 ];
 
 /// Libraries that are walled in, with the crates that may name them.
-const WALLED: [(&str, &[&str]); 6] = [
+const WALLED: [(&str, &[&str]); 8] = [
     ("aya", &["sluice-abi", "sluice-kernel"]),
     ("aya-log", &["sluice-kernel"]),
     ("aya-ebpf", &["sluice-ebpf"]),
     ("aya-log-ebpf", &["sluice-ebpf"]),
     ("rustls", &["sluice-tls"]),
-    ("kube", &[]),
+    ("tonic", &["sluice-grpc", "sluice-identity", "sluice-controller"]),
+    ("kube", &["sluice-kube"]),
+    ("k8s-openapi", &["sluice-cluster", "sluice-kube"]),
 ];
 
 pub(super) fn check(root: &Path) -> Result<Vec<Finding>> {

@@ -1,0 +1,2 @@
+//! Kubernetes objects in, mesh state out: a pure mapping.
+#![forbid(unsafe_code)]

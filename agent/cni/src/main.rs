@@ -1,0 +1,4 @@
+//! The `sluice-cni` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

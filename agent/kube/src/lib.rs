@@ -1,0 +1,2 @@
+//! Everything that talks to the Kubernetes API.
+#![forbid(unsafe_code)]
