@@ -65,6 +65,16 @@ pub enum Error {
     /// The kernel cannot destroy sockets on request.
     #[error("this kernel cannot destroy TCP sockets (CONFIG_INET_DIAG_DESTROY is not set)")]
     DestroyUnsupported,
+    /// The list of processes cannot be read.
+    #[error(
+        "cannot list the processes in {path}: {source}; mount the node's /proc there, or correct `proc:`"
+    )]
+    Processes {
+        /// Where the node's processes were looked for.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The limit on open files cannot be raised.
     #[error("cannot raise the limit on open files: {0}")]
     OpenFiles(#[source] io::Error),

@@ -12,6 +12,7 @@ mod netlink;
 pub mod netns;
 pub mod nomad;
 mod option;
+pub mod pod_processes;
 pub mod socket;
 pub mod veth;
 

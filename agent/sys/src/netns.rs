@@ -47,10 +47,15 @@ impl Netns {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let opened = Self::open_any(path)?;
-        if [nomad::home()?, &Self::current()?].iter().any(|own| own.cookie() == opened.cookie()) {
+        if opened.is_own()? {
             return Err(Error::OwnNamespace(path.to_owned()));
         }
         Ok(opened)
+    }
+
+    /// Whether it is the namespace of the calling thread or of the agent.
+    pub(crate) fn is_own(&self) -> Result<bool> {
+        Ok([nomad::home()?, &Self::current()?].iter().any(|own| own.cookie() == self.cookie()))
     }
 
     /// The namespace that the calling thread is in.
@@ -60,8 +65,14 @@ impl Netns {
 
     /// The namespace at `path`, whichever it is.
     pub(crate) fn open_any(path: &Path) -> Result<Self> {
+        let file =
+            File::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
+        Self::from_file(file, path)
+    }
+
+    /// The namespace that an open file stands for; `path` names it in errors.
+    pub(crate) fn from_file(file: File, path: &Path) -> Result<Self> {
         let failed = |source| Error::Open { path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
         let status = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
         let file = OwnedFd::from(file);
         let cookie = match in_namespace(file.as_fd(), cookie_of_calling_thread) {

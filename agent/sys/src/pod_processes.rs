@@ -1,0 +1,168 @@
+//! Finds a pod's network namespace by its processes: the kubelet names their cgroup after the pod's UID.
+//!
+//! The UID of a cgroup alone is not trusted: a namespace counts as the pod's only if it has all of the
+//! pod's addresses and is not the node's own. Of a cgroup path only the first component that names a pod
+//! counts, because what lies below it may have been made by the pod itself.
+//!
+//! Every process is looked at through a descriptor of its directory, which names that process for good:
+//! when it exits and its number goes to another one, reading through the descriptor fails.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File},
+    io::Read,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{Mode, OFlags, fstat, open, openat},
+    io::Errno,
+};
+
+use crate::{Error, Netns, NetnsId, Result, addresses};
+
+/// More than any cgroup file holds: twelve hierarchies with paths of 4,096 bytes.
+const MAX_CGROUP_BYTES: u64 = 64 << 10;
+
+/// A pod whose namespace is sought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sought<'a> {
+    /// The UID that names its cgroup.
+    pub uid: &'a str,
+    /// What its namespace must have; without an address nothing is found.
+    pub addresses: &'a [IpAddr],
+}
+
+/// The namespaces of the pods in `sought` that have a process and the right addresses, by UID. One pass
+/// over `proc`, the node's process list (`/proc`, or where it is mounted for an agent in a container).
+///
+/// # Errors
+///
+/// When the list cannot be read. A process that cannot be examined is passed over: it may have ended.
+pub fn find<'a>(proc: &Path, sought: &[Sought<'a>]) -> Result<HashMap<&'a str, Netns>> {
+    let unreadable = |source| Error::Processes { path: proc.to_owned(), source };
+    let mut search = Search::new(sought);
+    if search.open.is_empty() {
+        return Ok(search.found);
+    }
+    for entry in fs::read_dir(proc).map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        if name.to_str().is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit())) {
+            search.examine(&proc.join(name))?;
+            if search.open.is_empty() {
+                break;
+            }
+        }
+    }
+    Ok(search.found)
+}
+
+struct Search<'a> {
+    /// Pods still without a namespace.
+    open: HashMap<&'a str, &'a [IpAddr]>,
+    found: HashMap<&'a str, Netns>,
+    /// Namespaces that have been found not to be the pod's: most processes of a pod share one.
+    rejected: HashSet<(&'a str, NetnsId)>,
+}
+
+impl<'a> Search<'a> {
+    fn new(sought: &[Sought<'a>]) -> Self {
+        let usable = sought.iter().filter(|pod| !pod.addresses.is_empty());
+        Self {
+            open: usable.map(|pod| (pod.uid, pod.addresses)).collect(),
+            found: HashMap::new(),
+            rejected: HashSet::new(),
+        }
+    }
+
+    /// Looks at one process. Only what concerns the agent itself is an error.
+    fn examine(&mut self, directory: &Path) -> Result<()> {
+        let Some(process) = Process::open(directory) else { return Ok(()) };
+        let Some(cgroups) = process.cgroups() else { return Ok(()) };
+        let Some((uid, addresses)) = self.pod_of(&cgroups) else { return Ok(()) };
+        let Some((file, id)) = process.netns_file() else { return Ok(()) };
+        if self.rejected.contains(&(uid, id)) {
+            return Ok(());
+        }
+        let netns = Netns::from_file(file, &process.netns_path())?;
+        if !netns.is_own()? && has_all(&netns, addresses) {
+            self.open.remove(uid);
+            self.found.insert(uid, netns);
+        } else {
+            self.rejected.insert((uid, id));
+        }
+        Ok(())
+    }
+
+    fn pod_of(&self, cgroups: &str) -> Option<(&'a str, &'a [IpAddr])> {
+        let uid = pod_uid(cgroups)?;
+        self.open.get_key_value(uid.as_str()).map(|(uid, addresses)| (*uid, *addresses))
+    }
+}
+
+fn has_all(netns: &Netns, wanted: &[IpAddr]) -> bool {
+    // A namespace that cannot be asked is not known to be the pod's.
+    addresses(netns).is_ok_and(|found| wanted.iter().all(|address| found.contains(address)))
+}
+
+/// One process, by a descriptor of its directory.
+struct Process<'a> {
+    directory: &'a Path,
+    handle: rustix::fd::OwnedFd,
+}
+
+impl<'a> Process<'a> {
+    fn open(directory: &'a Path) -> Option<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = open(directory, flags, Mode::empty()).ok()?;
+        Some(Self { directory, handle })
+    }
+
+    fn cgroups(&self) -> Option<String> {
+        let mut text = String::new();
+        let file = self.file("cgroup").ok()?;
+        file.take(MAX_CGROUP_BYTES).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    fn netns_file(&self) -> Option<(File, NetnsId)> {
+        let file = self.file("ns/net").ok()?;
+        let status = fstat(&file).ok()?;
+        Some((file, NetnsId { device: status.st_dev, inode: status.st_ino }))
+    }
+
+    fn netns_path(&self) -> PathBuf {
+        self.directory.join("ns/net")
+    }
+
+    fn file(&self, name: &str) -> Result<File, Errno> {
+        openat(&self.handle, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(File::from)
+    }
+}
+
+/// The pod that `/proc/<pid>/cgroup` names, in any of its lines (cgroups(7): `id:controllers:path`). On a
+/// hybrid node some hierarchies may not know of pods; those that do agree.
+fn pod_uid(cgroups: &str) -> Option<String> {
+    let mut paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.find_map(|path| path.split('/').find_map(uid_of_component))
+}
+
+/// `pod<uid>` as kubelet's cgroupfs driver writes it, or `kubepods-<class>-pod<uid>.slice` as its systemd
+/// driver does, with `_` for each `-` of the UID, because systemd reads those as levels.
+fn uid_of_component(component: &str) -> Option<String> {
+    if let Some(slice) = component.strip_suffix(".slice") {
+        let (_, uid) = slice.rsplit_once("-pod")?;
+        return is_uid(uid).then(|| uid.replace('_', "-"));
+    }
+    component.strip_prefix("pod").filter(|uid| is_uid(uid)).map(str::to_owned)
+}
+
+/// A UUID, or the 32 hexadecimal digits that name a static pod.
+fn is_uid(text: &str) -> bool {
+    (32..=36).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-' || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests;
