@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 pub use self::files::PemFiles;
 use crate::{
     clock::{Clock, after, before},
-    issuer::{CertRequest, IssueError, IssuedChain, Issuer, Issuing, MIN_TTL, uri_name},
+    issuer::{CertRequest, IssueError, Issued, IssuedChain, Issuer, Issuing, MIN_TTL, uri_name},
     provider::provider,
     roots::RootError,
     svid::{self, SvidError},
@@ -201,7 +201,7 @@ impl LocalCa {
 
 impl Issuer for LocalCa {
     fn issue(&self, request: CertRequest) -> Issuing<'_> {
-        Box::pin(std::future::ready(self.sign(&request)))
+        Box::pin(std::future::ready(self.sign(&request).map(Issued::Signed)))
     }
 }
 

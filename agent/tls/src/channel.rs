@@ -12,6 +12,7 @@ use rustls::{Error, client::UnbufferedClientConnection, server::UnbufferedServer
 use sluice_spiffe::SpiffeId;
 
 use crate::{
+    binding::{self, Binding},
     error::TlsError,
     identity::{Identity, Peer, PeerError},
 };
@@ -29,6 +30,8 @@ pub struct Channel {
     /// spread over several. rustls refers to them by position and panics when they are not at the
     /// front of what it is shown, so every step must show them. Nearly always empty.
     held: Vec<u8>,
+    /// Shared with the other end; known once the server's flight is.
+    binding: Option<Box<Binding>>,
     /// Why the connection cannot go on.
     failed: Option<Error>,
 }
@@ -76,7 +79,7 @@ impl Channel {
     }
 
     fn over(end: End) -> Self {
-        Self { end, held: Vec::new(), failed: None }
+        Self { end, held: Vec::new(), binding: None, failed: None }
     }
 
     /// Takes what was received: plaintext is appended to `plaintext`, and what must be answered
@@ -96,6 +99,7 @@ impl Channel {
         outgoing: &mut Vec<u8>,
     ) -> Result<Progress, TlsError> {
         self.check()?;
+        drop(binding::take_noted());
         let outcome = match &mut self.end {
             End::Client(connection) => {
                 drive::receive(&mut ***connection, received, plaintext, outgoing)
@@ -104,6 +108,9 @@ impl Channel {
                 drive::receive(&mut ***connection, received, plaintext, outgoing)
             }
         };
+        if let Some(noted) = binding::take_noted() {
+            self.binding = Some(Box::new(noted));
+        }
         match outcome {
             Ok(progress) => {
                 self.hold(received.get(progress.taken..).unwrap_or_default(), progress.closed);
@@ -161,6 +168,17 @@ impl Channel {
             End::Client(connection) => identity.peer(connection),
             End::Server(connection) => identity.peer(connection),
         }
+    }
+
+    /// Whether this end opened the connection.
+    pub fn is_client(&self) -> bool {
+        matches!(self.end, End::Client(_))
+    }
+
+    /// Takes what the other end alone knows as well. A server has it before its flight is sent, so before
+    /// the client can have it, which does when its handshake is over.
+    pub fn take_binding(&mut self) -> Option<Binding> {
+        self.binding.take().map(|binding| *binding)
     }
 
     /// Keeps what rustls has read but not taken. `rest` begins with a whole record only then: a

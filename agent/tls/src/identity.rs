@@ -14,6 +14,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use sluice_spiffe::SpiffeId;
 
 use crate::{
+    binding::Witness,
     clock::{Clock, RustlsTime},
     expected::expected_name,
     provider::provider,
@@ -219,6 +220,7 @@ fn client_config(key: &Arc<CertifiedKey>, trust: &Trust) -> Result<ClientConfig,
     config.resumption = Resumption::store(sessions);
     config.enable_sni = false;
     config.enable_early_data = false;
+    config.key_log = Arc::new(Witness);
     Ok(config)
 }
 
@@ -238,6 +240,7 @@ fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
     config.max_early_data_size = 0;
+    config.key_log = Arc::new(Witness);
     Ok(config)
 }
 

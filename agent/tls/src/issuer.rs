@@ -1,16 +1,29 @@
 //! Getting a certificate: the key, the request, and what an authority must offer.
+//!
+//! Most authorities sign a key that this process made. One that makes the keys itself (SPIRE) answers with
+//! [`Issued::Made`], and says through [`News`] when it has something newer.
+
+mod chain;
+mod server;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
-use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{
+    crypto::aws_lc_rs::sign::any_supported_type,
+    sign::{CertifiedKey, SigningKey},
+};
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
 use sluice_spiffe::SpiffeId;
 use zeroize::Zeroizing;
 
-use crate::{provider::provider, verify::VerifyError};
+pub use self::{
+    chain::{ChainError, Delivery},
+    server::{ServerRootsError, server_verifier},
+};
+use crate::verify::VerifyError;
 
 /// The shortest lifetime that may be asked for: below it, renewal would be all that an agent does.
 pub const MIN_TTL: Duration = Duration::from_mins(1);
@@ -28,12 +41,29 @@ pub struct CertRequest {
     pub ttl: Duration,
 }
 
-/// What an authority answers.
+/// The certificates of an authority's answer.
 #[derive(Debug, Clone)]
 pub struct IssuedChain {
     /// The leaf first, then every intermediate up to, and without, the root.
     pub certificates: Vec<CertificateDer<'static>>,
 }
+
+/// What an authority gives out.
+#[derive(Debug)]
+pub enum Issued {
+    /// A certificate for the key of the request.
+    Signed(IssuedChain),
+    /// A certificate with a key that the authority made; that of the request is of no use.
+    Made {
+        /// The certificates.
+        chain: IssuedChain,
+        /// The leaf's key.
+        key: MadeKey,
+    },
+}
+
+/// A private key that an authority made (PKCS #8, DER). Never shown, wiped when it is dropped.
+pub struct MadeKey(Zeroizing<Vec<u8>>);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +92,14 @@ pub enum IssueError {
         id: SpiffeId,
         /// How long was waited.
         after: Duration,
+    },
+    /// What came is not a chain of certificates in the order that was agreed.
+    #[error("the CA's answer for {id} is not a certificate chain: {source}")]
+    Malformed {
+        /// For whom it was asked.
+        id: SpiffeId,
+        /// What is wrong with it.
+        source: ChainError,
     },
     /// Making a key, a request or a certificate failed.
     #[error("a certificate for {id} could not be made: {source}")]
@@ -98,18 +136,41 @@ pub enum IssueError {
 }
 
 /// The answer of an [`Issuer`], when it comes.
-pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<IssuedChain, IssueError>> + Send + 'a>>;
+pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>>;
 
 /// A certificate authority as the store sees it.
 pub trait Issuer: Send + Sync {
     /// Asks for one certificate. The future may be dropped when the answer is no longer wanted.
     fn issue(&self, request: CertRequest) -> Issuing<'_>;
+
+    /// Follows what the authority does for `id` of its own accord; from the first pod of `id`, before anything
+    /// is issued, until the last has left, when the answer is dropped. `None`, as here, if it only ever answers.
+    fn follow(&self, id: &SpiffeId) -> Option<Box<dyn News>> {
+        let _unused = id;
+        None
+    }
+}
+
+/// What an authority does for one identity of its own accord.
+pub trait News: Send {
+    /// Waits until there is something else to be had for the identity than [`Issuer::issue`] last answered. May be
+    /// dropped and asked again.
+    fn wait(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 /// A private key that exists in memory only, and the request that goes with it.
 pub(crate) struct PendingKey {
     key: Arc<dyn SigningKey>,
     csr: CertificateSigningRequestDer<'static>,
+}
+
+// === impl CertRequest ===
+
+impl CertRequest {
+    /// The signing request as PEM, as CAs elsewhere want it.
+    pub fn csr_pem(&self) -> String {
+        pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", self.csr.as_ref()))
+    }
 }
 
 // === impl PendingKey ===
@@ -123,10 +184,8 @@ impl PendingKey {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri_name(id).map_err(signing)?];
         let csr = params.serialize_request(&*pair).map_err(signing)?.into();
-        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(pair.serialize_der()));
-        let key = provider()
-            .key_provider
-            .load_private_key(der)
+        let key = MadeKey::new(pair.serialize_der())
+            .load()
             .map_err(|source| IssueError::WrongKey { id: id.clone(), source })?;
         Ok(Self { key, csr })
     }
@@ -135,17 +194,40 @@ impl PendingKey {
         CertRequest { id: id.clone(), csr: self.csr.clone(), ttl }
     }
 
-    /// Joins the key with the chain that was issued for it.
+    /// Joins what was issued with its key: ours, or the one that came along.
     pub(crate) fn certified(
         self,
         id: &SpiffeId,
-        chain: IssuedChain,
+        issued: Issued,
     ) -> Result<Arc<CertifiedKey>, IssueError> {
-        let certified = CertifiedKey::new(chain.certificates, self.key);
-        match certified.keys_match() {
-            Ok(()) => Ok(Arc::new(certified)),
-            Err(source) => Err(IssueError::WrongKey { id: id.clone(), source }),
-        }
+        let unfit = |source| IssueError::WrongKey { id: id.clone(), source };
+        let (chain, key) = match issued {
+            Issued::Signed(chain) => (chain, self.key),
+            Issued::Made { chain, key } => (chain, key.load().map_err(unfit)?),
+        };
+        let certified = CertifiedKey::new(chain.certificates, key);
+        certified.keys_match().map_err(unfit)?;
+        Ok(Arc::new(certified))
+    }
+}
+
+// === impl MadeKey ===
+
+impl MadeKey {
+    /// Takes the key over, unread.
+    pub fn new(pkcs8: Vec<u8>) -> Self {
+        Self(Zeroizing::new(pkcs8))
+    }
+
+    fn load(&self) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        // Borrowed: the provider's own way to load a key keeps a copy that nobody wipes.
+        any_supported_type(&PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.0.as_slice())))
+    }
+}
+
+impl std::fmt::Debug for MadeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MadeKey")
     }
 }
 

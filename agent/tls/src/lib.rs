@@ -9,6 +9,7 @@
 //! it means to reach; a server only with workloads of its own trust domain or a federated one.
 #![forbid(unsafe_code)]
 
+mod binding;
 pub mod ca;
 mod channel;
 mod clock;
@@ -30,6 +31,7 @@ pub use rustls_pki_types::{CertificateDer, UnixTime};
 #[cfg(any(test, feature = "test-util"))]
 pub use self::clock::TestClock;
 pub use self::{
+    binding::Binding,
     channel::{Channel, MAX_RECORD_LENGTH, Progress},
     clock::{Clock, SystemClock},
     error::TlsError,

@@ -65,6 +65,24 @@ fn settle(client: &mut Side, server: &mut Side) -> Result<(), TlsError> {
 }
 
 #[test]
+fn both_ends_of_one_connection_share_what_no_other_has() {
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..3 {
+        let (mut client, mut server) = sides(WEB);
+        let mut wire = Vec::new();
+        client.receive(&mut wire).unwrap();
+        assert_eq!(client.channel.take_binding(), None);
+        server.receive(&mut client.outgoing).unwrap();
+        let early = server.channel.take_binding();
+        assert!(early.is_some(), "the server must know it before its flight leaves");
+        client.receive(&mut server.outgoing).unwrap();
+        assert!(client.progress.established);
+        assert_eq!(client.channel.take_binding(), early);
+        assert!(seen.insert(early), "two connections with one binding");
+    }
+}
+
+#[test]
 fn a_stream_of_any_length_arrives_as_it_was_sent() {
     let (mut client, mut server) = sides(WEB);
     settle(&mut client, &mut server).unwrap();

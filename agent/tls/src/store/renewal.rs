@@ -12,7 +12,7 @@ use super::{
 use crate::{
     clock::{after, between},
     identity::Identity,
-    issuer::{IssueError, IssuedChain, PendingKey},
+    issuer::{IssueError, Issued, News, PendingKey},
     provider::random_fraction,
     verify::{self, PeerRole},
 };
@@ -29,8 +29,12 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Keeps `entry` supplied until it is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, entry: Arc<Entry>) {
     let mut failures = 0;
+    let mut news = shared.issuer.follow(&entry.id);
     loop {
-        until_due(&shared, &entry).await;
+        tokio::select! {
+            () = until_due(&shared, &entry) => {}
+            () = next_of(&mut news) => {}
+        }
         match renew(&shared, &entry).await {
             Ok(()) => failures = 0,
             Err(error) => {
@@ -43,6 +47,14 @@ pub(super) async fn keep(shared: Arc<Shared>, entry: Arc<Entry>) {
                 entry.failed(error.to_string(), Next::Retry(Instant::now() + pause));
             }
         }
+    }
+}
+
+/// Waits for what the authority does of its own accord, if it does anything.
+async fn next_of(news: &mut Option<Box<dyn News>>) {
+    match news {
+        Some(news) => news.wait().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -71,11 +83,11 @@ async fn renew(shared: &Shared, entry: &Entry) -> Result<(), IssueError> {
     let key = PendingKey::generate(id)?;
     let limit = shared.settings.request_timeout;
     let request = key.request(id, shared.settings.ttl);
-    let chain = match time::timeout(limit, shared.issuer.issue(request)).await {
+    let issued = match time::timeout(limit, shared.issuer.issue(request)).await {
         Ok(answer) => answer?,
         Err(_elapsed) => return Err(IssueError::TimedOut { id: id.clone(), after: limit }),
     };
-    shared.install(entry, key, chain)
+    shared.install(entry, key, issued)
 }
 
 /// The pause before the next attempt when `failures` came before this one.
@@ -99,14 +111,9 @@ impl Shared {
     }
 
     /// Checks what came as every peer will, and puts it to use.
-    fn install(
-        &self,
-        entry: &Entry,
-        key: PendingKey,
-        chain: IssuedChain,
-    ) -> Result<(), IssueError> {
+    fn install(&self, entry: &Entry, key: PendingKey, issued: Issued) -> Result<(), IssueError> {
         let id = &entry.id;
-        let certified = key.certified(id, chain)?;
+        let certified = key.certified(id, issued)?;
         let _claims = lock(&self.claims);
         let trust = self.trust.load_full();
         let now = self.clock.now();
@@ -120,11 +127,16 @@ impl Shared {
         }
         let life = between(now, svid.not_after);
         let due = after(now, life.mul_f64(0.45 + random_fraction() / 10.0));
+        let old = entry.current();
+        if old.as_ref().is_some_and(|old| old.chain() == certified.cert) {
+            // An authority that makes keys answers with the one it has until it is time for the next.
+            entry.succeeded(Next::At(due));
+            return Ok(());
+        }
         tracing::info!(
             identity = %id, serial = svid.serial, not_after = svid.not_after.as_secs(),
             "new certificate"
         );
-        let old = entry.current();
         let identity = Identity::new(svid, certified, (*trust).clone(), old.as_deref())
             .map_err(|source| IssueError::WrongKey { id: id.clone(), source })?;
         entry.succeeded(Next::At(due));

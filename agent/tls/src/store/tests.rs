@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     ca::{LocalCa, PemFiles},
-    issuer::{CertRequest, IssueError, IssuedChain, Issuing},
+    issuer::{CertRequest, IssueError, Issued, IssuedChain, Issuing},
     testing::{Authority, DOMAIN, WEB, at},
 };
 
@@ -71,7 +71,7 @@ impl Issuer for MoodyCa {
             self.most_under_way.fetch_max(now, Ordering::SeqCst);
             let mood = *lock(&self.mood);
             let CertRequest { id, ttl, .. } = request.clone();
-            match mood {
+            let chain = match mood {
                 Mood::Works => self.ours.sign(&request),
                 Mood::Fails => {
                     Err(IssueError::Unreachable { id, source: "connection refused".into() })
@@ -83,7 +83,8 @@ impl Issuer for MoodyCa {
                     Ok(IssuedChain { certificates: vec![leaf] })
                 }
                 Mood::Swapped => self.ours.sign(&fresh(id.as_str(), ttl)),
-            }
+            };
+            chain.map(Issued::Signed)
         })
     }
 }
