@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 /// The label that Istio's ambient users already have on their namespaces and pods.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// The value of it that enrols.
+const AMBIENT: &str = "ambient";
 
 /// The outcome for one pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,18 +16,51 @@ pub enum Enrolment {
     Outside,
 }
 
-/// A pod's own label wins over its namespace's; `none` opts out, `ambient` opts in, and any other
-/// value is somebody else's data plane.
+/// The label by which namespaces and pods join, and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnrolmentRule {
+    /// Name of the label; [`DATAPLANE_MODE`] by default.
+    pub label: String,
+    /// The value that enrols; `ambient` by default.
+    pub value: String,
+}
+
+// === impl EnrolmentRule ===
+
+impl Default for EnrolmentRule {
+    fn default() -> Self {
+        Self { label: DATAPLANE_MODE.to_owned(), value: AMBIENT.to_owned() }
+    }
+}
+
+impl EnrolmentRule {
+    /// A pod's own label wins over its namespace's. Any value but the enrolling one, such as `none` or
+    /// the name of somebody else's data plane, keeps the pod outside.
+    pub fn decide(
+        &self,
+        namespace_labels: &BTreeMap<String, String>,
+        pod_labels: &BTreeMap<String, String>,
+    ) -> Enrolment {
+        decide(&self.label, &self.value, namespace_labels, pod_labels)
+    }
+}
+
+/// The decision by Istio's own label.
 pub fn enrolment(
     namespace_labels: &BTreeMap<String, String>,
     pod_labels: &BTreeMap<String, String>,
 ) -> Enrolment {
-    let mode = pod_labels.get(DATAPLANE_MODE).or_else(|| namespace_labels.get(DATAPLANE_MODE));
-    if mode.is_some_and(|mode| mode == "ambient") {
-        Enrolment::Enrolled
-    } else {
-        Enrolment::Outside
-    }
+    decide(DATAPLANE_MODE, AMBIENT, namespace_labels, pod_labels)
+}
+
+fn decide(
+    label: &str,
+    value: &str,
+    namespace_labels: &BTreeMap<String, String>,
+    pod_labels: &BTreeMap<String, String>,
+) -> Enrolment {
+    let mode = pod_labels.get(label).or_else(|| namespace_labels.get(label));
+    if mode.is_some_and(|mode| mode == value) { Enrolment::Enrolled } else { Enrolment::Outside }
 }
 
 #[cfg(test)]

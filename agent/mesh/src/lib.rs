@@ -4,12 +4,16 @@
 //! does I/O, and nothing here fails on valid input.
 #![forbid(unsafe_code)]
 
+mod bypass;
+mod choice;
 mod enrolment;
 mod service;
 mod snapshot;
 mod workload;
 
-pub use enrolment::{DATAPLANE_MODE, Enrolment, enrolment};
-pub use service::{Service, ServicePort};
+pub use bypass::Bypass;
+pub use choice::{Client, Lack};
+pub use enrolment::{DATAPLANE_MODE, Enrolment, EnrolmentRule, enrolment};
+pub use service::{Endpoint, Endpoints, Prefer, Routing, Service, ServicePort};
 pub use snapshot::{BuildError, Destination, Member, Snapshot, SnapshotBuilder};
-pub use workload::{Workload, WorkloadUid};
+pub use workload::{Labels, Workload, WorkloadUid};

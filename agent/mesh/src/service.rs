@@ -1,24 +1,31 @@
-//! Services: virtual addresses in front of workloads.
+//! Services: virtual addresses in front of endpoints.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use crate::WorkloadUid;
 
 /// A Kubernetes Service, or the file source's equivalent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Service name.
     pub name: String,
-    /// Its namespace; endpoints are workloads of the same one.
+    /// Its namespace.
     pub namespace: String,
     /// Virtual addresses, at most one of each family in Kubernetes.
     pub addresses: Vec<IpAddr>,
     /// Ports that it offers.
     pub ports: Vec<ServicePort>,
-    /// Labels that an endpoint carries; empty selects nothing, as in Kubernetes.
-    pub selector: BTreeMap<String, String>,
+    /// What stands behind it.
+    pub endpoints: Endpoints,
+    /// Which of them a client is sent to.
+    pub routing: Routing,
+    /// Whether clients reach it through the mesh even while nothing of the mesh stands behind it: then
+    /// a service that has just lost its last pod refuses instead of leaving the mesh.
+    pub in_mesh: bool,
 }
 
 /// One offered port and where it leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Port of the virtual address.
     pub port: u16,
@@ -26,16 +33,80 @@ pub struct ServicePort {
     pub target_port: u16,
 }
 
+/// What stands behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoints {
+    /// The workloads of the service's namespace with these labels, on the service's own target ports;
+    /// empty selects nothing, as in Kubernetes.
+    Selected(BTreeMap<String, String>),
+    /// Exactly these, as `EndpointSlice`s list them.
+    Listed(Vec<Endpoint>),
+}
+
+/// One endpoint of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// The pod that the source knows behind the address. When the mesh has no such pod, or it has
+    /// another address, nobody is sent here.
+    pub workload: Option<WorkloadUid>,
+    /// Name of its node.
+    pub node: Option<Arc<str>>,
+    /// Zone of its node.
+    pub zone: Option<Arc<str>>,
+    /// Whether clients may be sent to it.
+    pub ready: bool,
+    /// Where each port that the service offers leads at this endpoint; a port that is not here is not
+    /// offered by it.
+    pub ports: Arc<[ServicePort]>,
+}
+
+/// Which of its endpoints a service sends a client to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Routing {
+    /// Which endpoints are taken first (`trafficDistribution`).
+    pub prefer: Prefer,
+    /// Only endpoints on the client's node (`internalTrafficPolicy: Local`).
+    pub node_only: bool,
+    /// Every connection of one client address goes to one endpoint (`sessionAffinity: ClientIP`).
+    pub sticky: bool,
+}
+
+/// The endpoints that are taken first, while any of them is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefer {
+    /// All alike.
+    #[default]
+    Any,
+    /// Those of the client's zone.
+    SameZone,
+    /// Those of the client's node, then those of its zone.
+    SameNode,
+}
+
+// === impl Service ===
+
 impl Service {
     /// Where `port` leads; `None` when the service does not offer it.
     pub fn target_port(&self, port: u16) -> Option<u16> {
         self.ports.iter().find(|offered| offered.port == port).map(|offered| offered.target_port)
     }
+}
 
-    /// Whether a workload with these labels, in this namespace, is an endpoint.
-    pub fn selects(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
-        namespace == self.namespace
-            && !self.selector.is_empty()
-            && self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+// === impl Endpoints ===
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self::Listed(Vec::new())
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Where `port` of the service leads here.
+    pub fn target_port(&self, port: u16) -> Option<u16> {
+        self.ports.iter().find(|offered| offered.port == port).map(|offered| offered.target_port)
     }
 }

@@ -1,7 +1,7 @@
 //! The whole mesh at one moment, indexed for the questions that a connection asks.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -9,13 +9,16 @@ use std::{
 use sluice_policy::{PolicySet, WorkloadPolicy};
 use sluice_spiffe::TrustDomain;
 
-use crate::{Service, Workload, WorkloadUid};
+use crate::{
+    Bypass, Client, Endpoint, Endpoints, Lack, Service, ServicePort, Workload, WorkloadUid,
+    choice::choose,
+};
 
 /// A workload with the policies that bind it.
 #[derive(Debug)]
 pub struct Member {
     /// The pod.
-    pub workload: Workload,
+    pub workload: Arc<Workload>,
     /// What its agent enforces on connections to it.
     pub policy: WorkloadPolicy,
 }
@@ -25,8 +28,12 @@ pub struct Member {
 pub enum Destination {
     /// To a known pod, at this address.
     Member(Arc<Member>, SocketAddr),
-    /// To a service that has no ready endpoint of the address family, or not this port.
-    NoEndpoint(Arc<Service>),
+    /// To an endpoint of a service that is no pod of ours, at this address: in plaintext.
+    Outside(SocketAddr),
+    /// Nowhere: the service has no endpoint that may take it.
+    NoEndpoint(Arc<Service>, Lack),
+    /// Nowhere: it is not known who has the address, for this reason.
+    Disputed(Arc<str>),
     /// To something that the mesh does not know.
     Unknown,
 }
@@ -63,12 +70,18 @@ pub enum BuildError {
 /// Collects what a source knows, then checks and indexes it.
 #[derive(Debug, Default)]
 pub struct SnapshotBuilder {
-    /// Every pod.
+    /// Pods that are new, to be bound by the policies below.
     pub workloads: Vec<Workload>,
+    /// Pods that the source has bound already, such as those that an earlier snapshot had.
+    pub members: Vec<Arc<Member>>,
     /// Every service.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// Compiled policies.
     pub policies: PolicySet,
+    /// Addresses whose owner is not known for sure, and why: nobody is let through to or from them.
+    pub disputed: HashMap<IpAddr, Arc<str>>,
+    /// Destinations that clients reach without the mesh.
+    pub direct: HashSet<SocketAddr>,
 }
 
 /// The whole mesh at one moment. Immutable: a change is a new snapshot.
@@ -76,17 +89,24 @@ pub struct SnapshotBuilder {
 pub struct Snapshot {
     trust_domain: TrustDomain,
     members: Vec<Arc<Member>>,
-    by_address: HashMap<IpAddr, Arc<Member>>,
-    by_uid: HashMap<WorkloadUid, Arc<Member>>,
+    by_address: HashMap<IpAddr, Position>,
+    by_uid: HashMap<WorkloadUid, Position>,
     services: Vec<Arc<Service>>,
     by_virtual_address: HashMap<IpAddr, Arc<IndexedService>>,
     policies: PolicySet,
+    disputed: HashMap<IpAddr, Arc<str>>,
+    direct: HashSet<SocketAddr>,
 }
+
+/// Where a member stands in the list of them.
+type Position = usize;
 
 #[derive(Debug)]
 struct IndexedService {
     service: Arc<Service>,
-    endpoints: Vec<Arc<Member>>,
+    /// The endpoints of a service that selects them.
+    selected: Vec<Endpoint>,
+    in_mesh: bool,
 }
 
 // === impl SnapshotBuilder ===
@@ -98,15 +118,26 @@ impl SnapshotBuilder {
     ///
     /// When an address or a unique name is claimed twice.
     pub fn build(self, trust_domain: TrustDomain) -> Result<Snapshot, BuildError> {
-        let mut snapshot = Snapshot::empty(trust_domain);
+        let count = self.workloads.len() + self.members.len();
+        let mut snapshot = Snapshot {
+            members: Vec::with_capacity(count),
+            by_address: HashMap::with_capacity(count),
+            by_uid: HashMap::with_capacity(count),
+            ..Snapshot::empty(trust_domain)
+        };
+        for member in self.members {
+            snapshot.add_member(member)?;
+        }
         for workload in self.workloads {
             let policy = self.policies.for_workload(&workload.account.namespace, &workload.labels);
-            snapshot.add_member(Arc::new(Member { workload, policy }))?;
+            snapshot.add_member(Arc::new(Member { workload: Arc::new(workload), policy }))?;
         }
         for service in self.services {
-            snapshot.add_service(Arc::new(service))?;
+            snapshot.add_service(service)?;
         }
         snapshot.policies = self.policies;
+        snapshot.disputed = self.disputed;
+        snapshot.direct = self.direct;
         Ok(snapshot)
     }
 }
@@ -124,33 +155,33 @@ impl Snapshot {
             services: Vec::new(),
             by_virtual_address: HashMap::new(),
             policies: PolicySet::default(),
+            disputed: HashMap::new(),
+            direct: HashSet::new(),
         }
     }
 
     fn add_member(&mut self, member: Arc<Member>) -> Result<(), BuildError> {
-        let uid = member.workload.uid.clone();
+        let uid = &member.workload.uid;
+        let position = self.members.len();
         for address in &member.workload.addresses {
-            if let Some(first) = self.by_address.insert(*address, Arc::clone(&member)) {
+            if let Some(first) = self.by_address.insert(*address, position) {
+                let first = self.members.get(first).map_or(uid, |first| &first.workload.uid);
                 return Err(BuildError::AddressClash {
                     address: *address,
-                    first: first.workload.uid.clone(),
-                    second: uid,
+                    first: first.clone(),
+                    second: uid.clone(),
                 });
             }
         }
-        if self.by_uid.insert(uid.clone(), Arc::clone(&member)).is_some() {
-            return Err(BuildError::UidClash(uid));
+        if self.by_uid.insert(uid.clone(), position).is_some() {
+            return Err(BuildError::UidClash(uid.clone()));
         }
         self.members.push(member);
         Ok(())
     }
 
     fn add_service(&mut self, service: Arc<Service>) -> Result<(), BuildError> {
-        let selected = |member: &&Arc<Member>| {
-            service.selects(&member.workload.account.namespace, &member.workload.labels)
-        };
-        let endpoints = self.members.iter().filter(selected).cloned().collect();
-        let indexed = Arc::new(IndexedService { service: Arc::clone(&service), endpoints });
+        let indexed = Arc::new(self.indexed(Arc::clone(&service)));
         for address in &service.addresses {
             let clash = self.by_address.contains_key(address)
                 || self.by_virtual_address.insert(*address, Arc::clone(&indexed)).is_some();
@@ -164,6 +195,45 @@ impl Snapshot {
         }
         self.services.push(service);
         Ok(())
+    }
+
+    fn indexed(&self, service: Arc<Service>) -> IndexedService {
+        let selected = match &service.endpoints {
+            Endpoints::Selected(labels) => self.selected(&service, labels),
+            Endpoints::Listed(_) => Vec::new(),
+        };
+        let mut indexed = IndexedService { service, selected, in_mesh: false };
+        let is_of_mesh = |endpoint: &Endpoint| {
+            self.member_behind(endpoint).is_some_and(|member| member.workload.in_mesh)
+        };
+        indexed.in_mesh = indexed.service.in_mesh || indexed.endpoints().iter().any(is_of_mesh);
+        indexed
+    }
+
+    fn selected(&self, service: &Service, labels: &BTreeMap<String, String>) -> Vec<Endpoint> {
+        let ports: Arc<[ServicePort]> = service.ports.as_slice().into();
+        let is_selected = |workload: &&Workload| {
+            workload.account.namespace == service.namespace
+                && !labels.is_empty()
+                && labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+        };
+        let endpoint = |workload: &Workload, address| Endpoint {
+            address,
+            workload: Some(workload.uid.clone()),
+            node: Some(workload.node.as_str().into()),
+            zone: workload.zone.as_deref().map(Into::into),
+            ready: workload.ready,
+            ports: Arc::clone(&ports),
+        };
+        self.members
+            .iter()
+            .map(|member| &*member.workload)
+            .filter(is_selected)
+            .flat_map(|workload| {
+                let families = [false, true].map(|ipv6| workload.primary_address(ipv6));
+                families.into_iter().flatten().map(move |address| endpoint(workload, address))
+            })
+            .collect()
     }
 
     /// The trust domain of this mesh.
@@ -188,12 +258,12 @@ impl Snapshot {
 
     /// The pod with this address.
     pub fn member_at(&self, address: IpAddr) -> Option<&Arc<Member>> {
-        self.by_address.get(&address)
+        self.members.get(*self.by_address.get(&address)?)
     }
 
     /// The pod with this unique name.
     pub fn member(&self, uid: &WorkloadUid) -> Option<&Arc<Member>> {
-        self.by_uid.get(uid)
+        self.members.get(*self.by_uid.get(uid)?)
     }
 
     /// The service with this virtual address.
@@ -201,44 +271,107 @@ impl Snapshot {
         self.by_virtual_address.get(&address).map(|indexed| &indexed.service)
     }
 
-    /// Where a connection to `target` goes. `turn` chooses among a service's endpoints: callers count
-    /// it up, so that consecutive connections spread evenly.
-    pub fn resolve(&self, target: SocketAddr, turn: usize) -> Destination {
-        if let Some(member) = self.by_address.get(&target.ip()) {
+    /// Where a connection of `client` to `target` goes. `turn` chooses among a service's endpoints:
+    /// callers count it up, so that consecutive connections spread evenly.
+    pub fn resolve(&self, target: SocketAddr, client: &Client<'_>, turn: usize) -> Destination {
+        if let Some(reason) = self.disputed.get(&target.ip()) {
+            return Destination::Disputed(Arc::clone(reason));
+        }
+        if let Some(member) = self.member_at(target.ip()) {
             return Destination::Member(Arc::clone(member), target);
         }
         let Some(indexed) = self.by_virtual_address.get(&target.ip()) else {
             return Destination::Unknown;
         };
-        indexed
-            .choose(target, turn)
-            .unwrap_or_else(|| Destination::NoEndpoint(Arc::clone(&indexed.service)))
+        let service = &indexed.service;
+        let usable = |endpoint: &Endpoint| self.is_usable(endpoint);
+        match choose(service, indexed.endpoints(), target, client, turn, usable) {
+            Ok(endpoint) => {
+                let port = endpoint.target_port(target.port()).unwrap_or(target.port());
+                let address = SocketAddr::new(endpoint.address, port);
+                match self.member_behind(endpoint) {
+                    Some(member) => Destination::Member(Arc::clone(member), address),
+                    None => Destination::Outside(address),
+                }
+            }
+            Err(lack) => Destination::NoEndpoint(Arc::clone(service), lack),
+        }
     }
 
-    /// Addresses to which an enrolled pod may speak only through the mesh: those of every enrolled
-    /// pod, and of every service that has one among its endpoints.
+    /// A slice may be older than the pods: an address that has passed to another pod is not followed.
+    fn is_usable(&self, endpoint: &Endpoint) -> bool {
+        if self.disputed.contains_key(&endpoint.address) {
+            return false;
+        }
+        endpoint.workload.is_none() || self.member_behind(endpoint).is_some()
+    }
+
+    /// The pod at an endpoint: the one that it names, or, where it names none, the one with its address.
+    fn member_behind(&self, endpoint: &Endpoint) -> Option<&Arc<Member>> {
+        let member = self.member_at(endpoint.address)?;
+        let is_named = |uid: &WorkloadUid| member.workload.uid == *uid;
+        endpoint.workload.as_ref().is_none_or(is_named).then_some(member)
+    }
+
+    /// Addresses to which an enrolled pod may speak only through the mesh: those of every enrolled pod,
+    /// of every service that has one among its endpoints, and those whose owner is disputed.
     pub fn protected_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let pods = self.members.iter().filter(|member| member.workload.in_mesh);
-        let services = self
-            .by_virtual_address
-            .iter()
-            .filter(|(_, indexed)| indexed.endpoints.iter().any(|member| member.workload.in_mesh));
+        let services = self.by_virtual_address.iter().filter(|(_, indexed)| indexed.in_mesh);
         pods.flat_map(|member| member.workload.addresses.iter().copied())
             .chain(services.map(|(address, _)| *address))
+            .chain(self.disputed.keys().copied())
+    }
+
+    /// Destinations, address and port, that clients reach without the mesh although their addresses are
+    /// protected, because a `DestinationRule` says so.
+    pub fn direct_destinations(&self) -> impl Iterator<Item = SocketAddr> {
+        self.direct.iter().copied()
+    }
+
+    /// Whether what comes from the address `client` to the pod's address `local` must be mesh TLS: a pod
+    /// of the mesh has the client's address, or may have it, and nothing exempts the connection.
+    pub fn expects_mesh(&self, client: IpAddr, local: SocketAddr) -> bool {
+        if self.disputed.contains_key(&client) {
+            return true;
+        }
+        let Some(member) = self.member_at(client).filter(|member| member.workload.in_mesh) else {
+            return false;
+        };
+        !self.direct.contains(&local) && !self.bypasses(&member.workload.bypass, local)
+    }
+
+    /// Whether a pod with this bypass reaches `local` without the mesh, as itself or through a service.
+    fn bypasses(&self, bypass: &Bypass, local: SocketAddr) -> bool {
+        let through = |indexed: &IndexedService| {
+            let behind = |endpoint: &&Endpoint| endpoint.address == local.ip();
+            indexed
+                .endpoints()
+                .iter()
+                .filter(behind)
+                .flat_map(|endpoint| endpoint.ports.iter())
+                .any(|port| {
+                    let target = |address| SocketAddr::new(address, port.port);
+                    port.target_port == local.port()
+                        && indexed
+                            .service
+                            .addresses
+                            .iter()
+                            .any(|address| bypass.leaves_outbound(target(*address)))
+                })
+        };
+        !bypass.is_empty()
+            && (bypass.leaves_outbound(local)
+                || self.by_virtual_address.values().any(|indexed| through(indexed)))
     }
 }
 
 impl IndexedService {
-    fn choose(&self, target: SocketAddr, turn: usize) -> Option<Destination> {
-        let port = self.service.target_port(target.port())?;
-        let ipv6 = target.is_ipv6();
-        let usable = |member: &&Arc<Member>| {
-            member.workload.ready && member.workload.primary_address(ipv6).is_some()
-        };
-        let count = self.endpoints.iter().filter(usable).count();
-        let member = self.endpoints.iter().filter(usable).nth(turn.checked_rem(count)?)?;
-        let address = member.workload.primary_address(ipv6)?;
-        Some(Destination::Member(Arc::clone(member), SocketAddr::new(address, port)))
+    fn endpoints(&self) -> &[Endpoint] {
+        match &self.service.endpoints {
+            Endpoints::Selected(_) => &self.selected,
+            Endpoints::Listed(endpoints) => endpoints,
+        }
     }
 }
 

@@ -1,8 +1,19 @@
 //! One pod, as every agent of the mesh sees it.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use sluice_spiffe::{SpiffeId, WorkloadName};
+
+use crate::Bypass;
+
+/// Labels of a pod. Pods of one template share theirs.
+pub type Labels = Arc<BTreeMap<String, String>>;
 
 /// The name that is unique over time: a Kubernetes pod UID, or `namespace/name` in the file source.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,18 +31,24 @@ pub struct Workload {
     /// What its certificate says, in full.
     pub identity: SpiffeId,
     /// Pod labels, for the selectors of services and policies.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// All addresses of the pod; the first of each family is the one its own connections leave from
     /// when the application does not bind.
     pub addresses: Vec<IpAddr>,
     /// Name of the node that it runs on.
     pub node: String,
+    /// Zone of that node, where known.
+    pub zone: Option<String>,
     /// Whether it is enrolled, on whichever node.
     pub in_mesh: bool,
     /// Path of its network namespace; only of use on its own node.
     pub netns: Option<PathBuf>,
     /// Whether services may send connections to it.
     pub ready: bool,
+    /// What its owner keeps out of the mesh.
+    pub bypass: Bypass,
+    /// Ports that the kubelet may reach in plaintext even under STRICT: those of its probes.
+    pub probe_ports: BTreeSet<u16>,
 }
 
 impl Workload {

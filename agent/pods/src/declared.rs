@@ -22,7 +22,7 @@ pub(crate) fn declared_on(snapshot: &Snapshot, node: &str) -> BTreeMap<WorkloadU
     snapshot
         .members()
         .iter()
-        .map(|member| &member.workload)
+        .map(|member| &*member.workload)
         .filter(here)
         .map(|workload| (workload.uid.clone(), Declared::of(workload)))
         .collect()

@@ -1,7 +1,7 @@
 //! Real namespaces for the tests of this crate: a node, its pods, and the mesh that declares them.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     path::PathBuf,
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_mesh::{Snapshot, SnapshotBuilder, Workload, WorkloadUid};
+use sluice_mesh::{Bypass, Labels, Snapshot, SnapshotBuilder, Workload, WorkloadUid};
 use sluice_spiffe::{TrustDomain, WorkloadName};
 use sluice_sys::Netns;
 
@@ -123,12 +123,15 @@ pub(crate) fn workload(name: &str, last: u8, netns: Option<PathBuf>) -> Workload
         name: name.into(),
         identity: account.identity(&domain()).unwrap(),
         account,
-        labels: BTreeMap::new(),
+        labels: Labels::default(),
         addresses: vec![IpAddr::from([10, 66, 0, last]), format!("fd66::{last}").parse().unwrap()],
         node: NODE.into(),
         in_mesh: true,
         netns,
         ready: true,
+        zone: None,
+        bypass: Bypass::default(),
+        probe_ports: BTreeSet::new(),
     }
 }
 

@@ -92,7 +92,7 @@ pub(crate) async fn serve(
         return reset_on_close(&stream);
     };
     let mode = member.policy.mode(local.port());
-    let is_known = worker.shared.must_speak_mesh(&snapshot, client.ip());
+    let is_known = worker.shared.must_speak_mesh(&snapshot, client.ip(), local);
     let arrived = Arrived { worker, pod, client, local };
     if mode == MtlsMode::Disable {
         return Box::pin(arrived.plaintext(stream, Vec::new())).await;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::net::RecvFlags;
-use sluice_mesh::{Destination, Member, Snapshot};
+use sluice_mesh::{Client, Destination, Lack, Member, Snapshot};
 use sluice_pods::LocalPod;
 use sluice_policy::MtlsMode;
 use sluice_spiffe::SpiffeId;
@@ -41,8 +41,10 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Why a captured connection went nowhere, or ended before its time.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("service {0} has no ready endpoint for this port and address family")]
-    NoEndpoint(String),
+    #[error("service {service} {lack}")]
+    NoEndpoint { service: String, lack: Lack },
+    #[error("{0}")]
+    Disputed(Arc<str>),
     #[error("no certificate for {identity}: {source}")]
     NoCertificate { identity: SpiffeId, source: sluice_tls::WaitError },
     #[error("connecting to {address}: {source}")]
@@ -85,7 +87,13 @@ pub(crate) async fn serve(
         }
     };
     let snapshot = worker.shared.snapshot();
-    let destination = snapshot.resolve(requested, worker.shared.turn());
+    let asking = snapshot.member(&pod.uid).map(|member| &member.workload);
+    let asking = Client {
+        address: client.ip(),
+        node: asking.map_or("", |workload| &workload.node),
+        zone: asking.and_then(|workload| workload.zone.as_deref()),
+    };
+    let destination = snapshot.resolve(requested, &asking, worker.shared.turn());
     let captured = Captured { worker, pod, application, client, requested, carried: false };
     match destination {
         Destination::Member(member, address) if speaks_mesh(&member, address.port()) => {
@@ -94,10 +102,16 @@ pub(crate) async fn serve(
         Destination::Member(_, address) => {
             Box::pin(captured.into_plaintext(&snapshot, address)).await;
         }
+        Destination::Outside(address) => {
+            Box::pin(captured.into_plaintext(&snapshot, address)).await;
+        }
         Destination::Unknown => Box::pin(captured.into_plaintext(&snapshot, requested)).await,
-        Destination::NoEndpoint(service) => {
-            let failure = Failure::NoEndpoint(format!("{}/{}", service.namespace, service.name));
-            captured.refuse(&snapshot, requested, &failure);
+        Destination::NoEndpoint(service, lack) => {
+            let service = format!("{}/{}", service.namespace, service.name);
+            captured.refuse(&snapshot, requested, &Failure::NoEndpoint { service, lack });
+        }
+        Destination::Disputed(reason) => {
+            captured.refuse(&snapshot, requested, &Failure::Disputed(reason));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -80,15 +80,22 @@ impl Shared {
         self.snapshot.store(snapshot);
     }
 
-    /// Whether whatever comes from `address` must be mesh TLS: a pod of the mesh has it, and has been
-    /// in the mesh for long enough that its own agent must have captured it.
-    pub(crate) fn must_speak_mesh(&self, snapshot: &Snapshot, address: IpAddr) -> bool {
-        let Some(member) = snapshot.member_at(address).filter(|member| member.workload.in_mesh)
-        else {
+    /// Whether whatever comes from `client` to the pod's address `local` must be mesh TLS: a pod of the
+    /// mesh has it, and has been in the mesh for long enough that its own agent must have captured it.
+    pub(crate) fn must_speak_mesh(
+        &self,
+        snapshot: &Snapshot,
+        client: IpAddr,
+        local: SocketAddr,
+    ) -> bool {
+        if !snapshot.expects_mesh(client, local) {
             return false;
-        };
+        }
         let newcomers = self.newcomers.load();
-        newcomers.get(&member.workload.uid).is_none_or(|since| since.elapsed() >= CAPTURE_TIME)
+        snapshot
+            .member_at(client)
+            .and_then(|member| newcomers.get(&member.workload.uid))
+            .is_none_or(|since| since.elapsed() >= CAPTURE_TIME)
     }
 
     /// A number that counts up, to spread connections over a service's endpoints.

@@ -1,14 +1,16 @@
 //! `mesh.yaml`: namespaces, pods and services of a mesh without Kubernetes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
-use sluice_mesh::{Enrolment, Service, ServicePort, Workload, WorkloadUid, enrolment};
+use sluice_mesh::{
+    Bypass, Endpoints, Enrolment, Service, ServicePort, Workload, WorkloadUid, enrolment,
+};
 use sluice_spiffe::{TrustDomain, WorkloadName};
 
 use crate::{FileError, Problem, files::is_blank, names, yaml};
@@ -170,11 +172,14 @@ impl Checker<'_> {
             in_mesh: enrolment(namespace_labels, &labels) == Enrolment::Enrolled,
             account,
             identity,
-            labels,
+            labels: labels.into(),
             addresses,
             node: pod.node.value,
+            zone: None,
             netns: pod.netns.map(|netns| netns.value),
             ready: pod.ready.unwrap_or(true),
+            bypass: Bypass::default(),
+            probe_ports: BTreeSet::new(),
         })
     }
 
@@ -216,7 +221,8 @@ impl Checker<'_> {
             namespace: service.namespace.value,
             addresses,
             ports,
-            selector: service.selector.unwrap_or_default(),
+            endpoints: Endpoints::Selected(service.selector.unwrap_or_default()),
+            ..Service::default()
         })
     }
 

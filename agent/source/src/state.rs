@@ -127,7 +127,8 @@ impl State {
 
     fn build(&self, state: &MeshState, policies: &PolicySet) -> Result<Snapshot, FileError> {
         let MeshState { workloads, services } = state.clone();
-        SnapshotBuilder { workloads, services, policies: policies.clone() }
+        let services = services.into_iter().map(Arc::new).collect();
+        SnapshotBuilder { workloads, services, policies: policies.clone(), ..Default::default() }
             .build(self.trust_domain.clone())
             .map_err(|error| FileError::Contradiction { file: self.mesh_path.clone(), error })
     }

@@ -96,7 +96,7 @@ impl Control {
     }
 
     fn identities(&self, snapshot: &Snapshot) -> HashSet<SpiffeId> {
-        let local = snapshot.members().iter().map(|member| &member.workload);
+        let local = snapshot.members().iter().map(|member| &*member.workload);
         let local = local.filter(|workload| workload.in_mesh && workload.node == self.node);
         local.map(|workload| workload.identity.clone()).collect()
     }

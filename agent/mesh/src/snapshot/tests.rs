@@ -18,12 +18,15 @@ fn workload(name: &str, last: u8) -> Workload {
         name: name.into(),
         identity: account.identity(&domain()).unwrap(),
         account,
-        labels: [("app".to_owned(), "web".to_owned())].into(),
+        labels: Arc::new([("app".to_owned(), "web".to_owned())].into()),
         addresses: vec![IpAddr::from([10, 0, 0, last]), format!("fd00::{last}").parse().unwrap()],
         node: "a".into(),
         in_mesh: true,
         netns: None,
         ready: true,
+        zone: None,
+        bypass: Bypass::default(),
+        probe_ports: BTreeSet::new(),
     }
 }
 
@@ -33,14 +36,42 @@ fn service() -> Service {
         namespace: "shop".into(),
         addresses: vec!["10.96.0.1".parse().unwrap(), "fd96::1".parse().unwrap()],
         ports: vec![ServicePort { port: 80, target_port: 8080 }],
-        selector: [("app".to_owned(), "web".to_owned())].into(),
+        endpoints: Endpoints::Selected([("app".to_owned(), "web".to_owned())].into()),
+        ..Service::default()
     }
 }
 
+/// The same, with the endpoints that a source lists.
+fn listing(endpoints: Vec<Endpoint>) -> Service {
+    Service { endpoints: Endpoints::Listed(endpoints), ..service() }
+}
+
+fn endpoint(address: &str, workload: Option<&str>) -> Endpoint {
+    Endpoint {
+        address: address.parse().unwrap(),
+        workload: workload.map(|name| WorkloadUid(format!("shop/{name}").into())),
+        node: Some("a".into()),
+        zone: None,
+        ready: true,
+        ports: [ServicePort { port: 80, target_port: 8080 }].into(),
+    }
+}
+
+fn client() -> Client<'static> {
+    Client { address: "10.0.0.9".parse().unwrap(), node: "a", zone: None }
+}
+
+fn resolve(snapshot: &Snapshot, target: &str) -> Destination {
+    snapshot.resolve(target.parse().unwrap(), &client(), 0)
+}
+
 fn chosen(snapshot: &Snapshot, target: &str, turn: usize) -> Option<SocketAddr> {
-    match snapshot.resolve(target.parse().unwrap(), turn) {
+    match snapshot.resolve(target.parse().unwrap(), &client(), turn) {
         Destination::Member(_, address) => Some(address),
-        Destination::NoEndpoint(_) | Destination::Unknown => None,
+        Destination::Outside(_)
+        | Destination::NoEndpoint(..)
+        | Destination::Disputed(_)
+        | Destination::Unknown => None,
     }
 }
 
@@ -50,7 +81,7 @@ fn a_service_spreads_over_its_ready_endpoints_of_the_same_family() {
     third.ready = false;
     let builder = SnapshotBuilder {
         workloads: vec![workload("a", 1), workload("b", 2), third],
-        services: vec![service()],
+        services: vec![service().into()],
         ..SnapshotBuilder::default()
     };
     let snapshot = builder.build(domain()).unwrap();
@@ -63,10 +94,11 @@ fn a_service_spreads_over_its_ready_endpoints_of_the_same_family() {
 
 #[test]
 fn a_service_without_endpoints_is_not_unknown() {
-    let builder = SnapshotBuilder { services: vec![service()], ..SnapshotBuilder::default() };
+    let builder =
+        SnapshotBuilder { services: vec![service().into()], ..SnapshotBuilder::default() };
     let snapshot = builder.build(domain()).unwrap();
-    let destination = snapshot.resolve("10.96.0.1:80".parse().unwrap(), 0);
-    assert!(matches!(destination, Destination::NoEndpoint(_)));
+    let destination = resolve(&snapshot, "10.96.0.1:80");
+    assert!(matches!(destination, Destination::NoEndpoint(_, Lack::Ready)));
     assert_eq!(snapshot.protected_addresses().count(), 0);
 }
 
@@ -76,7 +108,7 @@ fn pods_and_services_of_the_mesh_are_protected() {
     outside.in_mesh = false;
     let builder = SnapshotBuilder {
         workloads: vec![workload("a", 1), outside],
-        services: vec![service()],
+        services: vec![service().into()],
         ..SnapshotBuilder::default()
     };
     let snapshot = builder.build(domain()).unwrap();
@@ -103,8 +135,96 @@ fn a_service_may_not_claim_a_pods_address() {
     taken.addresses = vec!["10.0.0.1".parse().unwrap()];
     let builder = SnapshotBuilder {
         workloads: vec![workload("a", 1)],
-        services: vec![taken],
+        services: vec![taken.into()],
         ..SnapshotBuilder::default()
     };
     assert!(matches!(builder.build(domain()), Err(BuildError::ServiceClash { .. })));
+}
+
+#[test]
+fn a_listed_endpoint_is_followed_only_to_the_pod_that_it_names() {
+    let builder = SnapshotBuilder {
+        workloads: vec![workload("a", 1), workload("b", 2)],
+        services: vec![
+            listing(vec![
+                // The slice is late: the address has passed to another pod, or the pod is not known.
+                endpoint("10.0.0.1", Some("b")),
+                endpoint("10.0.0.7", Some("gone")),
+                endpoint("10.0.0.2", Some("b")),
+            ])
+            .into(),
+        ],
+        ..SnapshotBuilder::default()
+    };
+    let snapshot = builder.build(domain()).unwrap();
+    for turn in 0..4 {
+        assert_eq!(chosen(&snapshot, "10.96.0.1:80", turn), "10.0.0.2:8080".parse().ok());
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_no_pod_is_outside_and_the_service_too() {
+    let builder = SnapshotBuilder {
+        services: vec![listing(vec![endpoint("192.0.2.1", None)]).into()],
+        ..SnapshotBuilder::default()
+    };
+    let snapshot = builder.build(domain()).unwrap();
+    let outside = "192.0.2.1:8080".parse().unwrap();
+    assert!(
+        matches!(resolve(&snapshot, "10.96.0.1:80"), Destination::Outside(at) if at == outside)
+    );
+    assert_eq!(snapshot.protected_addresses().count(), 0);
+}
+
+#[test]
+fn a_service_of_the_mesh_stays_protected_without_endpoints() {
+    let service = Service { in_mesh: true, ..listing(Vec::new()) };
+    let builder = SnapshotBuilder { services: vec![service.into()], ..SnapshotBuilder::default() };
+    let snapshot = builder.build(domain()).unwrap();
+    assert_eq!(snapshot.protected_addresses().count(), 2);
+}
+
+#[test]
+fn a_disputed_address_is_protected_and_leads_nowhere() {
+    let address: IpAddr = "10.0.0.3".parse().unwrap();
+    let builder = SnapshotBuilder {
+        workloads: vec![workload("a", 1)],
+        services: vec![listing(vec![endpoint("10.0.0.3", None)]).into()],
+        disputed: [(address, "two pods claim it".into())].into(),
+        ..SnapshotBuilder::default()
+    };
+    let snapshot = builder.build(domain()).unwrap();
+    assert!(matches!(resolve(&snapshot, "10.0.0.3:80"), Destination::Disputed(_)));
+    assert!(matches!(resolve(&snapshot, "10.96.0.1:80"), Destination::NoEndpoint(..)));
+    assert!(snapshot.protected_addresses().any(|protected| protected == address));
+    assert!(snapshot.expects_mesh(address, "10.0.0.1:80".parse().unwrap()));
+}
+
+#[test]
+fn plaintext_is_expected_from_the_mesh_only_where_something_exempts_it() {
+    let mut exempt = workload("b", 2);
+    exempt.bypass.outbound_ports = [80].into();
+    let mut outside = workload("c", 3);
+    outside.in_mesh = false;
+    let builder = SnapshotBuilder {
+        workloads: vec![workload("a", 1), exempt, outside],
+        services: vec![listing(vec![endpoint("10.0.0.1", Some("a"))]).into()],
+        direct: ["10.0.0.1:5432".parse().unwrap()].into(),
+        ..SnapshotBuilder::default()
+    };
+    let snapshot = builder.build(domain()).unwrap();
+    for (client, local, expected) in [
+        ("10.0.0.1", "10.0.0.1:9000", true),
+        ("10.0.0.1", "10.0.0.1:5432", false),
+        ("10.0.0.2", "10.0.0.1:9000", true),
+        ("10.0.0.2", "10.0.0.1:80", false),
+        // Port 80 of the service leads to 8080 of this pod.
+        ("10.0.0.2", "10.0.0.1:8080", false),
+        ("10.0.0.2", "10.0.0.3:8080", true),
+        ("10.0.0.3", "10.0.0.1:9000", false),
+        ("192.0.2.1", "10.0.0.1:9000", false),
+    ] {
+        let said = snapshot.expects_mesh(client.parse().unwrap(), local.parse().unwrap());
+        assert_eq!(said, expected, "{client} to {local}");
+    }
 }

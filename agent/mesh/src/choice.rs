@@ -1,0 +1,117 @@
+//! Which endpoint of a service takes a connection.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::{Endpoint, Prefer, Routing, Service};
+
+/// Who asks for a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// Its address, by which services with affinity know it.
+    pub address: IpAddr,
+    /// Name of its node.
+    pub node: &'a str,
+    /// Zone of its node, where known.
+    pub zone: Option<&'a str>,
+}
+
+/// Why no endpoint takes a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lack {
+    /// The service does not list the port.
+    #[error("does not offer port {0}")]
+    Port(u16),
+    /// No endpoint of the address family, for this port, is ready.
+    #[error("has no ready endpoint for this port and address family")]
+    Ready,
+    /// Endpoints are ready, but none of them on the client's node, which is all the service allows.
+    #[error("has no ready endpoint on this node, and its internalTrafficPolicy is Local")]
+    OnNode,
+}
+
+/// Chooses among the endpoints that `usable` admits. `turn` spreads connections evenly; a sticky service
+/// goes by the client's address instead.
+pub(crate) fn choose<'a>(
+    service: &Service,
+    endpoints: &'a [Endpoint],
+    target: SocketAddr,
+    client: &Client<'_>,
+    turn: usize,
+    usable: impl Fn(&Endpoint) -> bool,
+) -> Result<&'a Endpoint, Lack> {
+    let port = target.port();
+    if !service.ports.iter().any(|offered| offered.port == port) {
+        return Err(Lack::Port(port));
+    }
+    let Routing { prefer, node_only, sticky } = service.routing;
+    let fits = |endpoint: &&Endpoint| {
+        endpoint.ready
+            && endpoint.address.is_ipv6() == target.is_ipv6()
+            && endpoint.target_port(port).is_some()
+            && usable(endpoint)
+    };
+    let mut ready: Vec<&Endpoint> = endpoints.iter().filter(fits).collect();
+    if ready.is_empty() {
+        return Err(Lack::Ready);
+    }
+    let on_node = |endpoint: &&Endpoint| endpoint.node.as_deref() == Some(client.node);
+    let in_zone =
+        |endpoint: &&Endpoint| client.zone.is_some() && endpoint.zone.as_deref() == client.zone;
+    if node_only {
+        ready.retain(on_node);
+    } else {
+        let near = match prefer {
+            Prefer::Any => None,
+            Prefer::SameZone => narrowed(&ready, in_zone),
+            Prefer::SameNode => narrowed(&ready, on_node).or_else(|| narrowed(&ready, in_zone)),
+        };
+        ready = near.unwrap_or(ready);
+    }
+    let chosen = if sticky {
+        ready.into_iter().max_by_key(|endpoint| weight(client.address, endpoint.address))
+    } else {
+        turn.checked_rem(ready.len()).and_then(|index| ready.get(index).copied())
+    };
+    chosen.ok_or(Lack::OnNode)
+}
+
+/// The near ones, unless there is none.
+fn narrowed<'a>(
+    ready: &[&'a Endpoint],
+    near: impl Fn(&&Endpoint) -> bool,
+) -> Option<Vec<&'a Endpoint>> {
+    let near: Vec<_> = ready.iter().copied().filter(near).collect();
+    (!near.is_empty()).then_some(near)
+}
+
+/// Rendezvous hashing (Thaler and Ravishankar, 1998): the endpoint with the greatest weight takes the
+/// client. An endpoint that comes or goes moves only the clients that it wins or had, and every node
+/// decides alike without a table, so the service's affinity time-out never has to end it.
+fn weight(client: IpAddr, endpoint: IpAddr) -> (u64, IpAddr) {
+    let bits = |address: IpAddr| match address.to_canonical() {
+        IpAddr::V4(address) => u128::from(address.to_bits()),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    let mut state = 0;
+    for half in [bits(client), bits(endpoint)].map(halves).into_iter().flatten() {
+        state = mixed(state ^ half);
+    }
+    // Equal weights are settled by the address, so that nodes agree on those too.
+    (state, endpoint)
+}
+
+/// The lower half, then the upper.
+fn halves(bits: u128) -> [u64; 2] {
+    [bits & u128::from(u64::MAX), bits >> 64].map(|half| u64::try_from(half).unwrap_or_default())
+}
+
+/// The finalizer of `SplitMix64` (Steele, Lea and Flood, 2014).
+fn mixed(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests;
