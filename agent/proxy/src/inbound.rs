@@ -188,10 +188,12 @@ impl Arrived {
 
     /// Serves one stream; gives the session back when it can carry another.
     async fn mesh_stream(&self, mut session: Session, client: SocketAddr) -> Option<Session> {
-        let peer = session.peer.clone();
+        let peer = session.peer.id.clone();
         // Listed before it is judged: a policy change from here on finds it.
         let live = self.worker.list(self.facts(Transport::MutualTls, client, Some(peer.clone())));
-        let trusted = session.still_trusted(&self.worker.shared.certificates);
+        live.rests_on(&session.peer.chain);
+        let own = &self.pod.identity;
+        let trusted = session.still_trusted(&self.worker.shared.certificates, own);
         let opened = match trusted {
             Ok(()) => self.open(client, &peer).await,
             Err(error) => Err((Some(ResetReason::Revoked), Failure::Untrusted(error))),

@@ -13,6 +13,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use sluice_mesh::WorkloadUid;
 use sluice_spiffe::SpiffeId;
+use sluice_tls::CertificateDer;
 use sluice_wire::ResetReason;
 
 /// Which way a connection crosses its pod's edge.
@@ -63,6 +64,9 @@ pub struct Live {
     pub opened: Instant,
     sent: AtomicU64,
     received: AtomicU64,
+    /// The certificates that the peer's agent proved itself by, leaf first; none in plaintext, and none
+    /// before the client's side has a session.
+    proof: Mutex<Option<Proof>>,
     /// The code of a [`ResetReason`] once the connection must end, else 0.
     cut: AtomicU8,
     waker: AtomicWaker,
@@ -82,6 +86,9 @@ pub(crate) struct Listed<'a> {
     place: Option<(&'a Shard, usize)>,
 }
 
+/// A chain of certificates, leaf first.
+pub(crate) type Proof = Arc<[CertificateDer<'static>]>;
+
 type Shard = Mutex<slab::Slab<Arc<Live>>>;
 
 fn lock(shard: &Shard) -> MutexGuard<'_, slab::Slab<Arc<Live>>> {
@@ -97,6 +104,7 @@ impl Live {
             opened: Instant::now(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            proof: Mutex::new(None),
             cut: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
@@ -118,6 +126,16 @@ impl Live {
 
     pub(crate) fn count_received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes what the peer's agent proved itself by. To be called before the proof is confirmed by the trust
+    /// of now: a change of trust from here on finds it.
+    pub(crate) fn rests_on(&self, proof: &Proof) {
+        *self.proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(proof));
+    }
+
+    pub(crate) fn proof(&self) -> Option<Proof> {
+        self.proof.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends the connection soon; the first reason given is the one that counts.

@@ -14,7 +14,7 @@ use sluice_pods::LocalPod;
 use sluice_policy::MtlsMode;
 use sluice_spiffe::SpiffeId;
 use sluice_sys::{nomad, socket};
-use sluice_tls::{Channel, Identity};
+use sluice_tls::{Channel, Identity, VerifyError};
 use sluice_wire::{Control, ResetReason};
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -55,6 +55,8 @@ enum Failure {
     Session(#[from] Broken),
     #[error("the application's connection: {0}")]
     Application(io::Error),
+    #[error("the server's certificate is not accepted any more: {0}")]
+    Untrusted(VerifyError),
     #[error("{0}")]
     Ended(ResetReason),
 }
@@ -184,14 +186,29 @@ impl Captured {
             expected,
         };
         let head = first_bytes(&self.application);
+        let certificates = &*Arc::clone(&self.worker.shared.certificates);
         loop {
             let pooled = self.worker.session(&key).await;
             let reused = pooled.is_some();
             let mut session = match pooled {
+                Some(session) if !certificates.may_reuse(&session.peer, &identity) => {
+                    session.close();
+                    continue;
+                }
                 Some(session) => session,
                 // On the heap, so that a connection that idles does not keep the room of its handshake.
                 None => Box::pin(self.connect(&identity, &key)).await?,
             };
+            live.rests_on(&session.peer.chain);
+            match session.still_trusted(certificates, &key.source_identity) {
+                Ok(()) => {}
+                // A new connection will be judged by the trust of now, and meet the server's newest certificate.
+                Err(_) if reused => {
+                    session.close();
+                    continue;
+                }
+                Err(error) => return Err(Failure::Untrusted(error)),
+            }
             session.queue(&Control::open(self.client))?;
             if !std::mem::replace(&mut self.carried, true) {
                 self.worker.shared.stats.of(&self.pod.uid).outbound_mtls.increment();

@@ -1,11 +1,13 @@
-//! Ends the open connections that a new state of the mesh no longer allows.
+//! Ends the open connections that a new state of the mesh, or of trust, no longer allows.
+
+use std::collections::HashMap;
 
 use sluice_mesh::Snapshot;
 use sluice_policy::{Connection, Verdict};
 use sluice_wire::ResetReason;
 
 use crate::{
-    live::{Direction, Facts},
+    live::{Direction, Facts, Proof, Transport},
     shared::Shared,
 };
 
@@ -18,6 +20,35 @@ impl Shared {
         let refused =
             self.live.all().into_iter().filter(|live| !is_allowed(&snapshot, &live.facts));
         refused.map(|live| live.cut(ResetReason::PolicyChanged)).count()
+    }
+
+    /// Judges both ends of every open mesh connection by the trust in force and cuts those that it does not
+    /// carry any more; answers how many that were. To be called after trust was replaced: a connection
+    /// notes what it rests on before it asks for the trust of now, so none slips between the two.
+    pub fn recheck_trust(&self) -> usize {
+        // Thousands of connections rest on a few dozen certificates.
+        let mut judged: HashMap<Proof, bool> = HashMap::new();
+        let trust = self.certificates.roots();
+        let denied = trust.revocations().denied();
+        let mut cut = 0;
+        for live in self.live.all() {
+            let facts = &live.facts;
+            if facts.transport != Transport::MutualTls {
+                continue;
+            }
+            let ends = [&facts.source_identity, &facts.destination_identity];
+            let is_denied = ends.into_iter().flatten().any(|identity| denied.denies(identity));
+            let is_vouched = live.proof().is_none_or(|proof| {
+                *judged
+                    .entry(proof)
+                    .or_insert_with_key(|proof| self.certificates.still_vouched(proof).is_ok())
+            });
+            if is_denied || !is_vouched {
+                live.cut(ResetReason::Revoked);
+                cut += 1;
+            }
+        }
+        cut
     }
 }
 

@@ -3,15 +3,12 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use sluice_spiffe::SpiffeId;
-use sluice_tls::{
-    CertStore, CertificateDer, Channel, Identity, Peer, PeerError, TlsError, VerifyError,
-};
+use sluice_tls::{CertStore, Channel, Identity, Peer, PeerError, TlsError, VerifyError};
 use sluice_wire::{Control, Decoder, ProtocolError};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -22,9 +19,6 @@ use crate::scratch::{READ_LENGTH, Scratch};
 
 /// Queued ciphertext up to this length waits for the next application bytes, to leave with them.
 pub(crate) const MERGE_LENGTH: usize = 4096;
-
-/// How long a check of the peer's certificates holds.
-const TRUST_TIME: Duration = Duration::from_secs(5);
 
 /// Why a session is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -70,12 +64,8 @@ pub(crate) struct Session {
     pub(crate) unread: Vec<u8>,
     /// Whether the peer said `close_notify`.
     closed: bool,
-    /// Who the peer proved to be.
-    pub(crate) peer: SpiffeId,
-    /// How the peer proved it.
-    chain: Arc<[CertificateDer<'static>]>,
-    /// When that was last checked.
-    trusted_at: Instant,
+    /// Who the peer proved to be, and how.
+    pub(crate) peer: Peer,
     /// When its last stream ended.
     pub(crate) last_use: Instant,
 }
@@ -116,7 +106,7 @@ impl Session {
                 return Err(Broken::Truncated);
             }
         }
-        let Peer { id: peer, chain, .. } = channel.peer(identity)?;
+        let peer = channel.peer(identity)?;
         Ok(Self {
             tcp,
             channel,
@@ -126,20 +116,18 @@ impl Session {
             unread: exact(plaintext),
             closed: false,
             peer,
-            chain,
-            trusted_at: Instant::now(),
             last_use: Instant::now(),
         })
     }
 
     /// Whether the peer's certificates would still be accepted, to be asked before each stream: a session
-    /// can outlive a certificate or its root. Looked at again every few seconds only.
-    pub(crate) fn still_trusted(&mut self, certificates: &CertStore) -> Result<(), VerifyError> {
-        if self.trusted_at.elapsed() >= TRUST_TIME {
-            certificates.still_trusted(&self.chain)?;
-            self.trusted_at = Instant::now();
-        }
-        Ok(())
+    /// can outlive a certificate or its root, and either end can be revoked or denied.
+    pub(crate) fn still_trusted(
+        &mut self,
+        certificates: &CertStore,
+        own: &SpiffeId,
+    ) -> Result<(), VerifyError> {
+        certificates.confirm(&mut self.peer, own)
     }
 
     /// Puts a frame into the outbox.

@@ -1,6 +1,14 @@
 //! One workload's certificate, ready for use: the TLS configurations of its connections.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use rustls::{
     ClientConfig, CommonState, Error, HandshakeKind, ServerConfig,
@@ -15,7 +23,7 @@ use sluice_spiffe::SpiffeId;
 
 use crate::{
     binding::Witness,
-    clock::{Clock, RustlsTime},
+    clock::{Clock, RustlsTime, after, between},
     expected::expected_name,
     provider::provider,
     roots::TrustBundle,
@@ -31,11 +39,16 @@ pub const ALPN: &[u8] = b"sluice/1";
 /// that the number of connections to a server can grow.
 const TICKETS_PER_HANDSHAKE: usize = 2;
 
+/// Counts the certificates that this process has had.
+static CERTIFICATES: AtomicU64 = AtomicU64::new(0);
+
 /// The certificate and key of one local workload with everything that its connections need.
 ///
 /// Replaced as a whole when the certificate is renewed or the roots change.
 pub struct Identity {
     svid: Svid,
+    /// Tells this certificate from every other one of this process.
+    number: u64,
     key: Arc<CertifiedKey>,
     trust: Trust,
     tickets: Arc<dyn ProducesTickets>,
@@ -61,6 +74,15 @@ pub struct Peer {
     pub chain: Arc<[CertificateDer<'static>]>,
     /// Whether it resumed a session instead of presenting the chain anew.
     pub resumed: bool,
+    /// Between which moments every certificate of the chain is valid.
+    pub(crate) valid: (UnixTime, UnixTime),
+    /// When a connection that is kept for reuse should give way to a new one; see
+    /// [`crate::CertStore::may_reuse`].
+    pub(crate) reuse_until: UnixTime,
+    /// The generation of trust that it was judged by.
+    pub(crate) generation: u64,
+    /// Which of our certificates it was shown.
+    pub(crate) shown: u64,
 }
 
 /// Why an established connection must not be used.
@@ -107,12 +129,19 @@ impl Identity {
         };
         let client = Arc::new(client_config(&key, &trust)?);
         let server = Arc::new(server_config(&key, &trust, tickets.clone())?);
-        Ok(Self { svid, key, trust, tickets, client, server })
+        let number = CERTIFICATES.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { svid, number, key, trust, tickets, client, server })
     }
 
     /// The same certificate, judging peers by `trust`.
     pub(crate) fn with_trust(&self, trust: Trust) -> Result<Self, Error> {
-        Self::new(self.svid.clone(), self.key.clone(), trust, Some(self))
+        let same = Self::new(self.svid.clone(), self.key.clone(), trust, Some(self))?;
+        Ok(Self { number: self.number, ..same })
+    }
+
+    /// Tells this certificate from every other one of this process.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Whom the certificate names.
@@ -173,20 +202,30 @@ impl Identity {
         let id = svid::peer_identity(chain)?;
         let resumed = kind == HandshakeKind::Resumed;
         let now = self.trust.clock.now();
-        if resumed && !all_valid_at(chain, now)? {
+        let valid = validity(chain)?;
+        if resumed && !(valid.0 <= now && now <= valid.1) {
             return Err(PeerError::Expired { id, at: now });
         }
-        Ok(Peer { id, chain: chain.into(), resumed })
+        Ok(Peer {
+            id,
+            chain: chain.into(),
+            resumed,
+            valid,
+            reuse_until: half_life(now, valid.1),
+            generation: self.trust.generation,
+            shown: self.number,
+        })
     }
 
     fn check_valid(&self) -> Result<(), Error> {
-        if self.is_valid() {
+        let fault = if self.trust.bundle.revocations().denied().denies(self.id()) {
+            "names an identity that is denied, and"
+        } else if self.is_valid() {
             return Ok(());
-        }
-        Err(Error::General(format!(
-            "the certificate of {} is outside its validity and is not offered",
-            self.id()
-        )))
+        } else {
+            "is outside its validity and"
+        };
+        Err(Error::General(format!("the certificate of {} {fault} is not offered", self.id())))
     }
 }
 
@@ -196,15 +235,27 @@ impl fmt::Debug for Identity {
     }
 }
 
-fn all_valid_at(chain: &[CertificateDer<'_>], now: UnixTime) -> Result<bool, SvidError> {
+/// Between which moments every certificate of `chain` is valid.
+pub(crate) fn validity(chain: &[CertificateDer<'_>]) -> Result<(UnixTime, UnixTime), SvidError> {
+    let mut valid = (UnixTime::since_unix_epoch(Duration::ZERO), after_all());
     for certificate in chain {
         let certificate = svid::parse(certificate)?;
         let validity = certificate.validity();
-        if now < svid::unix(validity.not_before) || svid::unix(validity.not_after) < now {
-            return Ok(false);
-        }
+        valid.0 = valid.0.max(svid::unix(validity.not_before));
+        valid.1 = valid.1.min(svid::unix(validity.not_after));
     }
-    Ok(true)
+    Ok(valid)
+}
+
+/// Half of what is left until `last`. Workloads renew their certificates at half life at the latest, so
+/// whoever makes a new connection by then meets the successor, and nothing hangs on the old one when its
+/// root is taken away.
+pub(crate) fn half_life(now: UnixTime, last: UnixTime) -> UnixTime {
+    after(now, between(now, last) / 2)
+}
+
+fn after_all() -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX))
 }
 
 fn client_config(key: &Arc<CertifiedKey>, trust: &Trust) -> Result<ClientConfig, Error> {

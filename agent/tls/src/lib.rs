@@ -18,6 +18,7 @@ mod expected;
 mod identity;
 mod issuer;
 mod provider;
+mod revocation;
 mod roots;
 mod session;
 mod store;
@@ -36,7 +37,11 @@ pub use self::{
     clock::{Clock, SystemClock},
     error::TlsError,
     identity::{ALPN, Identity, Peer, PeerError},
-    issuer::{CertRequest, DEFAULT_TTL, IssueError, IssuedChain, Issuer, Issuing, MIN_TTL},
+    issuer::{
+        CertRequest, ChainError, DEFAULT_TTL, Delivery, IssueError, Issued, IssuedChain, Issuer,
+        Issuing, MIN_TTL, MadeKey, News, ServerRootsError, certificates_of_der, server_verifier,
+    },
+    revocation::{Crl, CrlError, CrlPolicy, DenyList, PatternError, Revocations},
     roots::{RootError, TrustBundle, certificates_of_pem},
     store::{CertStatus, CertStore, Settings, WaitError},
     svid::{Svid, SvidError, peer_identity},

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, io};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
 use sluice_spiffe::TrustDomain;
 
-use crate::svid::{self, SvidError};
+use crate::{
+    revocation::Revocations,
+    svid::{self, SvidError},
+};
 
 /// Why a certificate cannot be a root.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,7 @@ pub enum RootError {
 pub struct TrustBundle {
     local: TrustDomain,
     domains: BTreeMap<TrustDomain, DomainRoots>,
+    revocations: Revocations,
 }
 
 /// The roots of one trust domain.
@@ -81,7 +85,15 @@ impl TrustBundle {
         roots: impl IntoIterator<Item = CertificateDer<'static>>,
     ) -> Result<Self, RootError> {
         let own = DomainRoots::new(&local, roots)?;
-        Ok(Self { domains: BTreeMap::from([(local.clone(), own)]), local })
+        let domains = BTreeMap::from([(local.clone(), own)]);
+        Ok(Self { domains, local, revocations: Revocations::default() })
+    }
+
+    /// A bundle that nobody passes: the roots of `local` are not known yet.
+    pub fn without_roots(local: TrustDomain) -> Self {
+        let none = DomainRoots { certificates: vec![], anchors: vec![], validity: vec![] };
+        let domains = BTreeMap::from([(local.clone(), none)]);
+        Self { domains, local, revocations: Revocations::default() }
     }
 
     /// Accepts the workloads of `domain` too, if `roots` vouch for them.
@@ -95,9 +107,26 @@ impl TrustBundle {
         Ok(self)
     }
 
+    /// Takes belief away from whoever is revoked or denied.
+    #[must_use]
+    pub fn without(mut self, revocations: Revocations) -> Self {
+        self.revocations = revocations;
+        self
+    }
+
+    /// Who is revoked or denied.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
     /// The trust domain that this agent's own workloads belong to.
     pub fn local(&self) -> &TrustDomain {
         &self.local
+    }
+
+    /// The trust domains that are known: the local one and the federated ones.
+    pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.domains.keys()
     }
 
     /// The roots of `domain`; empty for a domain that is neither local nor federated.
@@ -140,13 +169,21 @@ impl DomainRoots {
         Ok(Self { certificates, anchors, validity })
     }
 
-    /// Whether a root equal to `anchor` is valid at `now`. RFC 5280 leaves an anchor's own dates to
-    /// the verifier; an expired root that still verifies would outlive every plan to retire it.
-    pub(crate) fn is_valid_at(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> bool {
+    /// Until when a root equal to `anchor` is valid, if it is at `now`. RFC 5280 leaves an anchor's own
+    /// dates to the verifier; an expired root that still verifies would outlive every plan to retire it.
+    pub(crate) fn valid_until(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> Option<UnixTime> {
         self.anchors
             .iter()
             .zip(&self.validity)
-            .any(|(root, (first, last))| root == anchor && *first <= now && now <= *last)
+            .filter(|(root, (first, last))| *root == anchor && *first <= now && now <= *last)
+            .map(|(_, (_, last))| *last)
+            .max()
+    }
+
+    /// A root's certificate.
+    pub(crate) fn certificate(&self, anchor: &TrustAnchor<'_>) -> Option<&CertificateDer<'static>> {
+        let mut roots = self.anchors.iter().zip(&self.certificates);
+        roots.find(|(root, _)| *root == anchor).map(|(_, certificate)| certificate)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Differs from rustls' own cache in two ways: what is bounded is the number of tickets, not of
 //! servers, so that many connections to one server can each have one; and a session is forgotten
-//! when the certificate that the server was verified by expires, because resuming it would skip the
-//! check that finds this out.
+//! well before the certificate that the server was verified by expires, because resuming it would skip
+//! the check that finds this out, and would hold on to a certificate that the server has replaced.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +17,7 @@ use rustls::{
 };
 use rustls_pki_types::{ServerName, UnixTime};
 
-use crate::clock::Clock;
+use crate::{clock::Clock, identity::half_life};
 
 /// Tickets kept per identity, about 2 KiB each.
 const MAX_TICKETS: usize = 256;
@@ -40,7 +40,7 @@ struct State {
 #[derive(Default)]
 struct Server {
     group: Option<NamedGroup>,
-    /// When the first certificate of any path to this server expires.
+    /// When half of the time has passed that the certificates of this server were still good for.
     until: Option<UnixTime>,
     tickets: VecDeque<Tls13ClientSessionValue>,
     used: u64,
@@ -55,6 +55,7 @@ impl Sessions {
 
     /// Notes that a full handshake verified `name` by certificates that are valid `until` then.
     pub(crate) fn server_verified(&self, name: &ServerName<'_>, until: UnixTime) {
+        let until = half_life(self.clock.now(), until);
         self.lock().edit(&name.to_owned(), |server| {
             let earlier = server.until.filter(|_| !server.tickets.is_empty());
             server.until = Some(earlier.map_or(until, |earlier| earlier.min(until)));

@@ -5,6 +5,7 @@
 //! Writers (enrolment, a new certificate, new roots) go one at a time through `Shared::claims`.
 
 mod entry;
+mod judge;
 mod renewal;
 
 use std::{

@@ -19,6 +19,7 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use crate::{
     expected,
     provider::provider,
+    revocation::Withdrawn,
     roots::{DomainRoots, TrustBundle},
     session::Sessions,
     svid::{self, Svid, SvidError},
@@ -56,6 +57,28 @@ pub enum VerifyError {
         id: SpiffeId,
         /// What is wrong with the authority.
         fault: &'static str,
+    },
+    /// The operator denies the identity.
+    #[error("{id} is on the list of denied identities")]
+    Denied {
+        /// Who the peer says it is.
+        id: SpiffeId,
+    },
+    /// An authority took a certificate of the path back.
+    #[error("the certificate of {id} is revoked: its issuer lists number {serial}")]
+    Revoked {
+        /// Who the peer says it is.
+        id: SpiffeId,
+        /// The serial number that is listed: the leaf's, or an authority's above it.
+        serial: String,
+    },
+    /// Policy demands a current revocation list, and there is none.
+    #[error("it is not known whether the certificate of {id} is revoked: {reason}")]
+    Unknown {
+        /// Who the peer says it is.
+        id: SpiffeId,
+        /// Why not.
+        reason: String,
     },
     /// The server is a workload, but not the one that was dialled.
     #[error("the server is {presented}, which is not the workload that was dialled")]
@@ -132,6 +155,9 @@ pub(crate) fn verify(
     now: UnixTime,
 ) -> Result<Verified, VerifyError> {
     let svid = Svid::read(leaf)?;
+    if bundle.revocations().denied().denies(&svid.id) {
+        return Err(VerifyError::Denied { id: svid.id });
+    }
     let Some(roots) = bundle.domain(svid.id.trust_domain()) else {
         return Err(VerifyError::ForeignDomain { id: svid.id, local: bundle.local().clone() });
     };
@@ -142,14 +168,19 @@ pub(crate) fn verify(
     // Path building goes on after a refused path, so the reason for the last one is kept aside.
     let fault = Cell::new(None);
     let until = Cell::new(svid.not_after);
-    let judge = |path: &VerifiedPath<'_>| match check_authorities(path, &svid, roots, now) {
-        Ok(earliest) => {
-            until.set(earliest);
-            Ok(())
-        }
-        Err(reason) => {
-            fault.set(Some(reason));
-            Err(webpki::Error::UnknownIssuer)
+    let judge = |path: &VerifiedPath<'_>| {
+        let outcome = check_authorities(path, &svid, roots, now)
+            .map_err(Fault::Authority)
+            .and_then(|earliest| check_revocation(path, bundle, roots, now).map(|()| earliest));
+        match outcome {
+            Ok(earliest) => {
+                until.set(earliest);
+                Ok(())
+            }
+            Err(reason) => {
+                fault.set(Some(reason));
+                Err(webpki::Error::UnknownIssuer)
+            }
         }
     };
     let refused = |source| VerifyError::Path { id: svid.id.clone(), at: now, source };
@@ -166,7 +197,7 @@ pub(crate) fn verify(
     );
     match (path, fault.take()) {
         (Ok(_), _) => {}
-        (Err(_), Some(fault)) => return Err(VerifyError::Authority { id: svid.id, fault }),
+        (Err(_), Some(fault)) => return Err(fault.of(svid.id)),
         (Err(source), None) => return Err(refused(source)),
     }
     let until = until.get();
@@ -181,10 +212,10 @@ fn check_authorities(
     roots: &DomainRoots,
     now: UnixTime,
 ) -> Result<UnixTime, &'static str> {
-    if !roots.is_valid_at(path.anchor(), now) {
+    let Some(root_until) = roots.valid_until(path.anchor(), now) else {
         return Err("is a root outside its own period of validity");
-    }
-    let mut until = leaf.not_after;
+    };
+    let mut until = leaf.not_after.min(root_until);
     for (distance, authority) in path.intermediate_certificates().enumerate() {
         let der = authority.der();
         let unreadable = |_: SvidError| "cannot be read, or holds several URI names";
@@ -198,6 +229,23 @@ fn check_authorities(
         until = until.min(svid::unix(certificate.validity().not_after));
     }
     Ok(until)
+}
+
+/// Asks for each certificate of a path whether the authority above it took it back.
+fn check_revocation(
+    path: &VerifiedPath<'_>,
+    bundle: &TrustBundle,
+    roots: &DomainRoots,
+    now: UnixTime,
+) -> Result<(), Fault> {
+    let authorities = path.intermediate_certificates().map(webpki::Cert::der);
+    let root = roots.certificate(path.anchor()).cloned();
+    let issuers: Vec<_> = authorities.chain(root).collect();
+    let links = std::iter::once(&**path.end_entity()).chain(path.intermediate_certificates());
+    for (certificate, issuer) in links.zip(&issuers) {
+        bundle.revocations().check(certificate, issuer, now).map_err(Fault::Withdrawn)?;
+    }
+    Ok(())
 }
 
 /// An authority may bear a SPIFFE identity: then one without a path, and the one that issues leaves
@@ -215,6 +263,24 @@ fn check_authority_name(uri: &str, leaf_domain: Option<&str>) -> Result<(), &'st
     match leaf_domain {
         Some(domain) if domain != id.trust_domain() => Err("belongs to another trust domain"),
         _ => Ok(()),
+    }
+}
+
+/// Why a path that webpki would accept is refused.
+enum Fault {
+    Authority(&'static str),
+    Withdrawn(Withdrawn),
+}
+
+// === impl Fault ===
+
+impl Fault {
+    fn of(self, id: SpiffeId) -> VerifyError {
+        match self {
+            Self::Authority(fault) => VerifyError::Authority { id, fault },
+            Self::Withdrawn(Withdrawn::Revoked { serial }) => VerifyError::Revoked { id, serial },
+            Self::Withdrawn(Withdrawn::Unknown { reason }) => VerifyError::Unknown { id, reason },
+        }
     }
 }
 

@@ -1,0 +1,237 @@
+//! One certificate revocation list.
+
+use std::{
+    cmp::Ordering,
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime, pem::PemObject};
+use sha2::{Digest, Sha256};
+use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
+use x509_parser::{
+    extensions::ParsedExtension, num_bigint::BigUint, prelude::FromDer,
+    revocation_list::CertificateRevocationList,
+};
+
+use crate::{provider::provider, svid};
+
+/// Issuers that one list is remembered to be signed by, or not. They come from paths that were verified,
+/// so there are few; an authority that makes thousands of others must not fill the memory either.
+const MAX_SIGNERS: usize = 64;
+
+/// Why a text is not a list of revoked certificates.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CrlError {
+    /// Neither PEM with an `X509 CRL` section nor DER.
+    #[error("holds no revocation list: write PEM (BEGIN X509 CRL) or DER")]
+    Empty,
+    /// The PEM text is damaged.
+    #[error("the PEM text is damaged: {0}")]
+    Pem(String),
+    /// Damaged, or with features that are not supported, such as deltas.
+    #[error("is not a usable revocation list: {0}")]
+    Encoding(String),
+    /// An authority of that name is trusted, but its key did not sign the list.
+    #[error("the revocation list in the name of {issuer} is not signed by its key")]
+    Signature {
+        /// The name.
+        issuer: String,
+    },
+    /// The issuer may not sign lists.
+    #[error("{issuer} may not sign revocation lists (keyUsage cRLSign)")]
+    Usage {
+        /// The name.
+        issuer: String,
+    },
+    /// An older list than the one in force.
+    #[error("the revocation list of {issuer} is number {number}, but {known} is in force already")]
+    Older {
+        /// The issuer.
+        issuer: String,
+        /// Its number, hexadecimal.
+        number: String,
+        /// The number of the list in force.
+        known: String,
+    },
+}
+
+/// One certificate revocation list, read and well formed. Who signed it is asked when a certificate of that
+/// issuer is judged, once for each issuer.
+#[derive(Debug)]
+pub struct Crl {
+    list: CertRevocationList<'static>,
+    der: CertificateRevocationListDer<'static>,
+    issuer: String,
+    key_id: Option<Vec<u8>>,
+    /// Big-endian, without leading zeros.
+    number: Option<Vec<u8>>,
+    next_update: UnixTime,
+    /// Whether the issuer with this hash signed it.
+    signers: Mutex<HashMap<[u8; 32], bool>>,
+}
+
+// === impl Crl ===
+
+impl Crl {
+    /// Reads every list of a file: PEM, several lists in a row, or one list in DER.
+    pub fn read_all(bytes: &[u8]) -> Result<Vec<Self>, CrlError> {
+        let is_pem = bytes.windows(11).any(|window| window == b"-----BEGIN ");
+        if !is_pem {
+            let is_blank = bytes.iter().all(u8::is_ascii_whitespace);
+            let der = CertificateRevocationListDer::from(bytes.to_vec());
+            return if is_blank { Err(CrlError::Empty) } else { Ok(vec![Self::read(der)?]) };
+        }
+        let mut all = Vec::new();
+        for der in CertificateRevocationListDer::pem_slice_iter(bytes) {
+            all.push(Self::read(der.map_err(|error| CrlError::Pem(error.to_string()))?)?);
+        }
+        if all.is_empty() { Err(CrlError::Empty) } else { Ok(all) }
+    }
+
+    fn read(der: CertificateRevocationListDer<'static>) -> Result<Self, CrlError> {
+        let unusable = |error: webpki::Error| CrlError::Encoding(error.to_string());
+        let list =
+            CertRevocationList::from(OwnedCertRevocationList::from_der(&der).map_err(unusable)?);
+        let parsed = parse(&der)?;
+        let key_id = parsed.extensions().iter().find_map(|extension| {
+            if let ParsedExtension::AuthorityKeyIdentifier(id) = extension.parsed_extension() {
+                return id.key_identifier.as_ref().map(|id| id.0.to_vec());
+            }
+            None
+        });
+        let next_update =
+            parsed.next_update().ok_or_else(|| CrlError::Encoding("no nextUpdate".to_owned()))?;
+        let (issuer, next_update) = (parsed.issuer().to_string(), svid::unix(next_update));
+        let number = parsed.crl_number().map(BigUint::to_bytes_be);
+        let signers = Mutex::default();
+        Ok(Self { list, der, issuer, key_id, number, next_update, signers })
+    }
+
+    /// The issuer's distinguished name.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// The list as its issuer encoded it.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// When the issuer promised the next list.
+    pub fn next_update(&self) -> UnixTime {
+        self.next_update
+    }
+
+    /// Whether the next list should be there at `now`.
+    pub fn is_expired_at(&self, now: UnixTime) -> bool {
+        self.next_update <= now
+    }
+
+    /// Whether both come from one authority, as far as they say themselves.
+    pub fn is_of_same_issuer(&self, other: &Self) -> bool {
+        self.list.issuer() == other.list.issuer() && self.key_id == other.key_id
+    }
+
+    /// Checks that this may take the place of `known`, which has the same issuer.
+    pub fn check_successor_of(&self, known: &Self) -> Result<(), CrlError> {
+        let order = |number: &Option<Vec<u8>>| number.clone().map(|n| (n.len(), n));
+        if order(&self.number).cmp(&order(&known.number)) != Ordering::Less {
+            return Ok(());
+        }
+        let shown = |number: &Option<Vec<u8>>| {
+            number.as_deref().map_or_else(|| "none".to_owned(), super::hexadecimal)
+        };
+        let (number, known) = (shown(&self.number), shown(&known.number));
+        Err(CrlError::Older { issuer: self.issuer.clone(), number, known })
+    }
+
+    /// Checks the signature against those of `roots` that bear the issuer's name. A list of an intermediate
+    /// authority passes: its signature is checked when the authority is seen.
+    pub fn check_signature<'a>(
+        &self,
+        roots: impl Iterator<Item = &'a CertificateDer<'a>>,
+    ) -> Result<(), CrlError> {
+        let mut outcome = Ok(());
+        for root in roots {
+            let bears_name = EndEntityCert::try_from(root)
+                .is_ok_and(|certificate| certificate.subject() == self.list.issuer());
+            if !bears_name {
+                continue;
+            }
+            outcome = self.verify(root);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Whether this is a list of `issuer`, whose name a certificate gives as `name`.
+    pub(super) fn is_of(&self, name: &[u8], issuer: &CertificateDer<'_>) -> bool {
+        if self.list.issuer() != name {
+            return false;
+        }
+        let hash: [u8; 32] = Sha256::digest(issuer.as_ref()).into();
+        let mut signers = self.signers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signed) = signers.get(&hash) {
+            return *signed;
+        }
+        let outcome = self.verify(issuer);
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, "a revocation list says nothing about an authority of its issuer's name");
+        }
+        if signers.len() >= MAX_SIGNERS {
+            signers.clear();
+        }
+        signers.insert(hash, outcome.is_ok());
+        outcome.is_ok()
+    }
+
+    /// Whether the certificate of this issuer with `serial` (DER content) is revoked.
+    pub(super) fn lists(&self, serial: &[u8]) -> bool {
+        // What cannot be read was refused with the whole list; if it were not, it must not open anything.
+        !matches!(self.list.find_serial(serial), Ok(None))
+    }
+
+    fn verify(&self, issuer: &CertificateDer<'_>) -> Result<(), CrlError> {
+        let unsigned = || CrlError::Signature { issuer: self.issuer.clone() };
+        let authority = svid::parse(issuer).map_err(|_unreadable| unsigned())?;
+        let usage = authority.key_usage().map_err(|_unreadable| unsigned())?;
+        if usage.is_some_and(|usage| !usage.value.crl_sign()) {
+            return Err(CrlError::Usage { issuer: self.issuer.clone() });
+        }
+        let certificate = EndEntityCert::try_from(issuer).map_err(|_unreadable| unsigned())?;
+        let parsed = parse(&self.der)?;
+        let oid = parsed.signature_algorithm.algorithm.as_bytes();
+        let is_signed = provider().signature_verification_algorithms.all.iter().any(|algorithm| {
+            // DER of an object identifier: tag 6, its length, its content.
+            let named = matches!(
+                algorithm.signature_alg_id().as_ref().split_at_checked(2),
+                Some(([6, length], rest)) if rest.get(..usize::from(*length)) == Some(oid)
+            );
+            let (signed, signature) = (parsed.tbs_cert_list.as_ref(), &parsed.signature_value.data);
+            named && certificate.verify_signature(*algorithm, signed, signature).is_ok()
+        });
+        if is_signed { Ok(()) } else { Err(unsigned()) }
+    }
+}
+
+impl PartialEq for Crl {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Crl {}
+
+fn parse<'a>(
+    der: &'a CertificateRevocationListDer<'_>,
+) -> Result<CertificateRevocationList<'a>, CrlError> {
+    match CertificateRevocationList::from_der(der) {
+        Ok(([], crl)) => Ok(crl),
+        Ok(_) => Err(CrlError::Encoding("bytes follow it".to_owned())),
+        Err(error) => Err(CrlError::Encoding(error.to_string())),
+    }
+}
