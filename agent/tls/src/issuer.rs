@@ -20,7 +20,7 @@ use sluice_spiffe::SpiffeId;
 use zeroize::Zeroizing;
 
 pub use self::{
-    chain::{ChainError, Delivery},
+    chain::{ChainError, Delivery, certificates_of_der},
     server::{ServerRootsError, server_verifier},
 };
 use crate::verify::VerifyError;

@@ -5,6 +5,7 @@
 //! place alone.
 
 use rustls_pki_types::CertificateDer;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::IssuedChain;
 use crate::{
@@ -66,6 +67,21 @@ pub struct Delivery {
     pub chain: IssuedChain,
     /// The roots that came with it. Whoever uses them trusts the CA to say whom to trust.
     pub roots: Vec<CertificateDer<'static>>,
+}
+
+/// Every certificate of a run of DER, as SPIRE writes a bundle.
+pub fn certificates_of_der(run: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
+    let mut certificates = Vec::new();
+    let mut rest = run;
+    while !rest.is_empty() {
+        let unreadable = |source| ChainError::Encoding { position: certificates.len() + 1, source };
+        let (after, _) = X509Certificate::from_der(rest)
+            .map_err(|error| unreadable(SvidError::Encoding(error.to_string())))?;
+        let (certificate, after) = rest.split_at(rest.len() - after.len());
+        certificates.push(CertificateDer::from(certificate.to_vec()));
+        rest = after;
+    }
+    Ok(certificates)
 }
 
 // === impl Delivery ===

@@ -75,3 +75,14 @@ fn what_is_not_a_chain_is_said_to_be_none() {
     let many = vec![root.pem().0.repeat(17)];
     assert!(refused(&many).contains("17 certificates"));
 }
+
+#[test]
+fn a_run_of_der_is_taken_apart() {
+    let (one, two) = (Authority::root("one").der(), Authority::root("two").der());
+    let run = [one.as_ref(), two.as_ref()].concat();
+    assert_eq!(certificates_of_der(&run).unwrap(), [one, two]);
+    assert_eq!(certificates_of_der(&[]).unwrap(), []);
+    for broken in [&run[..run.len() - 1], &[run.as_slice(), b"0"].concat()] {
+        assert!(certificates_of_der(broken).is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! Roots that come over the network rather than from a file.
+
+use std::collections::BTreeMap;
+
+use sluice_spiffe::TrustDomain;
+use sluice_tls::CertificateDer;
+
+/// The roots that a source of certificates says to trust. Replaced as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Of our own trust domain; empty as long as nothing was said.
+    pub local: Vec<CertificateDer<'static>>,
+    /// Of the trust domains that are federated with it.
+    pub federated: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
+}
