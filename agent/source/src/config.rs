@@ -1,7 +1,10 @@
 //! The agent's own configuration: one YAML file, read once at start.
 
+mod trust;
+
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -9,6 +12,8 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 use sluice_spiffe::TrustDomain;
 
+use self::trust::WrittenTrust;
+pub use self::trust::{StaleCrls, TrustConfig};
 use crate::{FileError, Problem, names, yaml};
 
 /// Most worker threads that the datapath has listeners for.
@@ -44,6 +49,10 @@ pub struct AgentConfig {
     pub log_level: String,
     /// Who issues certificates.
     pub ca: CaConfig,
+    /// Who is believed.
+    pub trust: TrustConfig,
+    /// Where metrics and health are served (HTTP); `None` serves none.
+    pub metrics: Option<SocketAddr>,
     /// The file with the state of the mesh.
     pub mesh: PathBuf,
     /// The directory of policies; `None` enforces none.
@@ -91,6 +100,10 @@ struct Written {
     log_level: Option<String>,
     #[serde(default)]
     ca: Option<Spanned<WrittenCa>>,
+    #[serde(default)]
+    trust: Option<WrittenTrust>,
+    #[serde(default)]
+    metrics: Option<Spanned<String>>,
     mesh: PathBuf,
     #[serde(default)]
     policies: Option<PathBuf>,
@@ -157,9 +170,15 @@ impl AgentConfig {
         if !(1..=MAX_WORKERS).contains(&workers) {
             return Err(refuse(at, "workers", Problem::Workers(workers)));
         }
+        let metrics = written.metrics.map(taken).map(|(text, at)| {
+            let refused = |_unreadable| Problem::NotASocketAddress(text.clone());
+            text.parse().map_err(refused).map_err(|problem| refuse(at, "metrics", problem))
+        });
         let state_dir = join(written.state_dir, "/var/lib/sluice");
         Ok(Self {
             ca: read_ca(file, directory, &state_dir, written.ca)?,
+            trust: trust::read(file, directory, &trust_domain, written.trust)?,
+            metrics: metrics.transpose()?,
             node,
             trust_domain,
             instance,

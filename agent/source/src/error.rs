@@ -88,6 +88,17 @@ pub enum Problem {
     /// Not a trust domain.
     #[error("{0}")]
     NotATrustDomain(sluice_spiffe::IdError),
+    /// A trust domain whose roots are given elsewhere.
+    #[error(
+        "the roots of trust domain {0} are given already: each has one entry, the mesh's own has trust.roots"
+    )]
+    TrustDomainTaken(sluice_spiffe::TrustDomain),
+    /// A policy for stale revocation lists that does not exist.
+    #[error("{0:?} is not a policy: keepLastGood and refuse are")]
+    CrlPolicy(String),
+    /// Not an address with a port.
+    #[error("{0:?} is not an address with a port, such as 127.0.0.1:15020")]
+    NotASocketAddress(String),
     /// Two entries of one name.
     #[error("{name} is already listed on line {first}: remove one of them")]
     Twice {

@@ -80,3 +80,36 @@ fn a_file_that_is_not_there_is_named() {
     let said = AgentConfig::load(Path::new("/nonexistent/agent.yaml")).unwrap_err().to_string();
     assert!(said.starts_with("/nonexistent/agent.yaml: cannot be read: "), "{said}");
 }
+
+#[test]
+fn trust_names_files_and_a_policy() {
+    let config = parse(
+        "node: n\nmesh: m\nmetrics: 127.0.0.1:15020\ntrust:\n  roots: roots.pem\n  federated:\n  - {trustDomain: other.org, \
+         roots: /o.pem}\n  crls: [a.crl, crls]\n  denied: denied.yaml\n  crlPolicy: refuse\n",
+    )
+    .unwrap();
+    assert_eq!(config.metrics, Some("127.0.0.1:15020".parse().unwrap()));
+    let trust = config.trust;
+    assert_eq!(trust.roots.as_deref(), Some(Path::new("/etc/sluice/roots.pem")));
+    assert_eq!(trust.federated, [("other.org".parse().unwrap(), "/o.pem".into())]);
+    assert_eq!(trust.crls, [Path::new("/etc/sluice/a.crl"), Path::new("/etc/sluice/crls")]);
+    assert_eq!(trust.denied.as_deref(), Some(Path::new("/etc/sluice/denied.yaml")));
+    assert_eq!(trust.crl_policy, StaleCrls::Refuse);
+    assert_eq!(parse("node: n\nmesh: m\n").unwrap().trust, TrustConfig::default());
+}
+
+#[test]
+fn faults_of_trust_name_line_and_field() {
+    for (text, expected) in [
+        ("metrics: '15020'", "agent.yaml:3: metrics: \"15020\" is not an address"),
+        ("trust: {crlPolicy: ignore}", "agent.yaml:3: trust.crlPolicy: \"ignore\" is not a policy"),
+        (
+            "trust: {federated: [{trustDomain: cluster.local, roots: a}]}",
+            "agent.yaml:3: trust.federated[0].trustDomain: the roots of trust domain cluster.local",
+        ),
+        ("trust: {root: a}", "agent.yaml:3:"),
+    ] {
+        let error = parse(&format!("node: n\nmesh: m\n{text}\n")).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
