@@ -10,14 +10,16 @@ use sluice_kernel::PodHooks;
 use sluice_sys::{Netns, veth};
 
 use crate::{
-    Hooks, LocalPod, declared::Declared, listeners::PodListeners, record::Enrolment,
-    refusal::Refusal,
+    Hooks, LocalPod, declared::Declared, listeners::PodListeners, located::Located,
+    record::Enrolment, refusal::Refusal,
 };
 
 /// The namespace that the declaration leads to now.
-pub(crate) fn open(declared: &Declared) -> Result<Netns, Refusal> {
-    let path = declared.netns.as_ref().ok_or(Refusal::NoNamespace)?;
-    Ok(Netns::open(path)?)
+pub(crate) fn open(declared: &Declared, located: &Located) -> Result<Netns, Refusal> {
+    match &declared.netns {
+        Some(path) => Ok(Netns::open(path)?),
+        None => located.of(declared)?.ok_or(Refusal::NoNamespace),
+    }
 }
 
 /// A namespace that has been found to be the declared pod's, and can be guarded.

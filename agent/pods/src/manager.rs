@@ -3,10 +3,13 @@
 mod adoption;
 mod audit;
 mod cut;
+mod locate;
+mod verify;
 
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
@@ -18,9 +21,12 @@ use crate::{
     Departure, Hooks, LocalPod, PodEvent, PodState, PodStatus, Workers,
     declared::declared_on,
     enrol,
+    located::{Located, default_processes},
     record::{Captured, Enrolment, Record},
     refusal::Refusal,
 };
+
+pub use verify::Verdict;
 
 /// Enrols and withdraws the pods of one node. It belongs to one control thread, which stays in the
 /// node's namespace; every method may take a few milliseconds per pod.
@@ -40,6 +46,10 @@ pub struct PodManager<H> {
     /// What the kernel has been told; `None` until it has been told once.
     known_peers: Option<HashSet<IpAddr>>,
     peers_nearly_full: bool,
+    /// The node's process list.
+    processes: PathBuf,
+    /// Namespaces that the present pass has found by processes.
+    located: Located,
     events: Vec<PodEvent>,
 }
 
@@ -56,6 +66,8 @@ impl<H: Hooks> PodManager<H> {
             wanted_peers: None,
             known_peers: None,
             peers_nearly_full: false,
+            processes: default_processes(),
+            located: Located::default(),
             events: Vec::new(),
         }
     }
@@ -77,6 +89,7 @@ impl<H: Hooks> PodManager<H> {
             }
         }
         self.pods.extend(declared.into_iter().map(|(uid, new)| (uid, Record::new(new))));
+        self.locate_due();
         self.settle_inheritance();
         self.enrol_due();
         self.wanted_peers = Some(snapshot.protected_addresses().collect());
@@ -129,7 +142,7 @@ impl<H: Hooks> PodManager<H> {
         let Some(record) = self.pods.get_mut(uid) else { return Err(Refusal::NoNamespace) };
         let declared = record.declared.clone();
         record.cookie = None;
-        let netns = enrol::open(&declared)?;
+        let netns = enrol::open(&declared, &self.located)?;
         let cookie = netns.cookie();
         record.cookie = Some(cookie);
         let mut captured = self.captured_pods();
@@ -231,6 +244,7 @@ impl<H: Hooks> PodManager<H> {
     }
 
     fn take_events(&mut self) -> Vec<PodEvent> {
+        self.located = Located::default();
         let events = std::mem::take(&mut self.events);
         events.iter().for_each(PodEvent::log);
         events

@@ -7,8 +7,13 @@ use sluice_mesh::WorkloadUid;
 /// Why a pod could not be enrolled.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("the mesh does not say where its network namespace is (`netns`)")]
+    #[error(
+        "the mesh does not say where its network namespace is (`netns`), and no process on this node is in \
+         a cgroup of this pod and a namespace with its addresses"
+    )]
     NoNamespace,
+    #[error("it was not looked for: {0}")]
+    Search(String),
     #[error("the mesh gives it no address")]
     NoAddress,
     #[error("its network namespace is that of pod {0}: each pod has its own")]

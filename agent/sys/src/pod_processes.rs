@@ -32,6 +32,9 @@ pub struct Sought<'a> {
     pub uid: &'a str,
     /// What its namespace must have; without an address nothing is found.
     pub addresses: &'a [IpAddr],
+    /// Its namespace, when that has been found before: taken as it is, whatever addresses it has now. A
+    /// pod that may change its own addresses would otherwise seem to have gone.
+    pub known: Option<NetnsId>,
 }
 
 /// The namespaces of the pods in `sought` that have a process and the right addresses, by UID. One pass
@@ -60,7 +63,7 @@ pub fn find<'a>(proc: &Path, sought: &[Sought<'a>]) -> Result<HashMap<&'a str, N
 
 struct Search<'a> {
     /// Pods still without a namespace.
-    open: HashMap<&'a str, &'a [IpAddr]>,
+    open: HashMap<&'a str, Sought<'a>>,
     found: HashMap<&'a str, Netns>,
     /// Namespaces that have been found not to be the pod's: most processes of a pod share one.
     rejected: HashSet<(&'a str, NetnsId)>,
@@ -68,9 +71,9 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(sought: &[Sought<'a>]) -> Self {
-        let usable = sought.iter().filter(|pod| !pod.addresses.is_empty());
+        let usable = sought.iter().filter(|pod| !pod.addresses.is_empty() || pod.known.is_some());
         Self {
-            open: usable.map(|pod| (pod.uid, pod.addresses)).collect(),
+            open: usable.map(|pod| (pod.uid, *pod)).collect(),
             found: HashMap::new(),
             rejected: HashSet::new(),
         }
@@ -80,13 +83,13 @@ impl<'a> Search<'a> {
     fn examine(&mut self, directory: &Path) -> Result<()> {
         let Some(process) = Process::open(directory) else { return Ok(()) };
         let Some(cgroups) = process.cgroups() else { return Ok(()) };
-        let Some((uid, addresses)) = self.pod_of(&cgroups) else { return Ok(()) };
+        let Some(Sought { uid, addresses, known }) = self.pod_of(&cgroups) else { return Ok(()) };
         let Some((file, id)) = process.netns_file() else { return Ok(()) };
         if self.rejected.contains(&(uid, id)) {
             return Ok(());
         }
         let netns = Netns::from_file(file, &process.netns_path())?;
-        if !netns.is_own()? && has_all(&netns, addresses) {
+        if !netns.is_own()? && (known == Some(id) || has_all(&netns, addresses)) {
             self.open.remove(uid);
             self.found.insert(uid, netns);
         } else {
@@ -95,15 +98,17 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    fn pod_of(&self, cgroups: &str) -> Option<(&'a str, &'a [IpAddr])> {
+    fn pod_of(&self, cgroups: &str) -> Option<Sought<'a>> {
         let uid = pod_uid(cgroups)?;
-        self.open.get_key_value(uid.as_str()).map(|(uid, addresses)| (*uid, *addresses))
+        self.open.get(uid.as_str()).copied()
     }
 }
 
 fn has_all(netns: &Netns, wanted: &[IpAddr]) -> bool {
     // A namespace that cannot be asked is not known to be the pod's.
-    addresses(netns).is_ok_and(|found| wanted.iter().all(|address| found.contains(address)))
+    addresses(netns).is_ok_and(|found| {
+        !wanted.is_empty() && wanted.iter().all(|address| found.contains(address))
+    })
 }
 
 /// One process, by a descriptor of its directory.

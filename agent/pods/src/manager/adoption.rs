@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use sluice_kernel::Enrolled;
 
 use super::PodManager;
-use crate::{Departure, Hooks, PodEvent, enrol, record::Record};
+use crate::{Departure, Hooks, PodEvent, enrol, located::Located, record::Record};
 
 impl<H: Hooks> PodManager<H> {
     /// Withdraws what an earlier agent enrolled and no declared pod can be. What may be a declared pod
@@ -21,7 +21,10 @@ impl<H: Hooks> PodManager<H> {
             }
         }
         let Some(inherited) = self.inherited.as_ref().filter(|all| !all.is_empty()) else { return };
-        self.pods.values_mut().filter(|record| record.captured.is_none()).for_each(identify);
+        self.pods
+            .values_mut()
+            .filter(|record| record.captured.is_none())
+            .for_each(|record| identify(record, &self.located));
         let unwanted =
             |enrolled: &&Enrolled| !self.pods.values().any(|record| may_be(record, enrolled));
         let unwanted: Vec<_> =
@@ -46,8 +49,8 @@ impl<H: Hooks> PodManager<H> {
 }
 
 /// Learns which namespace a pod has, without keeping it open.
-fn identify(record: &mut Record) {
-    record.cookie = enrol::open(&record.declared).ok().map(|netns| netns.cookie());
+fn identify(record: &mut Record, located: &Located) {
+    record.cookie = enrol::open(&record.declared, located).ok().map(|netns| netns.cookie());
 }
 
 /// Whether a namespace that was enrolled may be that of a declared pod. As long as the pod's namespace

@@ -10,7 +10,7 @@ use super::PodManager;
 use crate::{Departure, Hooks, PodEvent, enrol, record::Captured};
 
 /// What an audit makes of a captured pod.
-enum Finding {
+pub(super) enum Finding {
     Sound,
     /// The namespace is not the pod's any more.
     Departed(Departure),
@@ -25,6 +25,7 @@ impl<H: Hooks> PodManager<H> {
     /// failed before and is due. To be called every ten seconds or so.
     pub fn audit(&mut self) -> Vec<PodEvent> {
         self.retry_unwanted();
+        self.locate_all();
         let uids: Vec<_> = self.pods.keys().cloned().collect();
         for uid in uids {
             self.audit_pod(&uid);
@@ -57,14 +58,20 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    fn examine(&self, captured: &Captured) -> Finding {
+    pub(super) fn examine(&self, captured: &Captured) -> Finding {
         let pod = &captured.pod;
-        match namespace_at(captured) {
+        match self.namespace_at(captured) {
             Ok(Some(id)) if id == pod.netns.id() => {}
             Ok(Some(_)) => return Finding::Departed(Departure::NamespaceReplaced),
             Ok(None) => return Finding::Departed(Departure::NamespaceGone),
             Err(error) => return Finding::Faulty(format!("its namespace cannot be seen: {error}")),
         }
+        self.examine_hooks(captured)
+    }
+
+    /// What of a captured pod can be judged without asking where its namespace is.
+    pub(super) fn examine_hooks(&self, captured: &Captured) -> Finding {
+        let pod = &captured.pod;
         match enrol::guard_ifindexes(&pod.netns) {
             Ok(present) if present == pod.guard_ifindexes => {}
             Ok(_) => return Finding::Amiss("its veth pairs have changed".to_owned()),
@@ -75,16 +82,20 @@ impl<H: Hooks> PodManager<H> {
             Err(error) => Finding::Faulty(error.to_string()),
         }
     }
-}
 
-/// What the path that the pod was enrolled by leads to now. While we hold the old namespace open, its
-/// number cannot be used again.
-fn namespace_at(captured: &Captured) -> io::Result<Option<NetnsId>> {
-    let Some(path) = &captured.declared.netns else { return Ok(None) };
-    match fs::metadata(path) {
-        Ok(found) => Ok(Some(NetnsId { device: found.dev(), inode: found.ino() })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    /// Where the pod is now, by the path that it was enrolled by or by its processes. While we hold the
+    /// old namespace open, its number cannot be used again.
+    fn namespace_at(&self, captured: &Captured) -> Result<Option<NetnsId>, String> {
+        let Some(path) = &captured.declared.netns else {
+            let located =
+                self.located.of(&captured.declared).map_err(|refusal| refusal.to_string())?;
+            return Ok(located.map(|netns| netns.id()));
+        };
+        match fs::metadata(path) {
+            Ok(found) => Ok(Some(NetnsId { device: found.dev(), inode: found.ino() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

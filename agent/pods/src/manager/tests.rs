@@ -7,3 +7,4 @@ mod enrolments;
 mod fake;
 mod inheritance;
 mod kernel;
+mod located;

@@ -46,7 +46,7 @@ impl List {
     }
 
     fn find<'a>(&self, uid: &'a str, addresses: &'a [IpAddr]) -> Option<Netns> {
-        find(&self.directory, &[Sought { uid, addresses }]).unwrap().remove(uid)
+        find(&self.directory, &[Sought { uid, addresses, known: None }]).unwrap().remove(uid)
     }
 }
 
@@ -129,6 +129,20 @@ fn a_namespace_without_the_pods_addresses_is_not_its_own() {
 }
 
 #[test]
+fn a_known_namespace_is_recognised_whatever_its_addresses_are_now() {
+    let mine = pod("known");
+    let mut list = List::new("known");
+    list.process(Some(&mine), &format!("0::/kubepods/pod{UID}/a"));
+    mine.ip("address del 10.77.0.2/32 dev lo");
+    assert!(list.find(UID, &ours()).is_none());
+    let addresses = ours();
+    for (known, found) in [(mine.open().id(), 1), (Namespace::new("other").open().id(), 0)] {
+        let sought = Sought { uid: UID, addresses: &addresses, known: Some(known) };
+        assert_eq!(find(&list.directory, &[sought]).unwrap().len(), found);
+    }
+}
+
+#[test]
 fn the_nodes_own_namespace_is_never_a_pods() {
     let node = addresses(&Netns::current().unwrap()).unwrap();
     let one = pod("own");
@@ -164,7 +178,7 @@ fn processes_that_end_meanwhile_are_passed_over() {
 #[test]
 fn the_real_process_list_can_be_searched() {
     let missing = ours();
-    let sought = [Sought { uid: UID, addresses: &missing }];
+    let sought = [Sought { uid: UID, addresses: &missing, known: None }];
     assert!(find(Path::new("/proc"), &sought).unwrap().is_empty());
     let nowhere = find(Path::new("/nonexistent"), &sought).unwrap_err().to_string();
     assert!(nowhere.contains("/nonexistent") && nowhere.contains("proc:"), "{nowhere}");

@@ -1,0 +1,55 @@
+//! One pod on request: whether it is captured, and trying it now rather than when it is due.
+
+use sluice_mesh::WorkloadUid;
+use sluice_sys::NetnsId;
+
+use super::{PodManager, audit::Finding};
+use crate::{Hooks, PodEvent};
+
+/// Whether a pod is captured, as the kernel has it at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Wholly captured, in this namespace.
+    Captured(NetnsId),
+    /// Not captured; why, if that is known yet.
+    NotCaptured(Option<String>),
+    /// It was captured, and what the kernel has now is not what that takes.
+    Amiss(String),
+    /// The mesh does not want it captured on this node, or does not know of it yet.
+    Undeclared,
+}
+
+impl<H: Hooks> PodManager<H> {
+    /// Asks the kernel about one pod.
+    pub fn verify(&self, uid: &WorkloadUid) -> Verdict {
+        let Some(record) = self.pods.get(uid) else { return Verdict::Undeclared };
+        let Some(captured) = &record.captured else {
+            let reason = record.trouble.as_ref().map(|trouble| trouble.reason.clone());
+            return Verdict::NotCaptured(reason);
+        };
+        // A pod without a path has just been found, or is what an audit has yet to look at again.
+        let found = match &record.declared.netns {
+            Some(_) => self.examine(captured),
+            None => self.examine_hooks(captured),
+        };
+        match found {
+            Finding::Sound => Verdict::Captured(captured.pod.netns.id()),
+            Finding::Departed(departure) => Verdict::Amiss(format!("{departure:?}")),
+            Finding::Amiss(reason) | Finding::Faulty(reason) => Verdict::Amiss(reason),
+        }
+    }
+
+    /// Tries to enrol a pod that failed before, without waiting until it is due again: something about
+    /// it has just changed.
+    pub fn hasten(&mut self, uid: &WorkloadUid) -> Vec<PodEvent> {
+        if let Some(record) = self.pods.get_mut(uid) {
+            record.trouble = None;
+            self.locate_due();
+            self.enrol_due();
+            self.set_peers();
+            self.hand_over();
+        }
+        self.take_events()
+    }
+}
