@@ -1,25 +1,38 @@
 //! A certificate authority inside the agent: its own, or one whose key is given as files.
 
 mod embedded;
+mod endpoint;
 mod files;
+mod request;
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose, SerialNumber,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sluice_spiffe::TrustDomain;
 use time::OffsetDateTime;
 
-pub use self::files::PemFiles;
+pub use self::{
+    embedded::NewRoot,
+    endpoint::{Endpoint, EndpointError, EndpointStream},
+    files::{PemFiles, PemTexts},
+    request::{RequestError, SigningRequest},
+};
 use crate::{
-    clock::{Clock, after, before},
-    issuer::{CertRequest, IssueError, Issued, IssuedChain, Issuer, Issuing, MIN_TTL, uri_name},
+    clock::Clock,
+    issuer::{CertRequest, IssueError, Issued, IssuedChain, Issuer, Issuing, MIN_TTL, PendingKey},
     provider::provider,
-    roots::RootError,
+    roots::{RootError, TrustBundle},
     svid::{self, SvidError},
+    verify::{PeerRole, VerifyError, verify_chain},
 };
 
 /// How far a leaf's validity is dated back, for peers whose clock is slow.
@@ -99,6 +112,30 @@ pub enum CaError {
         /// Why not, and what to do.
         fault: &'static str,
     },
+    /// Peers that trust these roots would refuse what this authority issues.
+    #[error("what the CA certificate in {} issues would be refused: {source}; give the roots that it leads to", path.display())]
+    Disowned {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Why it would be refused.
+        source: Box<VerifyError>,
+    },
+    /// A root cannot be used.
+    #[error("the roots that belong to {} cannot be used: {source}", path.display())]
+    Root {
+        /// The certificate's file.
+        path: PathBuf,
+        /// What is wrong with which root.
+        source: RootError,
+    },
+    /// The authority could not issue a certificate to try itself by.
+    #[error("the CA certificate in {} cannot issue: {source}", path.display())]
+    Trial {
+        /// The certificate's file.
+        path: PathBuf,
+        /// What happened.
+        source: Box<IssueError>,
+    },
     /// Making the key or the certificate failed.
     #[error("cannot make a CA certificate: {0}")]
     Making(#[source] rcgen::Error),
@@ -139,34 +176,12 @@ impl LocalCa {
         self.not_after
     }
 
-    /// Issues a leaf for the key in the request: P-256 or whatever else the key is, the identity as
-    /// only name, for clients and servers, never past the authority's own end.
+    /// Issues what [`Self::sign_for`] does for a request whose signer is known.
     pub fn sign(&self, request: &CertRequest) -> Result<IssuedChain, IssueError> {
-        let id = &request.id;
-        let refused = |rule: String| IssueError::Refused { id: id.clone(), rule };
-        let signing = |source| IssueError::Signing { id: id.clone(), source };
-        if !id.is_in(&self.domain) || id.path().is_empty() {
-            return Err(refused(format!("only workloads of trust domain {}", self.domain)));
-        }
-        if request.ttl < MIN_TTL {
-            return Err(refused(format!("a lifetime of at least {} s", MIN_TTL.as_secs())));
-        }
-        let now = self.clock.now();
-        if self.not_after <= now {
-            return Err(refused("the CA's own certificate has expired; renew it".to_owned()));
-        }
-        let csr = CertificateSigningRequestParams::from_der(&request.csr).map_err(signing)?;
-        let name = uri_name(id).map_err(signing)?;
-        if csr.params.subject_alt_names != [name.clone()] {
-            return Err(refused("the request must hold the identity as its only name".to_owned()));
-        }
-        let not_after = after(now, request.ttl).min(self.not_after);
-        let mut leaf = leaf_params(before(now, BACKDATE), not_after);
-        leaf.subject_alt_names = vec![name];
-        leaf.serial_number = Some(random_serial());
-        let leaf = leaf.signed_by(&csr.public_key, &self.issuer).map_err(signing)?;
-        let certificates = std::iter::once(leaf.into()).chain(self.intermediates.iter().cloned());
-        Ok(IssuedChain { certificates: certificates.collect() })
+        let CertRequest { id, csr, ttl } = request;
+        let read = SigningRequest::from_der(csr)
+            .map_err(|error| IssueError::Refused { id: id.clone(), rule: error.to_string() })?;
+        self.sign_for(id, &read, *ttl)
     }
 
     fn new(
@@ -195,7 +210,26 @@ impl LocalCa {
             return Err(CaError::Unfit { path, fault });
         }
         let issuer = rcgen::Issuer::from_ca_cert_der(own, key).map_err(CaError::Making)?;
-        Ok(Self { domain: domain.clone(), issuer, intermediates, roots, not_after, clock })
+        let domain = domain.clone();
+        let authority = Self { domain, issuer, intermediates, roots, not_after, clock };
+        authority.try_out(&path)?;
+        Ok(authority)
+    }
+
+    /// Has a certificate for nobody judged as a peer would, so that a chain beside other roots, as a
+    /// reader meets it between two writes, is found here and not at every handshake.
+    fn try_out(&self, path: &Path) -> Result<(), CaError> {
+        let trial = |source| CaError::Trial { path: path.to_owned(), source: Box::new(source) };
+        let bundle = TrustBundle::new(self.domain.clone(), self.roots.iter().cloned())
+            .map_err(|source| CaError::Root { path: path.to_owned(), source })?;
+        let name = format!("spiffe://{}/sluice/trial", self.domain);
+        let disowned =
+            |source| CaError::Disowned { path: path.to_owned(), source: Box::new(source) };
+        let id = name.parse().map_err(|error| disowned(SvidError::NotSpiffe(error).into()))?;
+        let request = PendingKey::generate(&id).map_err(trial)?.request(&id, MIN_TTL);
+        let chain = self.sign(&request).map_err(trial)?.certificates;
+        verify_chain(&bundle, &chain, PeerRole::Server, self.clock.now()).map_err(disowned)?;
+        Ok(())
     }
 }
 

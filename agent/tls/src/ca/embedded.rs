@@ -35,6 +35,40 @@ const LIFETIME: Duration = Duration::from_hours(24 * 3652);
 /// The root is dated back further than any leaf, so that a clock set back for less does not undo it.
 const BACKDATE: Duration = Duration::from_hours(24);
 
+/// The certificate and key of a new authority, for who keeps them elsewhere than in a directory.
+pub struct NewRoot {
+    /// The self-signed certificate, PEM.
+    pub certificate: String,
+    /// Its key, PKCS #8 in PEM; wiped when dropped.
+    pub key: Zeroizing<String>,
+}
+
+impl NewRoot {
+    /// Makes a root for `domain` with a P-256 key, valid for ten years.
+    pub fn generate(domain: &TrustDomain, clock: &dyn Clock) -> Result<Self, CaError> {
+        let key = Zeroizing::new(KeyPair::generate().map_err(CaError::Making)?);
+        let mut params = CertificateParams::default();
+        params.not_before = date(before(clock.now(), BACKDATE));
+        params.not_after = date(after(clock.now(), LIFETIME));
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, domain.as_str());
+        params.distinguished_name.push(DnType::CommonName, "Sluice embedded root");
+        let name = format!("spiffe://{domain}");
+        params.subject_alt_names = vec![SanType::URI(name.try_into().map_err(CaError::Making)?)];
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.serial_number = Some(random_serial());
+        let certificate = params.self_signed(&*key).map_err(CaError::Making)?.pem();
+        Ok(Self { certificate, key: Zeroizing::new(key.serialize_pem()) })
+    }
+}
+
+impl std::fmt::Debug for NewRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewRoot").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
 impl LocalCa {
     /// Opens the authority in `dir`, and makes it if there is none yet.
     pub fn embedded(
@@ -63,23 +97,10 @@ impl LocalCa {
 }
 
 fn create(dir: &Path, domain: &TrustDomain, clock: &dyn Clock) -> Result<(), CaError> {
-    let key = Zeroizing::new(KeyPair::generate().map_err(CaError::Making)?);
-    let mut params = CertificateParams::default();
-    params.not_before = date(before(clock.now(), BACKDATE));
-    params.not_after = date(after(clock.now(), LIFETIME));
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, domain.as_str());
-    params.distinguished_name.push(DnType::CommonName, "Sluice embedded root");
-    let name = format!("spiffe://{domain}");
-    params.subject_alt_names = vec![SanType::URI(name.try_into().map_err(CaError::Making)?)];
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(random_serial());
-    let certificate = params.self_signed(&*key).map_err(CaError::Making)?;
-    let key_text = Zeroizing::new(key.serialize_pem());
+    let NewRoot { certificate, key } = NewRoot::generate(domain, clock)?;
     // The key first: a crash in between leaves a key that the next start replaces.
-    write_whole(dir, "ca.key", key_text.as_bytes(), 0o600)?;
-    write_whole(dir, "ca.crt", certificate.pem().as_bytes(), 0o644)
+    write_whole(dir, "ca.key", key.as_bytes(), 0o600)?;
+    write_whole(dir, "ca.crt", certificate.as_bytes(), 0o644)
 }
 
 /// Writes a file so that after a crash there is all of it or what was there before.

@@ -1,0 +1,154 @@
+//! What somebody asks to have signed: the key, and the names that the request claims for it.
+//!
+//! Nothing of a request goes into a certificate but its key. Names, usages and constraints that it
+//! asks for can only lead to a refusal.
+
+use std::time::Duration;
+
+use rcgen::{CertificateSigningRequestParams, PublicKey, SanType};
+use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
+use sluice_spiffe::SpiffeId;
+use x509_parser::{
+    certification_request::X509CertificationRequest,
+    oid_registry::{
+        OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ECDSA_WITH_SHA256,
+        OID_SIG_ECDSA_WITH_SHA384,
+    },
+    prelude::FromDer,
+};
+
+use super::{BACKDATE, LocalCa, leaf_params, random_serial};
+use crate::{
+    clock::{after, before},
+    issuer::{IssueError, IssuedChain, MIN_TTL, uri_name},
+};
+
+/// Why a signing request is not signed, whoever sent it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// There is no PEM block `CERTIFICATE REQUEST`, or it is damaged.
+    #[error("the request must be PEM with one block CERTIFICATE REQUEST: {0}")]
+    Pem(#[source] rustls_pki_types::pem::Error),
+    /// Not PKCS #10 (RFC 2986), or with extensions that cannot be judged.
+    #[error("the request must be PKCS #10: {0}")]
+    Encoding(#[source] rcgen::Error),
+    /// Bytes follow the request.
+    #[error("the request must be PKCS #10 and nothing after it")]
+    Trailing,
+    /// The key is of a kind that is not issued for.
+    #[error(
+        "the request's key must be ECDSA P-256 (with SHA-256) or P-384 (with SHA-384), not {algorithm}"
+    )]
+    Key {
+        /// Object identifiers of the key, its curve and the signature.
+        algorithm: String,
+    },
+    /// Who sent it does not hold the key.
+    #[error("the request must be signed with its own key")]
+    Signature,
+}
+
+/// A signing request that proves possession of an acceptable key.
+#[derive(Debug, Clone)]
+pub struct SigningRequest {
+    public_key: PublicKey,
+    names: Vec<SanType>,
+}
+
+// === impl SigningRequest ===
+
+impl SigningRequest {
+    /// Reads a request in PEM and checks its key and signature.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, RequestError> {
+        let der = CertificateSigningRequestDer::from_pem_slice(pem).map_err(RequestError::Pem)?;
+        Self::from_der(&der)
+    }
+
+    /// Reads a request in DER and checks its key and signature.
+    pub fn from_der(der: &CertificateSigningRequestDer<'_>) -> Result<Self, RequestError> {
+        let malformed = rcgen::Error::CouldNotParseCertificationRequest;
+        let Ok((rest, request)) = X509CertificationRequest::from_der(der) else {
+            return Err(RequestError::Encoding(malformed));
+        };
+        if !rest.is_empty() {
+            return Err(RequestError::Trailing);
+        }
+        // Before the signature: what is not issued for is not computed with either.
+        check_key(&request)?;
+        let CertificateSigningRequestParams { params, public_key } =
+            CertificateSigningRequestParams::from_der(der).map_err(refusal)?;
+        Ok(Self { public_key, names: params.subject_alt_names })
+    }
+}
+
+fn refusal(error: rcgen::Error) -> RequestError {
+    if error == rcgen::Error::InvalidCertificationRequestSignature {
+        RequestError::Signature
+    } else {
+        RequestError::Encoding(error)
+    }
+}
+
+/// Checks the kind of key, and that the signature's hash is that of the curve: the certificate's key
+/// is written as of the kind that the signature's algorithm says.
+fn check_key(request: &X509CertificationRequest<'_>) -> Result<(), RequestError> {
+    let key = &request.certification_request_info.subject_pki.algorithm;
+    let signature = &request.signature_algorithm.algorithm;
+    let curve = key.parameters.as_ref().and_then(|any| any.as_oid().ok());
+    let fits = match &curve {
+        Some(curve) if *curve == OID_EC_P256 => *signature == OID_SIG_ECDSA_WITH_SHA256,
+        Some(curve) if *curve == OID_NIST_EC_P384 => *signature == OID_SIG_ECDSA_WITH_SHA384,
+        _ => false,
+    };
+    if fits && key.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
+        return Ok(());
+    }
+    let curve = curve.map_or_else(String::new, |curve| format!(" on {curve}"));
+    let algorithm = format!("{}{curve} signed by {signature}", key.algorithm);
+    Err(RequestError::Key { algorithm })
+}
+
+// === impl LocalCa ===
+
+impl LocalCa {
+    /// Issues a leaf for the key of `request`: `id` as only name, for clients and servers, from a minute
+    /// ago, never past the authority's own end.
+    pub fn sign_for(
+        &self,
+        id: &SpiffeId,
+        request: &SigningRequest,
+        ttl: Duration,
+    ) -> Result<IssuedChain, IssueError> {
+        let refused = |rule: String| IssueError::Refused { id: id.clone(), rule };
+        let signing = |source| IssueError::Signing { id: id.clone(), source };
+        if !id.is_in(&self.domain) || id.path().is_empty() {
+            return Err(refused(format!("only workloads of trust domain {}", self.domain)));
+        }
+        if ttl < MIN_TTL {
+            return Err(refused(format!("a lifetime of at least {} s", MIN_TTL.as_secs())));
+        }
+        let now = self.clock.now();
+        if self.not_after <= now {
+            return Err(refused("the CA's own certificate has expired; renew it".to_owned()));
+        }
+        let name = uri_name(id).map_err(signing)?;
+        if !matches!(request.names.as_slice(), [] | [_])
+            || request.names.iter().any(|requested| *requested != name)
+        {
+            return Err(refused(
+                "the request must hold the identity as its only name, or none".to_owned(),
+            ));
+        }
+        let not_after = after(now, ttl).min(self.not_after);
+        let mut leaf = leaf_params(before(now, BACKDATE), not_after);
+        leaf.subject_alt_names = vec![name];
+        leaf.serial_number = Some(random_serial());
+        let leaf = leaf.signed_by(&request.public_key, &self.issuer).map_err(signing)?;
+        let certificates = std::iter::once(leaf.into()).chain(self.intermediates.iter().cloned());
+        Ok(IssuedChain { certificates: certificates.collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests;
