@@ -1,19 +1,22 @@
 //! The agent's own configuration: one YAML file, read once at start.
 
+mod ca;
 mod trust;
 
 use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 use sluice_spiffe::TrustDomain;
 
-use self::trust::WrittenTrust;
+pub use self::ca::{CaConfig, IstioConfig};
 pub use self::trust::{StaleCrls, TrustConfig};
+use self::{ca::WrittenCa, trust::WrittenTrust};
 use crate::{FileError, Problem, names, yaml};
 
 /// Most worker threads that the datapath has listeners for.
@@ -49,6 +52,8 @@ pub struct AgentConfig {
     pub log_level: String,
     /// Who issues certificates.
     pub ca: CaConfig,
+    /// The lifetime that certificates are asked for with; `None` leaves it at the default (24 h).
+    pub certificate_ttl: Option<Duration>,
     /// Who is believed.
     pub trust: TrustConfig,
     /// Where metrics and health are served (HTTP); `None` serves none.
@@ -57,25 +62,6 @@ pub struct AgentConfig {
     pub mesh: PathBuf,
     /// The directory of policies; `None` enforces none.
     pub policies: Option<PathBuf>,
-}
-
-/// Who issues certificates.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CaConfig {
-    /// A CA within the agent, made on first start.
-    Embedded {
-        /// Where its key and certificate are; `<stateDir>/ca` by default.
-        dir: PathBuf,
-    },
-    /// A CA whose key the operator provides.
-    Pem {
-        /// Certificate of the issuing CA, PEM.
-        certificate: PathBuf,
-        /// Its key, PEM.
-        key: PathBuf,
-        /// The roots that peers are verified against, PEM.
-        roots: PathBuf,
-    },
 }
 
 #[derive(Deserialize)]
@@ -107,20 +93,6 @@ struct Written {
     mesh: PathBuf,
     #[serde(default)]
     policies: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WrittenCa {
-    mode: Spanned<String>,
-    #[serde(default)]
-    dir: Option<Spanned<PathBuf>>,
-    #[serde(default)]
-    certificate: Option<Spanned<PathBuf>>,
-    #[serde(default)]
-    key: Option<Spanned<PathBuf>>,
-    #[serde(default)]
-    roots: Option<Spanned<PathBuf>>,
 }
 
 // === impl AgentConfig ===
@@ -175,8 +147,10 @@ impl AgentConfig {
             text.parse().map_err(refused).map_err(|problem| refuse(at, "metrics", problem))
         });
         let state_dir = join(written.state_dir, "/var/lib/sluice");
+        let (ca, certificate_ttl) = ca::read(file, directory, &state_dir, written.ca)?;
         Ok(Self {
-            ca: read_ca(file, directory, &state_dir, written.ca)?,
+            ca,
+            certificate_ttl,
             trust: trust::read(file, directory, &trust_domain, written.trust)?,
             metrics: metrics.transpose()?,
             node,
@@ -196,48 +170,6 @@ impl AgentConfig {
 
 fn taken<T>(spanned: Spanned<T>) -> (T, Location) {
     (spanned.value, spanned.referenced)
-}
-
-fn read_ca(
-    file: &Path,
-    directory: &Path,
-    state_dir: &Path,
-    ca: Option<Spanned<WrittenCa>>,
-) -> Result<CaConfig, FileError> {
-    let embedded = |dir: Option<PathBuf>| CaConfig::Embedded {
-        dir: dir.map_or_else(|| state_dir.join("ca"), |dir| directory.join(dir)),
-    };
-    let Some(Spanned { value: ca, referenced: at, .. }) = ca else { return Ok(embedded(None)) };
-    let WrittenCa { mode, dir, certificate, key, roots } = ca;
-    let foreign = |fields: [(&str, &Option<Spanned<PathBuf>>); 3], mode| {
-        let found = fields.into_iter().find_map(|(name, field)| Some((name, field.as_ref()?)));
-        found.map_or(Ok(()), |(name, field)| {
-            let problem = Problem::ForeignCaField(mode);
-            Err(yaml::content(file, field.referenced, format!("ca.{name}"), problem))
-        })
-    };
-    match mode.value.as_str() {
-        "embedded" => {
-            foreign([("certificate", &certificate), ("key", &key), ("roots", &roots)], "embedded")?;
-            Ok(embedded(dir.map(|dir| dir.value)))
-        }
-        "pem" => {
-            foreign([("dir", &dir), ("dir", &None), ("dir", &None)], "pem")?;
-            let path = |name: &str, field: Option<Spanned<PathBuf>>| {
-                let missing = || yaml::content(file, at, format!("ca.{name}"), Problem::PemFile);
-                field.map(|field| directory.join(field.value)).ok_or_else(missing)
-            };
-            Ok(CaConfig::Pem {
-                certificate: path("certificate", certificate)?,
-                key: path("key", key)?,
-                roots: path("roots", roots)?,
-            })
-        }
-        other => {
-            let problem = Problem::CaMode(other.to_owned());
-            Err(yaml::content(file, mode.referenced, "ca.mode", problem))
-        }
-    }
 }
 
 fn is_instance(text: &str) -> bool {

@@ -136,14 +136,23 @@ pub enum Problem {
     #[error("{0} is not a number of workers: 1 to 8")]
     Workers(usize),
     /// A mode of `ca` that does not exist.
-    #[error("{0:?} is not a mode: embedded and pem are")]
+    #[error("{0:?} is not a mode: embedded, pem, istio and spire are")]
     CaMode(String),
     /// A field of `ca` that its mode lacks.
-    #[error("missing: ca.mode pem needs certificate, key and roots")]
-    PemFile,
+    #[error("missing: {0}")]
+    CaNeeds(&'static str),
+    /// The address of a CA that is not one.
+    #[error("{0:?} is not the address of a CA: write https://host:port")]
+    CaAddress(String),
+    /// A name that cannot be sent.
+    #[error("{0:?} is empty or not visible ASCII: write the name without spaces")]
+    NotVisibleAscii(String),
+    /// A lifetime of certificates that is none, too short or too long.
+    #[error("{0:?} is not a lifetime: write 60s to 8784h, such as 90m or 24h")]
+    Lifetime(String),
     /// A field of `ca` that its mode does not have.
     #[error("ca.mode {0} has no such field: remove it")]
-    ForeignCaField(&'static str),
+    ForeignCaField(String),
 }
 
 impl FileError {

@@ -27,7 +27,7 @@ mod status;
 mod watch;
 mod yaml;
 
-pub use config::{AgentConfig, CaConfig, StaleCrls, TrustConfig};
+pub use config::{AgentConfig, CaConfig, IstioConfig, StaleCrls, TrustConfig};
 pub use error::{FileError, Problem};
 pub use status::{Consequence, SourceError, SourceStatus, StatusHandle};
 pub use watch::{FileSource, StartError};

@@ -59,7 +59,7 @@ fn faults_are_named_by_file_line_and_field() {
         ("trustDomain: Cluster", "agent.yaml:3: trustDomain: \"Cluster\""),
         ("instance: a/b", "agent.yaml:3: instance: \"a/b\""),
         ("instance: ..", "agent.yaml:3: instance: \"..\""),
-        ("ca: {mode: spire}", "agent.yaml:3: ca.mode: \"spire\""),
+        ("ca: {mode: vault}", "agent.yaml:3: ca.mode: \"vault\""),
         ("ca: {mode: pem, certificate: a, key: b}", "agent.yaml:3: ca.roots: missing"),
         (
             "ca: {mode: pem, certificate: a, key: b, roots: c, dir: d}",
