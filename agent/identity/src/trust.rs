@@ -1,0 +1,112 @@
+//! Who is believed: roots, revocation lists and denied identities, from files that are followed and from what
+//! the CA delivers.
+//!
+//! ```text
+//!   roots, federated, crls, denied (files) ──┐
+//!                                            ├── state ──> TrustBundle, whole, whenever it changed
+//!   what the CA delivers ────────────────────┘
+//! ```
+//! A file that goes bad while the agent runs leaves its last good content in force, and is reported. At the
+//! start there is none, so bad roots and a bad list of denied identities stop the agent.
+
+mod directories;
+mod fault;
+mod files;
+mod follow;
+mod state;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc},
+};
+
+use sluice_spiffe::TrustDomain;
+use sluice_tls::{Clock, CrlPolicy, TrustBundle};
+use tokio::sync::watch;
+
+pub use self::fault::TrustFault;
+use self::follow::{Follower, Wake};
+use crate::Delivered;
+
+/// The files to follow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustFiles {
+    /// Roots of our own trust domain (PEM). They take the place of delivered ones.
+    pub roots: Option<PathBuf>,
+    /// Roots of federated trust domains (PEM). They take the place of delivered ones of the same domain.
+    pub federated: Vec<(TrustDomain, PathBuf)>,
+    /// Revocation lists, PEM or DER, or directories of such.
+    pub crls: Vec<PathBuf>,
+    /// A YAML list of identities.
+    pub denied: Option<PathBuf>,
+    /// What follows from a revocation list that is out of date.
+    pub crl_policy: CrlPolicy,
+}
+
+/// Follows the files until it is dropped.
+#[derive(Debug)]
+pub struct Trust {
+    bundles: watch::Receiver<Arc<TrustBundle>>,
+    faults: watch::Receiver<Arc<Vec<String>>>,
+    wake: mpsc::Sender<Wake>,
+}
+
+/// Why the files cannot be followed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrustError {
+    /// There is no good state to fall back to.
+    #[error("{0}")]
+    Fault(Arc<TrustFault>),
+    /// The thread could not be started.
+    #[error(
+        "starting the thread that follows trust files: {0}; raise the limit on tasks (ulimit -u)"
+    )]
+    Thread(#[source] std::io::Error),
+}
+
+// === impl Trust ===
+
+impl Trust {
+    /// Reads the files and follows their changes. `delivered` is what the CA says to begin with.
+    pub fn follow(
+        files: TrustFiles,
+        own: TrustDomain,
+        delivered: Delivered,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, TrustError> {
+        let (wake, wakes) = mpsc::channel();
+        let (follower, bundles, faults) =
+            Follower::start(files, own, delivered, clock, wake.clone(), wakes)?;
+        std::thread::Builder::new()
+            .name("trust-files".to_owned())
+            .spawn(move || follower.run())
+            .map_err(TrustError::Thread)?;
+        Ok(Self { bundles, faults, wake })
+    }
+
+    /// Takes over what the CA delivers from now on.
+    pub fn deliver(&self, delivered: Delivered) {
+        // The thread lives as long as `self`.
+        drop(self.wake.send(Wake::Delivered(delivered)));
+    }
+
+    /// Who is believed; shows every change.
+    pub fn bundles(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.bundles.clone()
+    }
+
+    /// What is wrong with the files right now, and what is in force instead; for the operator.
+    pub fn faults(&self) -> watch::Receiver<Arc<Vec<String>>> {
+        self.faults.clone()
+    }
+}
+
+impl Drop for Trust {
+    fn drop(&mut self) {
+        drop(self.wake.send(Wake::Stop));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! The files themselves: which there are, whether they changed, what they hold.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::TrustFiles;
+
+/// What the file system says about all files; equal as long as nothing changed.
+pub(super) type Seen = BTreeMap<PathBuf, Result<[i128; 5], io::ErrorKind>>;
+
+/// A file's bytes, or why there are none.
+pub(super) type Content = Result<Vec<u8>, io::Error>;
+
+/// Nobody's roots or revocation lists are larger; what is, is not read into memory.
+const MAX_LENGTH: u64 = 64 << 20;
+
+impl TrustFiles {
+    /// The files of all kinds, directories of revocation lists resolved. A directory that cannot be read
+    /// stands for itself.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let federated = self.federated.iter().map(|(_, path)| path);
+        let named = self.roots.iter().chain(federated).chain(&self.denied).cloned();
+        named.chain(self.crl_paths()).collect()
+    }
+
+    /// The files of revocation lists.
+    pub(super) fn crl_paths(&self) -> Vec<PathBuf> {
+        let mut paths = Vec::new();
+        for path in &self.crls {
+            match fs::read_dir(path) {
+                Ok(entries) => paths.extend(listed(entries)),
+                Err(_) => paths.push(path.clone()),
+            }
+        }
+        paths.sort();
+        paths.dedup();
+        paths
+    }
+
+    /// Asks the file system, opening nothing but directories.
+    pub(super) fn look(&self) -> Seen {
+        self.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
+    }
+
+    /// Directories whose entries tell of changes.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let federated = self.federated.iter().map(|(_, path)| path);
+        let all = self.roots.iter().chain(federated).chain(&self.denied).chain(&self.crls);
+        let parents = all.filter_map(|path| path.components().as_path().parent());
+        let mut directories: Vec<PathBuf> = parents.map(Path::to_owned).collect();
+        directories.extend(self.crls.iter().filter(|path| path.is_dir()).cloned());
+        directories.sort();
+        directories.dedup();
+        directories
+    }
+}
+
+/// Files of a directory. Hidden ones are drafts of editors and Kubernetes' own links.
+fn listed(entries: fs::ReadDir) -> Vec<PathBuf> {
+    let visible = |entry: &fs::DirEntry| !entry.file_name().as_encoded_bytes().starts_with(b".");
+    let paths = entries.filter_map(Result::ok).filter(visible).map(|entry| entry.path());
+    // `is_file` follows links, as those of a ConfigMap are.
+    paths.filter(|path| path.is_file()).collect()
+}
+
+pub(super) fn read(path: &Path) -> Content {
+    if fs::metadata(path)?.size() > MAX_LENGTH {
+        return Err(io::Error::other("larger than 64 MiB"));
+    }
+    fs::read(path)
+}
+
+fn stamp(path: &Path) -> Result<[i128; 5], io::ErrorKind> {
+    let metadata = fs::metadata(path).map_err(|error| error.kind())?;
+    let nanoseconds = |seconds: i64, nanoseconds: i64| {
+        i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
+    };
+    Ok([
+        metadata.dev().into(),
+        metadata.ino().into(),
+        metadata.size().into(),
+        nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+        nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+    ])
+}
