@@ -32,6 +32,12 @@ pub(crate) fn all(profile: Profile) -> Result<()> {
     binaries(profile)
 }
 
+/// What has to be there before cargo can compile the agent.
+pub(crate) fn prepare() -> Result<()> {
+    bytecode()?;
+    tools::ensure(&tools::BUILD)
+}
+
 fn bytecode() -> Result<()> {
     let toolchain = bpf_toolchain::find_or_install()?;
     // Apart from cargo's usual directory: another compiler, other flags, and no lock shared with an editor.

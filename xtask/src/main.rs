@@ -15,7 +15,9 @@ mod bench;
 mod bpf_linker;
 mod bpf_toolchain;
 mod build;
+mod cluster;
 mod demo;
+mod image;
 mod load;
 mod process;
 mod test;
@@ -41,6 +43,8 @@ enum Command {
     Demo(demo::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Cluster(cluster::Options),
+    Image(image::Options),
     Tidy(tidy::Options),
 }
 
@@ -51,6 +55,8 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Cluster(options) => cluster::run(&options),
+        Command::Image(options) => image::run(&options),
         Command::Tidy(options) => tidy::run(&options),
     };
     match result {

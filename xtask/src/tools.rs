@@ -48,6 +48,20 @@ pub(crate) const BENCH: [Program; 7] = [
 pub(crate) const ZTUNNEL: [Program; 1] =
     [program("iptables-restore", "iptables", "redirects pods to ztunnel, as istio-cni does")];
 
+/// What the cluster is made with, beside the programs that xtask builds for it.
+pub(crate) const CLUSTER: [Program; 10] = [
+    program("ip", "iproute2", "joins the nodes' namespaces"),
+    program("unshare", "util-linux", "makes the nodes' namespaces"),
+    program("nsenter", "util-linux", "starts programs in them"),
+    program("mount", "mount", "gives each node its own standard paths"),
+    program("runc", "runc", "runs the pods' containers"),
+    program("iptables", "iptables", "kube-proxy and portmap write their rules with it"),
+    program("openssl", "openssl", "makes the cluster's certificates"),
+    program("tar", "tar", "writes images"),
+    program("sha256sum", "coreutils", "names what is in images"),
+    program("readelf", "binutils", "tells whether a program is linked statically"),
+];
+
 /// Installs the programs that are missing; does nothing, and asks apt nothing, when all are there.
 pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
     let missing: Vec<&Program> =

@@ -30,7 +30,7 @@ impl Profile {
     }
 
     /// The directory under the target directory; only `dev` differs from its name.
-    const fn directory(self) -> &'static str {
+    pub(crate) const fn directory(self) -> &'static str {
         match self {
             Self::Release => "release",
             Self::Dist => "dist",

@@ -1,0 +1,122 @@
+//! `cargo xtask cluster`: a real Kubernetes of two nodes on this machine, for development and for the tests.
+//!
+//! Nothing of it is imitated: the API server, etcd, two kubelets with a containerd each, kube-proxy and `CoreDNS` are
+//! the published programs, built once from Go modules. A node is a network namespace, a mount namespace in which
+//! the standard paths (`/etc/cni/net.d`, `/var/lib/kubelet`, `/sys/fs/bpf`, ...) are its own, and a cgroup subtree.
+//! Everything of an instance is below its directory (`/run/sluice-cluster/NAME`) and its cgroup, so that `down`
+//! finds all of it again, also after a crash.
+
+mod cgroups;
+mod control;
+mod down;
+mod instance;
+mod network;
+mod node;
+mod pki;
+mod programs;
+mod suite;
+mod unit;
+mod up;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+
+use self::{instance::Instance, unit::Unit};
+use crate::process;
+
+pub(crate) use self::{programs::COREDNS, suite::Suite};
+
+/// A real two-node Kubernetes on this machine, dual stack, with the image of this tree.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Which cluster: several can run side by side.
+    #[arg(long, global = true, default_value = "dev", value_name = "NAME")]
+    instance: String,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Start it, or bring the images of a running one up to date.
+    Up(up::Options),
+    /// Remove it with everything that runs in it.
+    Down,
+    /// Run kubectl on it.
+    #[command(disable_help_flag = true)]
+    Kubectl(Arguments),
+    /// Run helm on it.
+    #[command(disable_help_flag = true)]
+    Helm(Arguments),
+    /// Run a program on a node: in its network and mount namespace.
+    Exec {
+        /// `n1`, `n2`, or `control`.
+        place: String,
+        #[command(flatten)]
+        command: Arguments,
+    },
+    /// End a component, as a crash would: `stop n1/kubelet`. Pods go on.
+    Stop {
+        /// Where and which, as the directory `units` lists them.
+        unit: String,
+    },
+    /// Start a component that has ended: `start n1/kubelet`.
+    Start {
+        /// Where and which, as the directory `units` lists them.
+        unit: String,
+    },
+    /// Only build the programs into the user's cache (about ten minutes, once).
+    Build,
+}
+
+#[derive(Args)]
+struct Arguments {
+    /// Handed on as they are.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if matches!(options.action, Action::Build) {
+        return programs::ensure().map(drop);
+    }
+    if !process::is_root() {
+        bail!(
+            "the cluster is made of namespaces, mounts and cgroups, which needs root: run \
+             `sudo -E env PATH=\"$PATH\" cargo xtask cluster ...`"
+        );
+    }
+    let instance = Instance::named(&options.instance)?;
+    match &options.action {
+        Action::Up(options) => up::run(&instance, options),
+        Action::Down => down::run(&instance),
+        Action::Kubectl(arguments) => become_client(&instance, "kubectl", arguments),
+        Action::Helm(arguments) => become_client(&instance, "helm", arguments),
+        Action::Exec { place, command } => become_inside(&instance, place, command),
+        Action::Stop { unit } => {
+            instance.require_up()?;
+            Unit::find(&instance, unit)?.stop()
+        }
+        Action::Start { unit } => {
+            instance.require_up()?;
+            Unit::find(&instance, unit)?.start()
+        }
+        Action::Build => Ok(()),
+    }
+}
+
+/// From this machine's own namespace, so that `kubectl port-forward` listens where the developer is.
+fn become_client(instance: &Instance, program: &str, arguments: &Arguments) -> Result<()> {
+    instance.require_up()?;
+    let mut command = process::command(instance.program(program));
+    command.env("KUBECONFIG", instance.kubeconfig()).args(&arguments.arguments);
+    Err(process::become_program(&mut command))
+}
+
+fn become_inside(instance: &Instance, place: &str, command: &Arguments) -> Result<()> {
+    instance.require_up()?;
+    let mut inside = process::command("nsenter");
+    inside.args(node::namespaces(instance, place)?).arg("--");
+    inside.env("PATH", instance.path_variable()).args(&command.arguments);
+    Err(process::become_program(&mut inside))
+}

@@ -1,0 +1,182 @@
+//! The cluster's own cgroup subtree: what is in it was started by the cluster, whoever its parent is now.
+//!
+//! That is how `down` ends everything and nothing else. On a machine with version 1 controllers beside version 2
+//! (hybrid), pods are in a subtree of the same name in each hierarchy.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::instance::Instance;
+
+/// Killed processes let go of memory and mounts first; a busy machine takes seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where each hierarchy is mounted.
+pub(crate) struct Hierarchies {
+    unified: PathBuf,
+    /// Those of version 1: none on most machines of today.
+    legacy: Vec<PathBuf>,
+}
+
+// === impl Hierarchies ===
+
+impl Hierarchies {
+    pub(crate) fn find() -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
+        Self::read(&mounts).context(
+            "no cgroup v2 is mounted, which pods are told apart by: `mkdir -p /sys/fs/cgroup/unified && mount -t \
+             cgroup2 none /sys/fs/cgroup/unified`",
+        )
+    }
+
+    fn read(mounts: &str) -> Option<Self> {
+        let of_kind = |kind: &str| -> Vec<PathBuf> {
+            let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+            fields
+                .filter_map(|fields| match fields.as_slice() {
+                    [_, path, found, ..] if *found == kind => Some(PathBuf::from(path)),
+                    _ => None,
+                })
+                .collect()
+        };
+        let unified = of_kind("cgroup2").into_iter().next()?;
+        Some(Self { unified, legacy: of_kind("cgroup") })
+    }
+
+    /// Makes the subtree of a place, ready for a kubelet to make its own below.
+    pub(crate) fn make(&self, instance: &Instance, place: &str) -> Result<()> {
+        let group = format!("{}/{place}", root(instance));
+        for hierarchy in self.all() {
+            make_directories(&hierarchy.join(&group))?;
+        }
+        if self.legacy.is_empty() {
+            for level in [String::new(), root(instance), group.clone()] {
+                hand_on_controllers(&self.unified.join(level));
+            }
+        }
+        if let Some(cpuset) = self.legacy.iter().find(|path| path.ends_with("cpuset")) {
+            // A version 1 cpuset begins empty, and an empty one accepts no process.
+            for level in [root(instance), group] {
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    copy(&cpuset.join(file), &cpuset.join(&level).join(file))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The group of one component. Each has its own: Sluice knows a kubelet by it, and `stop` ends only it.
+    pub(crate) fn make_for_unit(
+        &self,
+        instance: &Instance,
+        place: &str,
+        name: &str,
+    ) -> Result<PathBuf> {
+        let group = self.unified.join(root(instance)).join(place).join(name);
+        make_directories(&group)?;
+        Ok(group)
+    }
+
+    /// Kills every process of the cluster and waits until the last one is gone.
+    pub(crate) fn kill(&self, instance: &Instance) -> Result<()> {
+        let group = self.unified.join(root(instance));
+        if !group.exists() {
+            return Ok(());
+        }
+        // Linux 5.14: one write for the whole subtree, which no fork escapes.
+        let kill = group.join("cgroup.kill");
+        fs::write(&kill, "1").with_context(|| format!("cannot write {}", kill.display()))?;
+        let deadline = Instant::now() + PATIENCE;
+        while is_populated(&group) {
+            if Instant::now() > deadline {
+                bail!("processes in {} survived SIGKILL for {PATIENCE:?}", group.display());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Removes the subtree everywhere. Its processes are gone.
+    pub(crate) fn remove(&self, instance: &Instance) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        for hierarchy in self.all() {
+            let group = hierarchy.join(root(instance));
+            while let Err(error) = remove_directories(&group) {
+                // A process that ends leaves its version 1 groups a moment later.
+                if Instant::now() > deadline {
+                    return Err(error);
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        self.legacy.iter().chain([&self.unified])
+    }
+}
+
+/// The cluster's group, relative to each hierarchy's root.
+pub(crate) fn root(instance: &Instance) -> String {
+    format!("sluice-cluster-{}", instance.name())
+}
+
+/// Whether a process is in the group or below it.
+pub(crate) fn is_populated(group: &Path) -> bool {
+    fs::read_to_string(group.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
+/// Lets the children of a version 2 group use each controller that the group itself has.
+fn hand_on_controllers(group: &Path) {
+    let controllers = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+    for controller in controllers.split_whitespace() {
+        // A controller that cannot be handed on is missed by the kubelet, which names it.
+        fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")).ok();
+    }
+}
+
+fn make_directories(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("cannot make the cgroup {}", path.display()))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let text =
+        fs::read_to_string(from).with_context(|| format!("cannot read {}", from.display()))?;
+    fs::write(to, text).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// Removes groups from the leaves up; the files in them are the kernel's.
+fn remove_directories(group: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(group) else { return Ok(()) };
+    for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+        remove_directories(&entry.path())?;
+    }
+    fs::remove_dir(group).with_context(|| format!("cannot remove the cgroup {}", group.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_and_unified_machines_are_told_apart() {
+        let unified = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
+        let hierarchies = Hierarchies::read(unified).unwrap();
+        assert_eq!(hierarchies.unified, Path::new("/sys/fs/cgroup"));
+        assert!(hierarchies.legacy.is_empty());
+        let hybrid = "cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0\n\
+                      cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let hierarchies = Hierarchies::read(hybrid).unwrap();
+        assert_eq!(hierarchies.unified, Path::new("/sys/fs/cgroup/unified"));
+        assert_eq!(hierarchies.legacy, [Path::new("/sys/fs/cgroup/cpuset")]);
+        assert!(Hierarchies::read("tmpfs /sys/fs/cgroup tmpfs rw 0 0\n").is_none());
+    }
+}

@@ -1,0 +1,60 @@
+//! `cargo xtask cluster down`: everything of a cluster goes, whatever ended before and however.
+
+use std::{fs, path::Path, time::Instant};
+
+use anyhow::{Context as _, Result};
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::{
+    cgroups::Hierarchies,
+    instance::{Instance, Turn},
+    network, node,
+};
+
+pub(crate) fn run(instance: &Instance) -> Result<()> {
+    let turn = Turn::wait()?;
+    let started = Instant::now();
+    let existed = instance.exists();
+    remove(instance, &turn)?;
+    if existed {
+        let seconds = started.elapsed().as_secs_f32();
+        println!("cluster `{}` is gone after {seconds:.1} s", instance.name());
+    } else {
+        println!("there is no cluster `{}`", instance.name());
+    }
+    Ok(())
+}
+
+/// Removes all that is there; each step finds its work on the machine, not in our memory.
+pub(crate) fn remove(instance: &Instance, _turn: &Turn) -> Result<()> {
+    let hierarchies = Hierarchies::find()?;
+    hierarchies.kill(instance)?;
+    if let Some(addresses) = instance.addresses() {
+        network::remove(addresses)?;
+    }
+    // The last pin of a node's mount namespace: with it go its mounts, the kernel programs pinned in its BPF file
+    // system among them.
+    unmount_below(instance.directory())?;
+    hierarchies.remove(instance)?;
+    if instance.exists() {
+        fs::remove_dir_all(instance.directory())
+            .with_context(|| format!("cannot remove {}", instance.directory().display()))?;
+    }
+    if instance.is_alone() {
+        node::remove_mount_points();
+    }
+    Ok(())
+}
+
+/// Unmounts what is mounted at or below a directory, newest first.
+fn unmount_below(directory: &Path) -> Result<()> {
+    let mounts =
+        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    let ours: Vec<&Path> = points.filter(|point| point.starts_with(directory)).collect();
+    for point in ours.into_iter().rev() {
+        unmount(point, UnmountFlags::DETACH)
+            .with_context(|| format!("cannot unmount {}", point.display()))?;
+    }
+    Ok(())
+}

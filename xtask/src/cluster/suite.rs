@@ -1,0 +1,55 @@
+//! The cluster that tests run on: made before them, removed after them.
+
+use anyhow::{Result, bail};
+
+use super::{down, instance::Instance, up};
+use crate::process;
+
+/// What the tests are told: the cluster's directory. `tests/src/cluster.rs` reads it.
+const VARIABLE: &str = "SLUICE_CLUSTER";
+/// A name of its own, so that a developer's cluster is left alone.
+const NAME: &str = "test";
+
+/// A running cluster for tests; removed when dropped.
+pub(crate) struct Suite {
+    instance: Instance,
+}
+
+// === impl Suite ===
+
+impl Suite {
+    /// Starts the cluster; `None`, after a word about it, where the machine has no Go and is not a CI's.
+    pub(crate) fn start() -> Result<Option<Self>> {
+        let is_ci =
+            std::env::var_os("CI").is_some_and(|value| value != "false" && !value.is_empty());
+        if process::find("go").is_none() {
+            if is_ci {
+                bail!(
+                    "the cluster suite needs Go, and there is none: see `cargo xtask cluster build`"
+                );
+            }
+            eprintln!(
+                "xtask: NO CLUSTER TESTS: this machine has no Go; see `cargo xtask cluster build`"
+            );
+            return Ok(None);
+        }
+        let suite = Self { instance: Instance::named(NAME)? };
+        up::run(&suite.instance, &up::Options::for_tests())?;
+        Ok(Some(suite))
+    }
+
+    /// Tells a command where the cluster is.
+    pub(crate) fn tell(&self, command: &mut std::process::Command) {
+        command.env(VARIABLE, self.instance.directory());
+    }
+}
+
+impl Drop for Suite {
+    fn drop(&mut self) {
+        if let Err(error) = down::run(&self.instance) {
+            eprintln!(
+                "xtask: the tests' cluster is not removed: {error:#}; run `cargo xtask cluster down --instance {NAME}`"
+            );
+        }
+    }
+}
