@@ -1,0 +1,130 @@
+//! Puts the plugin where runtimes find it, and its entry where they read it; takes both away again.
+//!
+//! Rules, each of which somebody's node has learnt the hard way:
+//!
+//! - No file of others is ever seen half written, by anybody: a draft in the same directory, fsync, rename,
+//!   fsync of the directory.
+//! - Nothing but our own entry changes, to the byte: lists are edited as text (see [`list`]).
+//! - There is no list of our own. Without a main plugin there is nothing to chain to, so we wait.
+//! - The binary is there before the first list names it, and stays after the last one did: runtimes keep
+//!   the configuration of running sandboxes, and call DEL by it when those end.
+
+mod binary;
+mod directory;
+mod draft;
+mod dropin;
+mod entry;
+mod list;
+mod options;
+mod single;
+mod watch;
+
+use std::{io, path::PathBuf};
+
+use self::{
+    binary::Binary,
+    directory::{Directory, Source},
+};
+pub use self::{
+    binary::is_retired,
+    entry::Entry,
+    options::{Options, USAGE, parse},
+    watch::{Level, watch},
+};
+
+/// Why something could not be installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// A file or directory.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A list that the plugin would break.
+    #[error(
+        "{} is of CNI {version}, which the plugin does not speak ({:?}): have the main plugin write a newer \
+         `cniVersion`",
+        path.display(),
+        crate::plugin::SUPPORTED
+    )]
+    Version {
+        /// The list.
+        path: PathBuf,
+        /// What it asks for.
+        version: String,
+    },
+    /// The same network in two files.
+    #[error(
+        "{} and {} both exist: remove the one that is not in use",
+        single.display(),
+        list.display()
+    )]
+    TwoForms {
+        /// The file with one plugin.
+        single: PathBuf,
+        /// The file with a list of them.
+        list: PathBuf,
+    },
+    /// The arguments do not make sense.
+    #[error("{0}\n{USAGE}")]
+    Usage(String),
+}
+
+/// What installing came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// Everything is as it should be; whether that took a change, and which network's main plugin leads.
+    InPlace {
+        /// The file that the entry is in.
+        file: PathBuf,
+        /// Whether it had to be written.
+        changed: bool,
+        /// The `type` of the main plugin.
+        main: String,
+    },
+    /// There is no list to be entered in yet.
+    Waiting,
+}
+
+/// Installs or upgrades the binary, then enters it in the list. Done twice, it changes nothing.
+pub fn install(options: &Options) -> Result<Installed, InstallError> {
+    Binary::new(&options.bin_dir).put_in_place(&options.binary)?;
+    enter(options)
+}
+
+/// The entry alone; the binary is in place.
+fn enter(options: &Options) -> Result<Installed, InstallError> {
+    let directory = Directory::new(&options.config_dir);
+    directory.remove_stale_drafts()?;
+    let Some(source) = directory.first_valid()? else { return Ok(Installed::Waiting) };
+    let entry = options.entry.to_json();
+    let installed = if dropin::is_usable(&options.runtime, &source) {
+        dropin::enter(&directory, &source, &entry)?
+    } else {
+        match &source {
+            Source::List(file) => directory::enter_list(file, &entry)?,
+            Source::Single(file) => single::enter(&directory, file, &entry)?,
+        }
+    };
+    if let Installed::InPlace { file, .. } = &installed {
+        directory.leave_all_but(Some(file))?;
+    }
+    Ok(installed)
+}
+
+/// Takes the entry out of every list, and leaves a binary that answers whoever still remembers it.
+pub fn uninstall(options: &Options) -> Result<(), InstallError> {
+    let directory = Directory::new(&options.config_dir);
+    directory.remove_stale_drafts()?;
+    single::leave(&directory)?;
+    directory.leave_all_but(None)?;
+    Binary::new(&options.bin_dir).retire()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! The plugin's binary among those of other plugins.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    InstallError,
+    draft::{self, Ownership, failed},
+};
+use crate::PLUGIN;
+
+/// Beside the binary, it says that the mesh has left this node.
+const RETIRED: &str = "sluice-cni.retired";
+
+/// The binary's place on the node.
+pub(super) struct Binary {
+    directory: PathBuf,
+}
+
+// === impl Binary ===
+
+impl Binary {
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// Copies the plugin here. A running one keeps the file that it was started from.
+    pub(super) fn put_in_place(&self, source: &Path) -> Result<(), InstallError> {
+        let target = self.directory.join(PLUGIN);
+        let bytes = fs::read(source).map_err(failed("read", source))?;
+        draft::remove_stale(&self.directory)?;
+        fs::create_dir_all(&self.directory).map_err(failed("create", &self.directory))?;
+        if !fs::read(&target).is_ok_and(|present| present == bytes) {
+            draft::replace(&self.directory, &target, &bytes, Ownership::mode(0o755))?;
+        }
+        draft::remove(&self.directory.join(RETIRED))
+    }
+
+    /// Leaves the binary, for runtimes that remember it, and has it do nothing any more.
+    pub(super) fn retire(&self) -> Result<(), InstallError> {
+        draft::remove_stale(&self.directory)?;
+        if !self.directory.join(PLUGIN).exists() {
+            return Ok(());
+        }
+        let note = b"Sluice was uninstalled. The plugin beside this file lets every call succeed, so that \
+                     pods from before can end. Remove both once the node has been drained.\n";
+        let target = self.directory.join(RETIRED);
+        draft::replace(&self.directory, &target, note, Ownership::mode(0o644))
+    }
+}
+
+/// Whether the running plugin has been uninstalled.
+pub fn is_retired() -> bool {
+    let here = std::env::current_exe().ok();
+    here.and_then(|path| path.parent().map(|directory| directory.join(RETIRED).exists()))
+        .unwrap_or(false)
+}

@@ -1,0 +1,147 @@
+//! The directory of network lists, read as runtimes read it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    InstallError, Installed,
+    draft::{self, Ownership, failed},
+    dropin,
+    list::{self, List},
+};
+use crate::plugin::SUPPORTED;
+
+/// A plugin that every node has for `lo`, and that is nobody's network.
+const LOOPBACK: &str = "loopback";
+
+/// `/etc/cni/net.d`, usually.
+pub(super) struct Directory {
+    path: PathBuf,
+}
+
+/// The file by which the runtime makes a pod's network.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A list of plugins.
+    List(Text),
+    /// One plugin.
+    Single(Text),
+}
+
+/// A file with its text.
+#[derive(Debug)]
+pub(super) struct Text {
+    pub(super) path: PathBuf,
+    pub(super) text: String,
+}
+
+// === impl Directory ===
+
+impl Directory {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn remove_stale_drafts(&self) -> Result<(), InstallError> {
+        draft::remove_stale(&self.path)
+    }
+
+    /// The first file in lexical order that a runtime would take; what it would not is passed over.
+    pub(super) fn first_valid(&self) -> Result<Option<Source>, InstallError> {
+        Ok(self.files(&["conf", "conflist", "json"])?.into_iter().find_map(valid))
+    }
+
+    /// Files with one of these suffixes, in lexical order. No directory is an empty one.
+    pub(super) fn files(&self, suffixes: &[&str]) -> Result<Vec<PathBuf>, InstallError> {
+        let unreadable = failed("read", &self.path);
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(unreadable(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(&unreadable)?.path();
+            let suffix = path.extension().and_then(|suffix| suffix.to_str());
+            if suffix.is_some_and(|suffix| suffixes.contains(&suffix)) && !path.is_dir() {
+                found.push(path);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Takes our entry out of everything except one file.
+    pub(super) fn leave_all_but(&self, kept: Option<&Path>) -> Result<(), InstallError> {
+        for path in self.files(&["conflist"])? {
+            if Some(path.as_path()) == kept {
+                continue;
+            }
+            // What is not a list, or has gone, has no entry of ours.
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let Ok(list) = List::parse(&text) else { continue };
+            let shorter = list.without_entry();
+            if shorter != text {
+                rewrite(&Text { path, text: text.clone() }, &shorter)?;
+            }
+        }
+        dropin::leave_all_but(self, kept)
+    }
+}
+
+/// Puts our entry at the end of a list.
+pub(super) fn enter_list(file: &Text, entry: &str) -> Result<Installed, InstallError> {
+    let unreadable = |error: list::NotAList| InstallError::File {
+        action: "understand",
+        path: file.path.clone(),
+        source: io::Error::other(error.to_string()),
+    };
+    let list = List::parse(&file.text).map_err(unreadable)?;
+    check_version(&file.path, &list.version)?;
+    let text = list.with_entry(entry);
+    let changed = text != file.text;
+    if changed {
+        rewrite(file, &text)?;
+    }
+    let main = list.main_plugin().unwrap_or_default();
+    Ok(Installed::InPlace { file: file.path.clone(), changed, main })
+}
+
+/// Replaces a file that others own by what it would be with, or without, our entry. If they have changed it
+/// since it was read, theirs stands, and the next look takes it from there.
+pub(super) fn rewrite(file: &Text, text: &str) -> Result<(), InstallError> {
+    let target = fs::canonicalize(&file.path).map_err(failed("read", &file.path))?;
+    let ownership = Ownership::of(&target)?;
+    let now = fs::read_to_string(&target).map_err(failed("read", &target))?;
+    if now != file.text {
+        return Err(failed("replace", &target)(io::Error::other(
+            "somebody else is changing it at this moment",
+        )));
+    }
+    let parent = target.parent().unwrap_or(Path::new("/"));
+    draft::replace(parent, &target, text.as_bytes(), ownership)
+}
+
+/// The plugin answers only for versions that it is tested with: in any other list it would fail every pod.
+pub(super) fn check_version(path: &Path, version: &str) -> Result<(), InstallError> {
+    if SUPPORTED.contains(&version) {
+        return Ok(());
+    }
+    Err(InstallError::Version { path: path.to_owned(), version: version.to_owned() })
+}
+
+fn valid(path: PathBuf) -> Option<Source> {
+    let text = fs::read_to_string(&path).ok()?;
+    if path.extension().is_some_and(|suffix| suffix == "conflist") {
+        let main = List::parse(&text).ok()?.main_plugin()?;
+        return (main != LOOPBACK).then_some(Source::List(Text { path, text }));
+    }
+    let (kind, _) = list::single(&text).ok()?;
+    (kind != LOOPBACK).then_some(Source::Single(Text { path, text }))
+}

@@ -1,0 +1,195 @@
+//! Keeps the entry in place: other plugins write their lists anew when they start or are upgraded.
+
+use std::{
+    collections::VecDeque,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::inotify::{self, CreateFlags, Reader, WatchFlags},
+    io::Errno,
+};
+
+use super::{InstallError, Installed, Options, install};
+
+/// How often it is looked without a reason: a watch may miss what happens to the directory itself.
+const RECHECK: Duration = Duration::from_secs(30);
+/// While there is nothing to be entered in.
+const RECHECK_WAITING: Duration = Duration::from_secs(1);
+/// Others write in several steps; meanwhile their file is not looked at.
+const SETTLE: Duration = Duration::from_millis(50);
+/// So many rewrites by others within [`QUARREL`] are a rival, not an upgrade.
+const MANY: usize = 5;
+const QUARREL: Duration = Duration::from_mins(1);
+/// How long a rival is left alone then.
+const TRUCE: Duration = Duration::from_secs(10);
+
+/// How much a line of the watch matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// For the record.
+    Info,
+    /// Pods may start outside the mesh.
+    Warning,
+}
+
+/// Installs, and puts back what others remove, until the process ends. Each step of it may be the last.
+///
+/// # Errors
+///
+/// Only when the kernel has no inotify instance left; everything else is reported and tried again.
+pub fn watch(
+    options: &Options,
+    report: &mut dyn FnMut(Level, &str),
+) -> Result<std::convert::Infallible, InstallError> {
+    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+        .map_err(|error| super::draft::failed("watch", &options.config_dir)(error.into()))?;
+    let mut keeper = Keeper::default();
+    loop {
+        // Again every time: the directory may be another one.
+        let events = WatchFlags::CREATE
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF;
+        let is_watched = inotify::add_watch(&changes, &options.config_dir, events).is_ok();
+        let outcome = install(options);
+        let is_settled = matches!(outcome, Ok(Installed::InPlace { .. }));
+        let pause = keeper.take(&outcome, Instant::now(), report);
+        thread::sleep(pause.unwrap_or_default());
+        wait(&changes, if is_watched && is_settled { RECHECK } else { RECHECK_WAITING });
+    }
+}
+
+/// What has been found before, so that only news is reported.
+#[derive(Debug, Default)]
+struct Keeper {
+    last: Option<String>,
+    was_in_place: bool,
+    rewrites: VecDeque<Instant>,
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Says what is new, and for how long a rival is to be left alone.
+    fn take(
+        &mut self,
+        outcome: &Result<Installed, InstallError>,
+        now: Instant,
+        report: &mut dyn FnMut(Level, &str),
+    ) -> Option<Duration> {
+        let (level, text) = match outcome {
+            Ok(Installed::InPlace { file, changed, main }) => {
+                if *changed && self.was_in_place {
+                    return self.rewritten(&file.display().to_string(), main, now, report);
+                }
+                self.was_in_place = true;
+                (Level::Info, format!("entered in {} after {main}", file.display()))
+            }
+            Ok(Installed::Waiting) => {
+                let text = "no network list yet: waiting for the main plugin to write one";
+                (Level::Warning, text.to_owned())
+            }
+            Err(error) => (Level::Warning, error.to_string()),
+        };
+        if self.last.as_ref() != Some(&text) {
+            report(level, &text);
+            self.last = Some(text);
+        }
+        None
+    }
+
+    fn rewritten(
+        &mut self,
+        file: &str,
+        main: &str,
+        now: Instant,
+        report: &mut dyn FnMut(Level, &str),
+    ) -> Option<Duration> {
+        self.rewrites.retain(|then| now.duration_since(*then) < QUARREL);
+        self.rewrites.push_back(now);
+        let hint = match main {
+            "cilium-cni" => "; set cni.exclusive=false in Cilium's values",
+            "multus" | "multus-shim" => "; have Multus read the list instead of writing its own",
+            _ => "",
+        };
+        let times = self.rewrites.len();
+        report(
+            Level::Warning,
+            &format!(
+                "{file}, whose main plugin is {main}, was written without the entry of Sluice: put back \
+                 ({times} times within a minute){hint}"
+            ),
+        );
+        (times >= MANY).then(|| {
+            let seconds = TRUCE.as_secs();
+            let text = format!(
+                "whoever writes {file} does not stop: the next look is in {seconds} s, and pods that \
+                 start meanwhile are captured late"
+            );
+            report(Level::Warning, &text);
+            TRUCE
+        })
+    }
+}
+
+/// Returns once something has happened in the directory and settled, or after `patience`.
+fn wait(changes: &OwnedFd, patience: Duration) {
+    let timeout =
+        Timespec { tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let mut descriptors = [PollFd::new(changes, PollFlags::IN)];
+    if poll(&mut descriptors, Some(&timeout)).is_ok_and(|ready| ready > 0) {
+        thread::sleep(SETTLE);
+        drain(changes);
+    }
+}
+
+fn drain(changes: impl AsFd) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut events = Reader::new(changes, &mut buffer);
+    loop {
+        match events.next() {
+            Ok(_) | Err(Errno::INTR) => {}
+            // Nothing is left; what else may be wrong is found at the next look.
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rival_is_named_and_then_left_alone_for_a_while() {
+        let mut said = Vec::new();
+        let mut keeper = Keeper::default();
+        let start = Instant::now();
+        let mut take = |keeper: &mut Keeper, changed, seconds| {
+            let outcome = Ok(Installed::InPlace {
+                file: "/etc/cni/net.d/05-cilium.conflist".into(),
+                changed,
+                main: "cilium-cni".into(),
+            });
+            let now = start + Duration::from_secs(seconds);
+            keeper.take(&outcome, now, &mut |_, text| said.push(text.to_owned()))
+        };
+        assert_eq!(take(&mut keeper, true, 0), None);
+        assert_eq!(take(&mut keeper, false, 1), None);
+        for second in 2..6 {
+            assert_eq!(take(&mut keeper, true, second), None);
+        }
+        assert_eq!(take(&mut keeper, true, 6), Some(TRUCE));
+        assert_eq!(take(&mut keeper, true, 100), None, "quarrels are forgotten");
+        assert_eq!(said.len(), 1 + 4 + 2 + 1, "{said:?}");
+        assert!(said[1].contains("cni.exclusive=false"));
+        assert!(said[6].contains("does not stop"));
+    }
+}
