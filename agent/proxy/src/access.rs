@@ -36,7 +36,7 @@ pub(crate) fn connection_complete(
                 dst.namespace = destination.map(|workload| workload.account.namespace.as_str()),
                 dst.identity = facts.destination_identity.as_ref().map(tracing::field::display),
                 direction,
-                transport = ?facts.transport,
+                transport = ?live.transport(),
                 bytes_sent = live.sent(),
                 bytes_recv = live.received(),
                 duration = ?live.opened.elapsed(),

@@ -3,26 +3,27 @@
 use std::{
     future::poll_fn,
     io,
-    net::{Ipv4Addr, SocketAddr},
-    os::fd::AsFd,
+    net::SocketAddr,
     sync::Arc,
     task::{Poll, ready},
     time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sluice_pods::LocalPod;
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
-use sluice_sys::{nomad, socket};
+use sluice_sys::socket;
 use sluice_tls::{Channel, VerifyError};
 use sluice_wire::{Event, Preamble, ResetReason};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     access,
-    deadline::{watch_peer, within},
-    live::{Direction, Facts, Live, Transport},
+    deadline::watch_peer,
+    delivery::deliver,
+    descriptors::{self, Begins, Shortage},
+    live::{Direction, Facts, Listed, Live, Transport},
+    local::Delivered,
     plain::{self, PlainEnd},
     pool::MAX_IDLE_TIME,
     preamble::{HELLO_TIME, read_preamble},
@@ -35,16 +36,8 @@ use crate::{
 /// How long a session may wait for its next stream: longer than the client's pool keeps it, so that
 /// the client decides and no stream is opened on a connection that is being closed.
 const STREAM_TIME: Duration = MAX_IDLE_TIME.saturating_mul(2);
-/// How long the application may take to accept, when its backlog is full.
-const DELIVER_TIME: Duration = Duration::from_secs(10);
 /// How long a pod that has just been enrolled may take to fetch its certificate.
 const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
-
-/// Where deliveries over IPv4 come from, below the socket API. A loopback address, because only then does
-/// the kernel use a port again that is in `TIME_WAIT` (`tcp_tw_reuse` is 2 by default), without which a port
-/// of the application could take 470 connections a second; but not 127.0.0.1, which some applications
-/// trust. The application sees the client's address.
-const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
 /// Why an inbound connection was refused or ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +52,10 @@ enum Failure {
     ForeignClient { claimed: SocketAddr, actual: SocketAddr },
     #[error("the application on {address} does not answer: {source}")]
     Unreachable { address: SocketAddr, source: io::Error },
+    #[error("no socket to deliver to {address}: {source}")]
+    NoSocket { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Shortage(#[from] Shortage),
     #[error("the application's connection: {0}")]
     Application(io::Error),
     #[error(transparent)]
@@ -96,6 +93,9 @@ pub(crate) async fn serve(
     let arrived = Arrived { worker, pod, client, local };
     if mode == MtlsMode::Disable {
         return Box::pin(arrived.plaintext(stream, Vec::new())).await;
+    }
+    if let Err(shortage) = descriptors::check(&stream, Begins::Inbound) {
+        return arrived.refuse(&stream, Transport::Plaintext, &shortage.into());
     }
     watch_peer(&stream);
     let may_be_silent = mode == MtlsMode::Permissive && !is_known;
@@ -183,7 +183,8 @@ impl Arrived {
             .wait(&self.pod.identity, CERTIFICATE_TIME)
             .await
             .map_err(io::Error::other)?;
-        Session::handshake(stream, Channel::accept(&identity)?, &identity, received).await
+        let links = &self.worker.shared.links;
+        Session::handshake(stream, Channel::accept(&identity)?, &identity, links, received).await
     }
 
     /// Serves one stream; gives the session back when it can carry another.
@@ -199,21 +200,13 @@ impl Arrived {
             Err(error) => Err((Some(ResetReason::Revoked), Failure::Untrusted(error))),
         };
         let (reason, failure) = match opened {
-            Ok(mut application) => {
+            Ok(application) => {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_mtls.increment();
-                let outcome = Relay::new(&mut application, &mut session, &live, Side::Server, &[])
-                    .run()
-                    .await;
-                match ended(outcome) {
-                    Ok(()) => {
-                        access::connection_complete(&self.worker.shared.snapshot(), &live, None);
-                        return Some(session);
-                    }
-                    Err(end) => {
-                        reset_on_close(&application);
-                        end
-                    }
-                }
+                let (application, live) = match hand_over(&mut session, application, live).await {
+                    Ok(flushed) => return flushed.ok().map(|()| session),
+                    Err(kept) => kept,
+                };
+                return self.carry(session, application, &live).await;
             }
             Err(refusal) => {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
@@ -227,18 +220,55 @@ impl Arrived {
         None
     }
 
+    /// Carries a stream that was let in over its session.
+    async fn carry(
+        &self,
+        mut session: Session,
+        application: std::net::TcpStream,
+        live: &Live,
+    ) -> Option<Session> {
+        let outcome = match TcpStream::from_std(application) {
+            Ok(mut application) => {
+                let relay = Relay::new(&mut application, &mut session, live, Side::Server, &[]);
+                let outcome = relay.run().await;
+                if !matches!(outcome, Outcome::Clean) {
+                    reset_on_close(&application);
+                }
+                outcome
+            }
+            Err(error) => Outcome::Application(error),
+        };
+        let snapshot = self.worker.shared.snapshot();
+        match ended(outcome) {
+            Ok(()) => {
+                access::connection_complete(&snapshot, live, None);
+                Some(session)
+            }
+            Err((reason, failure)) => {
+                access::connection_complete(&snapshot, live, Some(&failure));
+                if let Some(reason) = reason {
+                    session.reset(reason);
+                }
+                None
+            }
+        }
+    }
+
     async fn open(
         &self,
         client: SocketAddr,
         peer: &SpiffeId,
-    ) -> Result<TcpStream, (Option<ResetReason>, Failure)> {
+    ) -> Result<std::net::TcpStream, (Option<ResetReason>, Failure)> {
         if client.ip() != self.client.ip() {
             let failure = Failure::ForeignClient { claimed: client, actual: self.client };
             return Err((Some(ResetReason::Protocol), failure));
         }
         self.authorize(Some(peer)).map_err(|reason| (Some(ResetReason::Denied), reason.into()))?;
         self.deliver(client).await.map_err(|source| {
-            (Some(ResetReason::Unreachable), Failure::Unreachable { address: self.local, source })
+            let is_shortage = descriptors::is_shortage(&source);
+            let reason =
+                if is_shortage { ResetReason::Overloaded } else { ResetReason::Unreachable };
+            (Some(reason), self.undelivered(source))
         })
     }
 
@@ -247,7 +277,7 @@ impl Arrived {
         let result = self.plaintext_stream(&mut stream, &live, head).await;
         let stats = self.worker.shared.stats.of(&self.pod.uid);
         match &result {
-            Err(Failure::Denied(_) | Failure::Unreachable { .. }) => {
+            Err(Failure::Denied(_) | Failure::Unreachable { .. } | Failure::NoSocket { .. }) => {
                 stats.inbound_refused.increment();
             }
             _ => stats.inbound_plaintext.increment(),
@@ -269,14 +299,11 @@ impl Arrived {
         head: Vec<u8>,
     ) -> Result<(), Failure> {
         self.authorize(None)?;
-        let address = self.local;
-        let mut application = self
-            .deliver(self.client)
-            .await
-            .map_err(|source| Failure::Unreachable { address, source })?;
-        match plain::relay(stream, &mut application, live, head).await {
+        let delivered = self.deliver(self.client).await.and_then(TcpStream::from_std);
+        let mut application = delivered.map_err(|source| self.undelivered(source))?;
+        match plain::relay(stream, &mut application, &[live], head).await {
             PlainEnd::Clean => Ok(()),
-            PlainEnd::Socket(error) => {
+            PlainEnd::Socket(_, error) => {
                 reset_on_close(&application);
                 Err(Failure::Application(error))
             }
@@ -287,40 +314,35 @@ impl Arrived {
         }
     }
 
-    /// Connects to the application inside the pod, which will see `client` as its peer.
-    async fn deliver(&self, client: SocketAddr) -> io::Result<TcpStream> {
-        nomad::enter(&self.pod.netns).map_err(io::Error::other)?;
-        let socket = socket::tcp_socket(self.local.is_ipv6())?;
-        self.worker
-            .shared
-            .sockets
-            .mark_delivery(socket.as_fd(), client)
-            .map_err(io::Error::other)?;
-        if self.local.is_ipv4() {
-            socket::bind_address(&socket, DELIVERY_SOURCE.into())?;
+    async fn deliver(&self, client: SocketAddr) -> io::Result<std::net::TcpStream> {
+        deliver(&self.worker.shared.sockets, &self.pod.netns, client, self.local).await
+    }
+
+    fn undelivered(&self, source: io::Error) -> Failure {
+        let address = self.local;
+        if descriptors::is_shortage(&source) {
+            return Failure::NoSocket { address, source };
         }
-        match socket.connect(&self.local.into()) {
-            Err(error)
-                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-            other => other?,
-        }
-        let is_settled = {
-            let mut watched = [PollFd::new(&socket, PollFlags::OUT)];
-            poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0
-        };
-        let error = socket.take_error()?;
-        let stream = TcpStream::from_std(socket.into())?;
-        if let Some(error) = error {
-            return Err(error);
-        }
-        if !is_settled {
-            // Over loopback the handshake is over before `connect` returns, unless the backlog is full.
-            within(DELIVER_TIME, stream.writable()).await?;
-            if let Some(error) = stream.take_error()? {
-                return Err(error);
-            }
-        }
-        Ok(stream)
+        Failure::Unreachable { address, source }
+    }
+}
+
+/// Leaves a stream that was let in to the client's side of this process, if that is where the session
+/// comes from; then the session is free, unless it fails now. Otherwise the stream is to be carried here.
+async fn hand_over(
+    session: &mut Session,
+    application: std::net::TcpStream,
+    live: Listed,
+) -> Result<Result<(), Broken>, (std::net::TcpStream, Listed)> {
+    let delivered = Delivered { application, live };
+    let left = match &session.link {
+        Some(link) => link.hand_over(delivered),
+        None => Err(delivered),
+    };
+    match left {
+        // Tickets, which otherwise leave with the first bytes of the application.
+        Ok(()) => Ok(session.try_flush().await),
+        Err(Delivered { application, live }) => Err((application, live)),
     }
 }
 

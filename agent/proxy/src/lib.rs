@@ -13,8 +13,11 @@
 mod accept;
 mod access;
 mod deadline;
+mod delivery;
+mod descriptors;
 mod inbound;
 mod live;
+mod local;
 mod outbound;
 mod plain;
 mod pool;
@@ -26,6 +29,8 @@ mod scratch;
 mod session;
 mod shared;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 pub use live::{Direction, Facts, Live, LiveTable, Transport};

@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Waker},
     time::Instant,
@@ -30,6 +30,9 @@ pub enum Direction {
 pub enum Transport {
     /// Mutual TLS between two agents.
     MutualTls,
+    /// Within one agent, from one of its pods to another, after a mutual-TLS handshake between the two
+    /// has proved both identities.
+    Local,
     /// As the application sent it.
     Plaintext,
 }
@@ -39,7 +42,7 @@ pub enum Transport {
 pub struct Facts {
     /// Which way it crosses the edge of `pod`.
     pub direction: Direction,
-    /// How it is protected.
+    /// How it began; see [`Live::transport`].
     pub transport: Transport,
     /// The local pod.
     pub pod: WorkloadUid,
@@ -67,6 +70,8 @@ pub struct Live {
     /// The certificates that the peer's agent proved itself by, leaf first; none in plaintext, and none
     /// before the client's side has a session.
     proof: Mutex<Option<Proof>>,
+    /// Whether it has left its session for the memory of this agent.
+    local: AtomicBool,
     /// The code of a [`ResetReason`] once the connection must end, else 0.
     cut: AtomicU8,
     waker: AtomicWaker,
@@ -76,14 +81,14 @@ pub struct Live {
 #[derive(Debug, Default)]
 pub struct LiveTable {
     /// One shard per worker, so that workers never contend on the connection path.
-    shards: Vec<Shard>,
+    shards: Vec<Arc<Shard>>,
 }
 
 /// Keeps a connection listed for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Listed<'a> {
+pub(crate) struct Listed {
     live: Arc<Live>,
-    place: Option<(&'a Shard, usize)>,
+    place: Option<(Arc<Shard>, usize)>,
 }
 
 /// A chain of certificates, leaf first.
@@ -105,9 +110,19 @@ impl Live {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             proof: Mutex::new(None),
+            local: AtomicBool::new(false),
             cut: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
+    }
+
+    /// How it is protected now.
+    pub fn transport(&self) -> Transport {
+        if self.local.load(Ordering::Relaxed) { Transport::Local } else { self.facts.transport }
+    }
+
+    pub(crate) fn set_local(&self) {
+        self.local.store(true, Ordering::Relaxed);
     }
 
     /// Bytes from client to server so far.
@@ -164,14 +179,14 @@ impl Live {
 impl LiveTable {
     /// A table for this many workers.
     pub fn new(workers: usize) -> Self {
-        Self { shards: (0..workers.max(1)).map(|_| Mutex::default()).collect() }
+        Self { shards: (0..workers.max(1)).map(|_| Arc::default()).collect() }
     }
 
-    pub(crate) fn list(&self, worker: usize, facts: Facts) -> Listed<'_> {
+    pub(crate) fn list(&self, worker: usize, facts: Facts) -> Listed {
         let live = Arc::new(Live::new(facts));
         let shard = self.shards.get(worker);
         let key = shard.map(|shard| lock(shard).insert(Arc::clone(&live)));
-        Listed { live, place: shard.zip(key) }
+        Listed { live, place: shard.cloned().zip(key) }
     }
 
     /// Every open connection.
@@ -186,7 +201,7 @@ impl LiveTable {
 
 // === impl Listed ===
 
-impl std::ops::Deref for Listed<'_> {
+impl std::ops::Deref for Listed {
     type Target = Live;
 
     fn deref(&self) -> &Live {
@@ -194,10 +209,10 @@ impl std::ops::Deref for Listed<'_> {
     }
 }
 
-impl Drop for Listed<'_> {
+impl Drop for Listed {
     fn drop(&mut self) {
-        if let Some((shard, key)) = self.place {
-            lock(shard).try_remove(key);
+        if let Some((shard, key)) = &self.place {
+            lock(shard).try_remove(*key);
         }
     }
 }

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::RecvFlags;
 use sluice_mesh::{Client, Destination, Lack, Member, Snapshot};
 use sluice_pods::LocalPod;
 use sluice_policy::MtlsMode;
@@ -24,11 +23,13 @@ use tokio::{
 use crate::{
     access,
     deadline::watch_peer,
+    descriptors::{self, Begins, Shortage},
     live::{Direction, Facts, Listed, Live, Transport},
+    local::Delivered,
     plain::{self, PlainEnd},
     pool::Key,
+    preamble::first_bytes,
     relay::{Outcome, Relay, Side},
-    scratch::Scratch,
     session::{Broken, Session},
     worker::Worker,
 };
@@ -53,6 +54,8 @@ enum Failure {
     Timeout(SocketAddr),
     #[error(transparent)]
     Session(#[from] Broken),
+    #[error(transparent)]
+    Shortage(#[from] Shortage),
     #[error("the application's connection: {0}")]
     Application(io::Error),
     #[error("the server's certificate is not accepted any more: {0}")]
@@ -72,6 +75,13 @@ struct Captured {
     carried: bool,
 }
 
+/// A stream that was let in by the inbound side of this process.
+struct Local {
+    delivered: Delivered,
+    /// What the client has sent by now.
+    head: Vec<u8>,
+}
+
 /// Carries one captured connection to its end.
 pub(crate) async fn serve(
     worker: Arc<Worker>,
@@ -89,6 +99,10 @@ pub(crate) async fn serve(
         }
     };
     let snapshot = worker.shared.snapshot();
+    if let Err(shortage) = descriptors::check(&application, Begins::Outbound) {
+        let captured = Captured { worker, pod, application, client, requested, carried: false };
+        return captured.refuse(&snapshot, requested, &shortage.into());
+    }
     let asking = snapshot.member(&pod.uid).map(|member| &member.workload);
     let asking = Client {
         address: client.ip(),
@@ -99,12 +113,12 @@ pub(crate) async fn serve(
     let captured = Captured { worker, pod, application, client, requested, carried: false };
     match destination {
         Destination::Member(member, address) if speaks_mesh(&member, address.port()) => {
-            captured.into_mesh(&snapshot, &member, address).await;
+            let expected = member.workload.identity.clone();
+            // A connection does not keep the state of the mesh in which it began.
+            drop((member, snapshot));
+            captured.into_mesh(expected, address).await;
         }
-        Destination::Member(_, address) => {
-            Box::pin(captured.into_plaintext(&snapshot, address)).await;
-        }
-        Destination::Outside(address) => {
+        Destination::Member(_, address) | Destination::Outside(address) => {
             Box::pin(captured.into_plaintext(&snapshot, address)).await;
         }
         Destination::Unknown => Box::pin(captured.into_plaintext(&snapshot, requested)).await,
@@ -156,27 +170,33 @@ impl Captured {
         access::connection_complete(snapshot, &Live::new(facts), Some(failure));
     }
 
-    async fn into_mesh(mut self, snapshot: &Snapshot, member: &Member, address: SocketAddr) {
+    async fn into_mesh(mut self, expected: SpiffeId, address: SocketAddr) {
         let worker = Arc::clone(&self.worker);
-        let expected = member.workload.identity.clone();
         let facts = self.facts(Transport::MutualTls, address, Some(expected.clone()));
         let live = worker.list(facts);
-        let result = self.mesh_stream(&live, address, expected).await;
+        // On the heap, so that a connection within this agent does not keep the room of its session.
+        let result = match Box::pin(self.mesh_stream(&live, address, expected)).await {
+            Ok(Some(local)) => self.local_stream(&live, local).await,
+            Ok(None) => Ok(()),
+            Err(failure) => Err(failure),
+        };
         if !self.carried {
             worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
         }
         if result.is_err() {
             refuse(&self.application);
         }
-        complete(snapshot, &live, result);
+        complete(&worker.shared.snapshot(), &live, result);
     }
 
+    /// Carries a stream over a session, or opens it and gives back what the destination's side, in this
+    /// process too, left to be carried.
     async fn mesh_stream(
         &mut self,
         live: &Live,
         address: SocketAddr,
         expected: SpiffeId,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<Local>, Failure> {
         let identity = self.certificate().await?;
         let key = Key {
             pod: self.pod.uid.clone(),
@@ -186,39 +206,26 @@ impl Captured {
             expected,
         };
         let head = first_bytes(&self.application);
-        let certificates = &*Arc::clone(&self.worker.shared.certificates);
         loop {
-            let pooled = self.worker.session(&key).await;
-            let reused = pooled.is_some();
-            let mut session = match pooled {
-                Some(session) if !certificates.may_reuse(&session.peer, &identity) => {
-                    session.close();
-                    continue;
-                }
-                Some(session) => session,
-                // On the heap, so that a connection that idles does not keep the room of its handshake.
-                None => Box::pin(self.connect(&identity, &key)).await?,
-            };
-            live.rests_on(&session.peer.chain);
-            match session.still_trusted(certificates, &key.source_identity) {
-                Ok(()) => {}
-                // A new connection will be judged by the trust of now, and meet the server's newest certificate.
-                Err(_) if reused => {
-                    session.close();
-                    continue;
-                }
-                Err(error) => return Err(Failure::Untrusted(error)),
-            }
+            let (mut session, reused) = self.session(live, &identity, &key).await?;
             session.queue(&Control::open(self.client))?;
             if !std::mem::replace(&mut self.carried, true) {
                 self.worker.shared.stats.of(&self.pod.uid).outbound_mtls.increment();
             }
             let ending = self.worker.returning.of(&key);
+            if let Some(link) = session.link.clone() {
+                // Known to be short: others had better wait for the session than make one.
+                ending.announce();
+                if let Some(delivered) = link.open(&mut session, live).await {
+                    self.worker.put_session(key.clone(), session);
+                    return Ok(Some(Local { delivered, head }));
+                }
+            }
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
             match relay.announcing(&ending).run().await {
                 Outcome::Clean => {
                     self.worker.put_session(key.clone(), session);
-                    return Ok(());
+                    return Ok(None);
                 }
                 Outcome::Unseen if reused => {}
                 Outcome::Unseen => return Err(Broken::Closed.into()),
@@ -236,6 +243,66 @@ impl Captured {
         }
     }
 
+    /// A session that trust allows for a stream, and whether it has carried others.
+    async fn session(
+        &self,
+        live: &Live,
+        identity: &Identity,
+        key: &Key,
+    ) -> Result<(Session, bool), Failure> {
+        let certificates = &*self.worker.shared.certificates;
+        loop {
+            let pooled = self.worker.session(key).await;
+            let reused = pooled.is_some();
+            let mut session = match pooled {
+                Some(session) if !certificates.may_reuse(&session.peer, identity) => {
+                    session.close();
+                    continue;
+                }
+                Some(session) => session,
+                // On the heap, so that a connection that idles does not keep the room of its handshake.
+                None => Box::pin(self.connect(identity, key)).await?,
+            };
+            live.rests_on(&session.peer.chain);
+            match session.still_trusted(certificates, &key.source_identity) {
+                Ok(()) => return Ok((session, reused)),
+                // A new connection will be judged by the trust of now, and meet the server's newest certificate.
+                Err(_) if reused => session.close(),
+                Err(error) => return Err(Failure::Untrusted(error)),
+            }
+        }
+    }
+
+    /// Carries a stream between two pods of this agent.
+    async fn local_stream(&mut self, live: &Live, local: Local) -> Result<(), Failure> {
+        let Local { delivered, head } = local;
+        let far = delivered.live;
+        far.set_local();
+        live.set_local();
+        let end = match TcpStream::from_std(delivered.application) {
+            Ok(mut server) => {
+                let lives = [live, &*far];
+                let end = plain::relay(&mut self.application, &mut server, &lives, head).await;
+                if !matches!(end, PlainEnd::Clean) {
+                    refuse(&server);
+                }
+                end
+            }
+            Err(error) => PlainEnd::Socket(Side::Server, error),
+        };
+        let (near, other) = match end {
+            PlainEnd::Clean => (Ok(()), Ok(())),
+            PlainEnd::Socket(side, error) => {
+                let (own, told) =
+                    (Failure::Application(error), Failure::Ended(ResetReason::Application));
+                if side == Side::Client { (Err(own), Err(told)) } else { (Err(told), Err(own)) }
+            }
+            PlainEnd::Cut(reason) => (Err(Failure::Ended(reason)), Err(Failure::Ended(reason))),
+        };
+        complete(&self.worker.shared.snapshot(), &far, other);
+        near
+    }
+
     async fn certificate(&self) -> Result<Arc<Identity>, Failure> {
         let identity = &self.pod.identity;
         self.worker
@@ -248,6 +315,7 @@ impl Captured {
 
     async fn connect(&self, identity: &Identity, key: &Key) -> Result<Session, Failure> {
         let address = key.destination;
+        let links = &self.worker.shared.links;
         let connecting = async {
             let tcp = self
                 .dial(key.source, address)
@@ -255,7 +323,7 @@ impl Captured {
                 .map_err(|source| Failure::Connect { address, source })?;
             let channel =
                 Channel::connect(identity, &key.expected, address.ip()).map_err(Broken::from)?;
-            Ok(Session::handshake(tcp, channel, identity, Vec::new()).await?)
+            Ok(Session::handshake(tcp, channel, identity, links, Vec::new()).await?)
         };
         match timeout(CONNECT_TIME, connecting).await {
             Ok(connected) => connected,
@@ -300,9 +368,9 @@ impl Captured {
             Ok(connected) => connected.map_err(|source| Failure::Connect { address, source })?,
             Err(_) => return Err(Failure::Timeout(address)),
         };
-        match plain::relay(&mut self.application, &mut server, live, Vec::new()).await {
+        match plain::relay(&mut self.application, &mut server, &[live], Vec::new()).await {
             PlainEnd::Clean => Ok(()),
-            PlainEnd::Socket(error) => {
+            PlainEnd::Socket(_, error) => {
                 refuse(&server);
                 Err(Failure::Application(error))
             }
@@ -314,21 +382,9 @@ impl Captured {
     }
 }
 
-fn complete(snapshot: &Snapshot, live: &Listed<'_>, result: Result<(), Failure>) {
+fn complete(snapshot: &Snapshot, live: &Listed, result: Result<(), Failure>) {
     match result {
         Ok(()) => access::connection_complete(snapshot, live, None),
         Err(failure) => access::connection_complete(snapshot, live, Some(&failure)),
     }
-}
-
-/// What the application has sent by the time that its connection is accepted, if anything: it leaves
-/// in the same packet as the stream's opening.
-fn first_bytes(application: &TcpStream) -> Vec<u8> {
-    Scratch::lend(|scratch| {
-        match rustix::net::recv(application, &mut scratch.application[..], RecvFlags::DONTWAIT) {
-            Ok((length, _)) => scratch.application.get(..length).unwrap_or_default().to_vec(),
-            // Nothing yet, or a failure that the relay will meet again and report.
-            Err(_) => Vec::new(),
-        }
-    })
 }

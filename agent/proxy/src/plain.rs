@@ -1,4 +1,5 @@
-//! Carries bytes between two sockets as they are: to and from peers outside the mesh.
+//! Carries bytes between two sockets as they are: to and from peers outside the mesh, and between two
+//! pods of this agent.
 
 use std::{
     future::poll_fn,
@@ -13,62 +14,59 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{live::Live, scratch::Scratch};
+use crate::{live::Live, relay::Side, scratch::Scratch};
 
 /// Turns of both directions in one poll, before other connections of the worker get theirs.
 const TURNS_PER_POLL: usize = 8;
 
-/// How a plaintext connection ended.
+/// How a connection that was carried as it is ended.
 #[derive(Debug)]
 pub(crate) enum PlainEnd {
     /// Both directions ended.
     Clean,
-    /// A socket failed.
-    Socket(io::Error),
+    /// The socket on this side failed, or was reset.
+    Socket(Side, io::Error),
     /// It was ended from outside.
     Cut(ResetReason),
 }
 
 /// One direction: what was read and not yet written, and whether the end was reached and passed on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flow {
+    sender: Side,
     waiting: Vec<u8>,
     ended: bool,
     finished: bool,
 }
 
-/// Carries bytes both ways until both have ended; `head` was read from `client` already.
+/// Carries bytes both ways until both have ended; `head` was read from `client` already. Every one of
+/// `lives` counts them and can end it.
 pub(crate) async fn relay(
     client: &mut TcpStream,
     server: &mut TcpStream,
-    live: &Live,
+    lives: &[&Live],
     head: Vec<u8>,
 ) -> PlainEnd {
-    live.count_sent(head.len());
-    let mut up = Flow { waiting: head, ..Flow::default() };
-    let mut down = Flow::default();
+    count(lives, Side::Client, head.len());
+    let mut up = Flow::new(Side::Client, head);
+    let mut down = Flow::new(Side::Server, Vec::new());
     poll_fn(|cx| {
-        if let Some(reason) = live.poll_cut(cx) {
+        if let Some(reason) = lives.iter().find_map(|live| live.poll_cut(cx)) {
             return Poll::Ready(PlainEnd::Cut(reason));
         }
         Scratch::lend(|scratch| {
             for _ in 0..TURNS_PER_POLL {
                 let sent = up.poll(cx, client, server, &mut scratch.application);
                 let received = down.poll(cx, server, client, &mut scratch.application);
+                count(lives, Side::Client, moved(&sent));
+                count(lives, Side::Server, moved(&received));
                 match (sent, received) {
-                    (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => {
-                        return Poll::Ready(PlainEnd::Socket(error));
+                    (Poll::Ready(Err((side, error))), _) | (_, Poll::Ready(Err((side, error)))) => {
+                        return Poll::Ready(PlainEnd::Socket(side, error));
                     }
-                    (sent, received) => {
-                        if up.finished && down.finished {
-                            return Poll::Ready(PlainEnd::Clean);
-                        }
-                        if sent.is_pending() && received.is_pending() {
-                            return Poll::Pending;
-                        }
-                        live.count_sent(moved(&sent));
-                        live.count_received(moved(&received));
-                    }
+                    _ if up.finished && down.finished => return Poll::Ready(PlainEnd::Clean),
+                    (Poll::Pending, Poll::Pending) => return Poll::Pending,
+                    _ => {}
                 }
             }
             cx.waker().wake_by_ref();
@@ -78,7 +76,22 @@ pub(crate) async fn relay(
     .await
 }
 
-fn moved(turn: &Poll<io::Result<usize>>) -> usize {
+fn count(lives: &[&Live], sender: Side, bytes: usize) {
+    if bytes == 0 {
+        return;
+    }
+    for live in lives {
+        match sender {
+            Side::Client => live.count_sent(bytes),
+            Side::Server => live.count_received(bytes),
+        }
+    }
+}
+
+/// Bytes that were read, or the socket that failed and how.
+type Turn = Result<usize, (Side, io::Error)>;
+
+fn moved(turn: &Poll<Turn>) -> usize {
     match turn {
         Poll::Ready(Ok(bytes)) => *bytes,
         Poll::Ready(Err(_)) | Poll::Pending => 0,
@@ -86,6 +99,10 @@ fn moved(turn: &Poll<io::Result<usize>>) -> usize {
 }
 
 impl Flow {
+    fn new(sender: Side, waiting: Vec<u8>) -> Self {
+        Self { sender, waiting, ended: false, finished: false }
+    }
+
     /// One turn; ready with the bytes that were read, which may be none.
     fn poll(
         &mut self,
@@ -93,28 +110,34 @@ impl Flow {
         from: &mut TcpStream,
         to: &mut TcpStream,
         buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    ) -> Poll<Turn> {
+        let (sender, receiver) = (self.sender, self.sender.other());
         if !self.waiting.is_empty() {
-            let written = ready!(Pin::new(to).poll_write(cx, &self.waiting))?;
+            let written = ready!(Pin::new(to).poll_write(cx, &self.waiting))
+                .map_err(|error| (receiver, error))?;
             self.waiting.drain(..written);
+            if self.waiting.is_empty() {
+                self.waiting = Vec::new();
+            }
             return Poll::Ready(Ok(0));
         }
         if self.finished {
             return Poll::Pending;
         }
         if self.ended {
-            ready!(Pin::new(to).poll_shutdown(cx))?;
+            ready!(Pin::new(to).poll_shutdown(cx)).map_err(|error| (receiver, error))?;
             self.finished = true;
             return Poll::Ready(Ok(0));
         }
         let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
+        ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|error| (sender, error))?;
         let mut bytes = buffer.filled();
         let read = bytes.len();
         self.ended = read == 0;
         while !bytes.is_empty() {
-            match Pin::new(&mut *to).poll_write(cx, bytes)? {
-                Poll::Ready(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            match Pin::new(&mut *to).poll_write(cx, bytes) {
+                Poll::Ready(Ok(written)) => bytes = bytes.get(written..).unwrap_or_default(),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err((receiver, error))),
                 Poll::Pending => break,
             }
         }
@@ -122,3 +145,6 @@ impl Flow {
         Poll::Ready(Ok(read))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,13 @@
-//! Reads as much of an inbound connection as it takes to tell mesh TLS from an application's bytes.
+//! The first bytes of a connection: of an inbound one, as many as it takes to tell mesh TLS from an
+//! application's bytes; of a captured one, what is there already.
 
 use std::{io, time::Duration};
 
-use crate::deadline::within;
+use rustix::net::RecvFlags;
 use sluice_wire::{MAX_HELLO_LENGTH, Preamble, classify};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+
+use crate::{deadline::within, scratch::Scratch};
 
 /// How long a client that must speak TLS may take to say hello.
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -55,4 +58,16 @@ pub(crate) async fn read_preamble(
 async fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<usize> {
     bytes.reserve(2048);
     stream.read_buf(bytes).await
+}
+
+/// What the application has sent by the time that its connection is accepted, if anything: it leaves
+/// in the same packet as the stream's opening.
+pub(crate) fn first_bytes(application: &TcpStream) -> Vec<u8> {
+    Scratch::lend(|scratch| {
+        match rustix::net::recv(application, &mut scratch.application[..], RecvFlags::DONTWAIT) {
+            Ok((length, _)) => scratch.application.get(..length).unwrap_or_default().to_vec(),
+            // Nothing yet, or a failure that the relay will meet again and report.
+            Err(_) => Vec::new(),
+        }
+    })
 }

@@ -1,8 +1,10 @@
 //! One mutual-TLS connection to another agent, as it stands between and during streams.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -15,7 +17,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::scratch::{READ_LENGTH, Scratch};
+use crate::{
+    local::{Link, Links},
+    scratch::{READ_LENGTH, Scratch},
+};
 
 /// Queued ciphertext up to this length waits for the next application bytes, to leave with them.
 pub(crate) const MERGE_LENGTH: usize = 4096;
@@ -68,6 +73,8 @@ pub(crate) struct Session {
     pub(crate) peer: Peer,
     /// When its last stream ended.
     pub(crate) last_use: Instant,
+    /// Joins it to its other end, if that is in this process.
+    pub(crate) link: Option<Arc<Link>>,
 }
 
 // === impl Session ===
@@ -79,8 +86,10 @@ impl Session {
         mut tcp: TcpStream,
         mut channel: Channel,
         identity: &Identity,
+        links: &Links,
         mut received: Vec<u8>,
     ) -> Result<Self, Broken> {
+        let mut announced = None;
         let mut outgoing = Vec::new();
         let mut plaintext = Vec::new();
         loop {
@@ -97,6 +106,11 @@ impl Session {
             if progress.established {
                 break;
             }
+            if !channel.is_client()
+                && let Some(binding) = channel.take_binding()
+            {
+                announced = Some(links.announce(binding));
+            }
             if !outgoing.is_empty() {
                 tcp.write_all(&outgoing).await?;
                 outgoing.clear();
@@ -107,6 +121,10 @@ impl Session {
             }
         }
         let peer = channel.peer(identity)?;
+        let link = match announced {
+            Some(announced) => announced.settle(),
+            None => channel.take_binding().and_then(|binding| links.claim(&binding)),
+        };
         Ok(Self {
             tcp,
             channel,
@@ -117,6 +135,7 @@ impl Session {
             closed: false,
             peer,
             last_use: Instant::now(),
+            link,
         })
     }
 
@@ -176,6 +195,15 @@ impl Session {
         Poll::Ready(Ok(()))
     }
 
+    /// Hands the socket as much of what is queued as it takes at once.
+    pub(crate) async fn try_flush(&mut self) -> Result<(), Broken> {
+        poll_fn(|cx| match self.poll_flush(cx) {
+            Poll::Ready(flushed) => Poll::Ready(flushed),
+            Poll::Pending => Poll::Ready(Ok(())),
+        })
+        .await
+    }
+
     /// Reads once and leaves what came out in `scratch.plaintext`, which may be nothing.
     pub(crate) fn poll_receive(
         &mut self,
@@ -197,6 +225,21 @@ impl Session {
         match buffer.filled().len() {
             0 => Poll::Ready(Err(Broken::Truncated)),
             read => Poll::Ready(self.decrypt(kept, read, scratch)),
+        }
+    }
+
+    /// Ready when the peer has said something, which waits to be received, or the session has failed.
+    pub(crate) fn poll_answer(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<()> {
+        loop {
+            let received = ready!(self.poll_receive(cx, scratch));
+            if received.is_err() {
+                return Poll::Ready(());
+            }
+            // Else a ticket, or an incomplete record.
+            if !scratch.plaintext.is_empty() {
+                self.unread.clone_from(&scratch.plaintext);
+                return Poll::Ready(());
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use sluice_kernel::SocketTable;
 use sluice_mesh::{Snapshot, WorkloadUid};
 use sluice_tls::CertStore;
 
-use crate::{live::LiveTable, stats::StatsTable};
+use crate::{live::LiveTable, local::Links, stats::StatsTable};
 
 /// How long a pod's own agent may take to capture it once it is in the mesh. Until then its plaintext
 /// is judged like a stranger's, so that a pod that joins a PERMISSIVE mesh loses no connection.
@@ -35,6 +35,8 @@ pub struct Shared {
     pub live: LiveTable,
     /// What connections turned out to be.
     pub stats: StatsTable,
+    /// Sessions whose two ends may both be here.
+    pub(crate) links: Links,
     turn: AtomicUsize,
 }
 
@@ -55,6 +57,7 @@ impl Shared {
             sockets,
             live: LiveTable::new(workers),
             stats: StatsTable::default(),
+            links: Links::default(),
             turn: AtomicUsize::new(0),
         }
     }

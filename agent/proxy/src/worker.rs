@@ -100,7 +100,7 @@ impl Worker {
     }
 
     /// Lists an open connection.
-    pub(crate) fn list(&self, facts: Facts) -> Listed<'_> {
+    pub(crate) fn list(&self, facts: Facts) -> Listed {
         self.shared.live.list(self.index, facts)
     }
 }

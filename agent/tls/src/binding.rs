@@ -34,6 +34,11 @@ pub(crate) fn take_noted() -> Option<Binding> {
     NOTED.take()
 }
 
+/// Forgets what another handshake may have left on this thread.
+pub(crate) fn forget() {
+    NOTED.set(None);
+}
+
 impl KeyLog for Witness {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
         if label == EXPORTER {

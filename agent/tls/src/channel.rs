@@ -99,7 +99,7 @@ impl Channel {
         outgoing: &mut Vec<u8>,
     ) -> Result<Progress, TlsError> {
         self.check()?;
-        drop(binding::take_noted());
+        binding::forget();
         let outcome = match &mut self.end {
             End::Client(connection) => {
                 drive::receive(&mut ***connection, received, plaintext, outgoing)

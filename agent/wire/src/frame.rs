@@ -41,6 +41,8 @@ pub enum ResetReason {
     Draining = 6,
     /// The peer broke the protocol.
     Protocol = 7,
+    /// The destination's agent has no descriptors left.
+    Overloaded = 8,
     /// A reason that this version does not know.
     Unknown = 255,
 }
@@ -116,6 +118,7 @@ impl ResetReason {
             5 => Self::Revoked,
             6 => Self::Draining,
             7 => Self::Protocol,
+            8 => Self::Overloaded,
             _ => Self::Unknown,
         }
     }
@@ -131,6 +134,7 @@ impl std::fmt::Display for ResetReason {
             Self::Revoked => "the peer's certificate is no longer accepted",
             Self::Draining => "the agent went away before the connection ended",
             Self::Protocol => "protocol error",
+            Self::Overloaded => "the destination's agent has no descriptors left",
             Self::Unknown => "reset for a reason that this version does not know",
         })
     }

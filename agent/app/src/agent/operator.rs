@@ -162,8 +162,9 @@ fn flow(live: &Live) -> Flow {
             Direction::Inbound => "inbound",
         }
         .to_owned(),
-        transport: match facts.transport {
+        transport: match live.transport() {
             Transport::MutualTls => "mtls",
+            Transport::Local => "local",
             Transport::Plaintext => "plaintext",
         }
         .to_owned(),

@@ -1,89 +1,14 @@
 //! Two relays back to back over real sockets and real mutual TLS; only the kernel's hooks are absent.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use sluice_mesh::WorkloadUid;
-use sluice_spiffe::SpiffeId;
-use sluice_tls::{CertStore, Channel, Settings, SystemClock, TrustBundle, ca::LocalCa};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket},
     time::timeout,
 };
 
 use super::*;
-use crate::live::{Direction, Facts, Transport};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-async fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let socket = TcpSocket::new_v4().unwrap();
-    let client = socket.connect(listener.local_addr().unwrap()).await.unwrap();
-    (client, listener.accept().await.unwrap().0)
-}
-
-async fn session_pair() -> (Session, Session) {
-    let directory = tempfile::tempdir().unwrap();
-    let domain: sluice_spiffe::TrustDomain = "cluster.local".parse().unwrap();
-    let ca =
-        LocalCa::embedded(&directory.path().join("ca"), &domain, Arc::new(SystemClock)).unwrap();
-    let bundle = TrustBundle::new(domain, ca.roots().to_vec()).unwrap();
-    let store = CertStore::new(Settings::default(), Arc::new(ca), bundle, Arc::new(SystemClock));
-    let client_id: SpiffeId = "spiffe://cluster.local/ns/a/sa/client".parse().unwrap();
-    let server_id: SpiffeId = "spiffe://cluster.local/ns/a/sa/server".parse().unwrap();
-    store.want(&client_id);
-    store.want(&server_id);
-    let client_identity = store.wait(&client_id, PATIENCE).await.unwrap();
-    let server_identity = store.wait(&server_id, PATIENCE).await.unwrap();
-    let (client_tcp, server_tcp) = tcp_pair().await;
-    let address = client_tcp.peer_addr().unwrap().ip();
-    let connect = Channel::connect(&client_identity, &server_id, address).unwrap();
-    let accept = Channel::accept(&server_identity).unwrap();
-    // The client's last flight leaves with its first stream, so the server's end needs one to finish.
-    let server = tokio::spawn(async move {
-        Session::handshake(server_tcp, accept, &server_identity, Vec::new()).await
-    });
-    let mut client =
-        Session::handshake(client_tcp, connect, &client_identity, Vec::new()).await.unwrap();
-    client.queue(&Control::open(([127, 0, 0, 1], 4000).into())).unwrap();
-    poll_fn(|cx| client.poll_flush(cx)).await.unwrap();
-    let mut server = server.await.unwrap().unwrap();
-    assert_eq!((&client.peer, &server.peer), (&server_id, &client_id));
-    opened(&mut server).await;
-    (client, server)
-}
-
-async fn opened(server: &mut Session) {
-    poll_fn(|cx| {
-        Scratch::lend(|scratch| {
-            loop {
-                ready!(server.poll_receive(cx, scratch)).unwrap();
-                let mut plaintext = &scratch.plaintext[..];
-                if let Some(event) = server.decoder.next(&mut plaintext).unwrap() {
-                    assert!(matches!(event, Event::Open(_)), "{event:?}");
-                    server.unread = plaintext.to_vec();
-                    return Poll::Ready(());
-                }
-            }
-        })
-    })
-    .await;
-}
-
-fn live() -> Live {
-    let address = ([127, 0, 0, 1], 1).into();
-    Live::new(Facts {
-        direction: Direction::Outbound,
-        transport: Transport::MutualTls,
-        pod: WorkloadUid("a/client".into()),
-        source: address,
-        source_identity: None,
-        requested: address,
-        destination: address,
-        destination_identity: None,
-    })
-}
+use crate::testing::{PATIENCE, live, opened, pattern, session_pair, tcp_pair};
 
 /// An application on each side and what is between them; each relay gives its session back.
 struct Stream {
@@ -121,10 +46,6 @@ async fn stream(
         (outcome, far_session)
     });
     Stream { client, server, near, far }
-}
-
-fn pattern(length: usize, seed: usize) -> Vec<u8> {
-    (0..length).map(|position| u8::try_from((position * 31 + seed) % 251).unwrap()).collect()
 }
 
 async fn exchange(sessions: (Session, Session), up: usize, down: usize) -> (Session, Session) {

@@ -1,0 +1,81 @@
+//! The descriptors that are left, asked where a connection begins: one that could not get its sockets is
+//! refused at once, instead of waiting for an agent that cannot accept it.
+//!
+//! The kernel gives out the lowest number that is free, so the number of a descriptor that was just made
+//! tells that as many are in use.
+
+use std::{io, os::fd::AsFd, os::fd::AsRawFd};
+
+use rustix::{
+    io::Errno,
+    process::{Resource, getrlimit},
+};
+
+/// Why a connection got no descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the agent has {used} of its {limit} descriptors in use: raise its limit (nofile)")]
+pub(crate) struct Shortage {
+    used: u64,
+    limit: u64,
+}
+
+/// How much a connection that begins must leave to those that have begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begins {
+    /// Here: it needs up to three more, two of them after a handshake.
+    Outbound,
+    /// At another agent, or at the outbound side of this one, which was let through there: it needs one
+    /// more.
+    Inbound,
+}
+
+impl Begins {
+    /// One in so many descriptors is kept back.
+    fn share(self) -> u64 {
+        match self {
+            Self::Outbound => 16,
+            Self::Inbound => 64,
+        }
+    }
+}
+
+/// Whether a connection whose first socket was just accepted may go on.
+pub(crate) fn check(accepted: impl AsFd, begins: Begins) -> Result<(), Shortage> {
+    let used = u64::try_from(accepted.as_fd().as_raw_fd()).unwrap_or(0);
+    // Asked each time, for it can be changed from outside (`prlimit`).
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    judge(used, limit, begins)
+}
+
+fn judge(used: u64, limit: u64, begins: Begins) -> Result<(), Shortage> {
+    if used < limit - limit / begins.share() { Ok(()) } else { Err(Shortage { used, limit }) }
+}
+
+/// Whether a socket could not be made for want of descriptors, the process's or the machine's.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outbound_connections_stop_before_inbound_ones() {
+        for (used, outbound, inbound) in
+            [(100, true, true), (18_749, true, true), (18_750, false, true), (19_688, false, false)]
+        {
+            assert_eq!(judge(used, 20_000, Begins::Outbound).is_ok(), outbound, "{used}");
+            assert_eq!(judge(used, 20_000, Begins::Inbound).is_ok(), inbound, "{used}");
+        }
+        assert_eq!(judge(1 << 40, u64::MAX, Begins::Outbound), Ok(()));
+    }
+
+    #[test]
+    fn the_reason_names_the_limit() {
+        let shortage = judge(1000, 1000, Begins::Inbound).unwrap_err();
+        assert!(shortage.to_string().contains("1000 of its 1000"), "{shortage}");
+    }
+}

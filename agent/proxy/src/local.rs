@@ -1,0 +1,138 @@
+//! Connections between two pods of one agent: both ends of their session are in this process.
+//!
+//! ```text
+//!   application A --lo--> outbound ── session: handshake, OPEN ──> inbound: authorize, deliver --lo--> B
+//!                            │ <───────────── B's socket, in memory ──────┘
+//!                            └─ carries A and B; the session is free for the next stream
+//! ```
+//!
+//! Up to the delivery everything is as between two nodes: certificates prove both identities, and the
+//! stream is opened over the network and judged where it arrives. Then the inbound side does not carry
+//! the stream over the session, but hands the delivered socket to the outbound side.
+//!
+//! That both ends are here is found out from [`Binding`], which only the two ends of one TLS connection
+//! can have: the server announces it in [`Links`] before its flight leaves, the client looks there when
+//! its handshake is over. Nothing of this is on the wire, so there is nothing that a peer elsewhere, or
+//! somebody on the path, could send or repeat to get hold of a socket.
+
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    net::TcpStream,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use sluice_tls::Binding;
+use tokio::sync::oneshot;
+
+use crate::{
+    live::{Listed, Live},
+    scratch::Scratch,
+    session::Session,
+};
+
+/// Handshakes of this process whose server waits to see whether the client is here too.
+#[derive(Debug, Default)]
+pub(crate) struct Links(Mutex<HashMap<Binding, Arc<Link>>>);
+
+/// What the two ends of one session share in memory. One stream at a time uses it.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// Where the client of the stream that is being opened waits.
+    waiting: Mutex<Option<oneshot::Sender<Delivered>>>,
+}
+
+/// A server's announcement, which ends with this.
+#[derive(Debug)]
+pub(crate) struct Announced<'a> {
+    links: &'a Links,
+    binding: Binding,
+    link: Arc<Link>,
+}
+
+/// A stream that the inbound side has let in, for the outbound side to carry.
+#[derive(Debug)]
+pub(crate) struct Delivered {
+    /// Connected to the application; of no runtime.
+    pub(crate) application: TcpStream,
+    /// As the server's pod lists it.
+    pub(crate) live: Listed,
+}
+
+// === impl Links ===
+
+impl Links {
+    /// To be called by a server before its flight leaves.
+    pub(crate) fn announce(&self, binding: Binding) -> Announced<'_> {
+        let link = Arc::new(Link::default());
+        lock(&self.0).insert(binding.clone(), Arc::clone(&link));
+        Announced { links: self, binding, link }
+    }
+
+    /// To be called by a client whose handshake is over, before it says so to the server.
+    pub(crate) fn claim(&self, binding: &Binding) -> Option<Arc<Link>> {
+        lock(&self.0).remove(binding)
+    }
+}
+
+impl Announced<'_> {
+    /// To be called when the server's handshake is over: the link, if the client is in this process.
+    pub(crate) fn settle(self) -> Option<Arc<Link>> {
+        let unclaimed = lock(&self.links.0).remove(&self.binding);
+        unclaimed.is_none().then(|| Arc::clone(&self.link))
+    }
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        lock(&self.links.0).remove(&self.binding);
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    /// Gives a stream that was let in to the client that waits for it; or back, when none does.
+    pub(crate) fn hand_over(&self, delivered: Delivered) -> Result<(), Delivered> {
+        let waiting = lock(&self.waiting).take();
+        match waiting {
+            Some(waiting) => waiting.send(delivered),
+            None => Err(delivered),
+        }
+    }
+
+    /// Opens a stream, whose OPEN is queued in the session, and waits until it is let in, and the session
+    /// free. `None` leaves the stream to the session, which tells what happened.
+    pub(crate) async fn open(&self, session: &mut Session, live: &Live) -> Option<Delivered> {
+        let (waiting, mut delivered) = oneshot::channel();
+        *lock(&self.waiting) = Some(waiting);
+        let opened = poll_fn(|cx| poll_open(cx, session, live, &mut delivered)).await;
+        // Whoever was faster decides: what has been handed over by now is ours to carry, or to end.
+        delivered.close();
+        opened.or_else(|| delivered.try_recv().ok())
+    }
+}
+
+fn poll_open(
+    cx: &mut Context<'_>,
+    session: &mut Session,
+    live: &Live,
+    delivered: &mut oneshot::Receiver<Delivered>,
+) -> Poll<Option<Delivered>> {
+    if let Poll::Ready(delivered) = Pin::new(delivered).poll(cx) {
+        return Poll::Ready(delivered.ok());
+    }
+    let is_over = live.poll_cut(cx).is_some()
+        || matches!(session.poll_flush(cx), Poll::Ready(Err(_)))
+        || Scratch::lend(|scratch| session.poll_answer(cx, scratch)).is_ready();
+    if is_over { Poll::Ready(None) } else { Poll::Pending }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
