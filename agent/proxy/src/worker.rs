@@ -2,8 +2,8 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -12,12 +12,13 @@ use sluice_pods::{LocalPod, WorkerListeners, Workers};
 use sluice_sys::nomad;
 use sluice_wire::ResetReason;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
 };
 
 use crate::{
     accept::accept_all,
+    crew::{Crew, Share},
     inbound,
     live::{Facts, Listed},
     outbound,
@@ -38,13 +39,14 @@ pub(crate) struct Worker {
     /// One pool for each worker, this one's at `index`.
     pools: Arc<[Mutex<Pool>]>,
     pub(crate) returning: Arc<Returning>,
+    crew: Arc<Crew>,
 }
 
-/// All workers of the agent.
+/// All workers of the agent. Their threads last as long as the process.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
-    workers: Vec<(mpsc::UnboundedSender<Command>, JoinHandle<()>)>,
+    crew: Arc<Crew>,
 }
 
 /// Why the workers could not be started.
@@ -58,11 +60,31 @@ pub struct StartError {
 /// Accepting on one listener lasts until this is dropped.
 type Accepting = oneshot::Sender<()>;
 
+/// What a worker is told to do.
 #[derive(Debug)]
-enum Command {
+pub(crate) enum Command {
     Add(Arc<LocalPod>, WorkerListeners),
     Remove(Arc<LocalPod>),
+    /// A connection that another worker has accepted.
+    Serve(Arrival, std::net::TcpStream, Share),
     ForgetSessions,
+}
+
+/// A connection that has reached one of a pod's listeners.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    side: Side,
+    pod: Arc<LocalPod>,
+    peer: SocketAddr,
+}
+
+/// Where a listener's connections come from.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    /// The pod's own application.
+    Outbound,
+    /// Outside the pod.
+    Inbound,
 }
 
 // === impl Worker ===
@@ -99,6 +121,33 @@ impl Worker {
         }
     }
 
+    /// Serves a connection that this worker has accepted, here or, if it has too many, elsewhere.
+    fn admit(self: &Arc<Self>, arrival: Arrival, stream: TcpStream) {
+        let share = self.crew.assign(self.index);
+        let worker = share.worker();
+        if worker == self.index {
+            return self.serve(arrival, stream, share);
+        }
+        match stream.into_std() {
+            Ok(stream) => self.crew.tell(worker, Command::Serve(arrival, stream, share)),
+            Err(error) => {
+                tracing::warn!(%error, "a connection is lost on its way to another worker");
+            }
+        }
+    }
+
+    fn serve(self: &Arc<Self>, arrival: Arrival, stream: TcpStream, share: Share) {
+        let Arrival { side, pod, peer } = arrival;
+        let worker = Arc::clone(self);
+        tokio::spawn(async move {
+            match side {
+                Side::Outbound => outbound::serve(worker, pod, stream, peer).await,
+                Side::Inbound => inbound::serve(worker, pod, stream, peer).await,
+            }
+            drop(share);
+        });
+    }
+
     /// Lists an open connection.
     pub(crate) fn list(&self, facts: Facts) -> Listed {
         self.shared.live.list(self.index, facts)
@@ -116,35 +165,38 @@ impl Proxy {
     pub fn start(shared: Arc<Shared>, count: usize) -> Result<Self, StartError> {
         let pools: Arc<[Mutex<Pool>]> = (0..count).map(|_| Mutex::default()).collect();
         let returning = Arc::new(Returning::default());
-        let start = |index| {
-            let (shared, pools) = (Arc::clone(&shared), Arc::clone(&pools));
-            let worker = Worker { index, shared, pools, returning: Arc::clone(&returning) };
-            start_worker(worker).map_err(|source| StartError { worker: index, source })
+        let (doors, queues): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let crew = Arc::new(Crew::new(doors));
+        let start = |(index, queue)| {
+            let worker = Worker {
+                index,
+                shared: Arc::clone(&shared),
+                pools: Arc::clone(&pools),
+                returning: Arc::clone(&returning),
+                crew: Arc::clone(&crew),
+            };
+            start_worker(worker, queue).map_err(|source| StartError { worker: index, source })
         };
-        let workers = (0..count).map(start).collect::<Result<_, _>>()?;
-        Ok(Self { shared, workers })
+        queues.into_iter().enumerate().try_for_each(start)?;
+        Ok(Self { shared, crew })
     }
 
     /// Closes idle sessions everywhere: the roots or an identity have changed.
     pub fn forget_sessions(&self) {
-        for (commands, _) in &self.workers {
-            // A worker that is gone has no sessions.
-            drop(commands.send(Command::ForgetSessions));
-        }
+        self.crew.tell_all(|| Command::ForgetSessions);
     }
 }
 
 impl Workers for Proxy {
     fn add(&self, pod: Arc<LocalPod>, listeners: Vec<WorkerListeners>) {
-        for ((commands, _), listeners) in self.workers.iter().zip(listeners) {
-            drop(commands.send(Command::Add(Arc::clone(&pod), listeners)));
+        for (worker, listeners) in listeners.into_iter().enumerate() {
+            self.crew.tell(worker, Command::Add(Arc::clone(&pod), listeners));
         }
     }
 
     fn remove(&self, pod: &Arc<LocalPod>) {
-        for (commands, _) in &self.workers {
-            drop(commands.send(Command::Remove(Arc::clone(pod))));
-        }
+        self.crew.tell_all(|| Command::Remove(Arc::clone(pod)));
         for live in self.shared.live.all() {
             if live.facts.pod == pod.uid {
                 live.cut(ResetReason::Draining);
@@ -158,17 +210,14 @@ fn lock(pool: &Mutex<Pool>) -> MutexGuard<'_, Pool> {
     pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn start_worker(
-    worker: Worker,
-) -> std::io::Result<(mpsc::UnboundedSender<Command>, JoinHandle<()>)> {
+fn start_worker(worker: Worker, queue: mpsc::UnboundedReceiver<Command>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (commands, queue) = mpsc::unbounded_channel();
     let index = worker.index;
     let worker = Arc::new(worker);
-    let thread = std::thread::Builder::new()
+    std::thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || runtime.block_on(run(&worker, queue)))?;
-    Ok((commands, thread))
+    Ok(())
 }
 
 async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) {
@@ -176,14 +225,13 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
-            command = queue.recv() => match command {
-                None => return,
-                Some(Command::Add(pod, listeners)) => {
+            Some(command) = queue.recv() => match command {
+                Command::Add(pod, listeners) => {
                     let uid = pod.uid.clone();
                     // What was there before is dropped, which ends it.
                     pods.insert(uid, serve_pod(worker, &pod, listeners));
                 }
-                Some(Command::Remove(pod)) => {
+                Command::Remove(pod) => {
                     pods.remove(&pod.uid);
                     worker.with_pool(|pool| pool.forget_pod(&pod.uid));
                     worker.shared.stats.forget(&pod.uid);
@@ -191,7 +239,13 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
                         tracing::error!(pod = %pod.uid, %error, "leaving the namespace of a pod that has gone");
                     }
                 }
-                Some(Command::ForgetSessions) => worker.with_pool(Pool::clear),
+                Command::Serve(arrival, stream, share) => match TcpStream::from_std(stream) {
+                    Ok(stream) => worker.serve(arrival, stream, share),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection that another worker accepted cannot be watched");
+                    }
+                },
+                Command::ForgetSessions => worker.with_pool(Pool::clear),
             },
             _ = sweep.tick() => worker.with_pool(|pool| pool.sweep(Instant::now())),
         }
@@ -204,19 +258,15 @@ fn serve_pod(
     listeners: WorkerListeners,
 ) -> Vec<Accepting> {
     let WorkerListeners { outbound, inbound } = listeners;
-    let outbound = outbound.into_iter().map(|listener| {
+    let outbound = outbound.into_iter().map(|listener| (Side::Outbound, listener));
+    let inbound = inbound.into_iter().map(|listener| (Side::Inbound, listener));
+    let accept = |(side, listener)| {
         let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
         accepting(listener, move |stream, peer| {
-            tokio::spawn(outbound::serve(Arc::clone(&worker), Arc::clone(&pod), stream, peer));
+            worker.admit(Arrival { side, pod: Arc::clone(&pod), peer }, stream);
         })
-    });
-    let inbound = inbound.into_iter().map(|listener| {
-        let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
-        accepting(listener, move |stream, peer| {
-            tokio::spawn(inbound::serve(Arc::clone(&worker), Arc::clone(&pod), stream, peer));
-        })
-    });
-    outbound.chain(inbound).flatten().collect()
+    };
+    outbound.chain(inbound).filter_map(accept).collect()
 }
 
 fn accepting(
