@@ -1,2 +1,30 @@
-//! Kubernetes objects in, mesh state out: a pure mapping.
+//! Kubernetes objects in, mesh state out; no I/O.
+//!
+//! ```text
+//!  objects --> facts (what matters of one object) --> Cluster --> Snapshot
+//!                                                        +------> findings
+//! ```
+//!
+//! [`object`] reads only the fields that matter, so that whatever else an object carries is dropped while
+//! it is parsed. [`Cluster`] keeps the facts by kind and makes snapshots of them; what did not change from
+//! one snapshot to the next is shared between the two.
+//!
+//! **Invariant: one bad object harms itself alone.** What an object says wrongly becomes a [`Finding`] and
+//! widens nothing; an address that two pods claim is given to nobody; a policy that cannot be read keeps its
+//! last version in force, and without one closes its namespace.
 #![forbid(unsafe_code)]
+
+mod annotation;
+mod facts;
+mod finding;
+mod intern;
+pub mod object;
+mod probe;
+mod settings;
+mod standing;
+mod state;
+
+pub use finding::{Finding, Meaning, ObjectName};
+pub use settings::Settings;
+pub use standing::{Outside, Standing};
+pub use state::{Announced, Cluster, Kept, PodRecord, RestoreError, View};

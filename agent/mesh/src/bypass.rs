@@ -6,9 +6,10 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// Traffic of a pod that the mesh leaves alone, as its annotations say. Empty by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bypass {
     /// Ports of the pod that take whatever arrives, as if the pod were outside the mesh.
     pub inbound_ports: BTreeSet<u16>,

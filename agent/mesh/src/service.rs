@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 use crate::WorkloadUid;
 
 /// A Kubernetes Service, or the file source's equivalent.
@@ -63,7 +65,7 @@ pub struct Endpoint {
 }
 
 /// Which of its endpoints a service sends a client to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Routing {
     /// Which endpoints are taken first (`trafficDistribution`).
     pub prefer: Prefer,
@@ -74,7 +76,7 @@ pub struct Routing {
 }
 
 /// The endpoints that are taken first, while any of them is ready.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Prefer {
     /// All alike.
     #[default]

@@ -1,0 +1,100 @@
+//! What matters of a pod.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use sluice_mesh::{Bypass, Labels};
+
+use super::Complaint;
+use crate::{annotation, intern::Interner, object::Pod, probe};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PodFacts {
+    pub(crate) uid: Arc<str>,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) account: Arc<str>,
+    /// Empty until it is scheduled.
+    pub(crate) node: Arc<str>,
+    pub(crate) labels: Labels,
+    /// RFC 3339 in UTC, which sorts by time.
+    pub(crate) created: Arc<str>,
+    /// Those that its node reports; none of a pod of the host's network.
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) host_network: bool,
+    pub(crate) stage: Stage,
+    pub(crate) probe_ports: BTreeSet<u16>,
+    pub(crate) bypass: Bypass,
+    /// Whether the pod says itself that it is captured.
+    pub(crate) annotated: bool,
+    pub(crate) complaints: Vec<Complaint>,
+}
+
+/// How far a pod has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stage {
+    pub(crate) running: bool,
+    pub(crate) terminating: bool,
+    pub(crate) ready: bool,
+}
+
+/// What Istio's ambient mode writes on a pod that it has captured, and its tools look for.
+pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+// === impl PodFacts ===
+
+impl PodFacts {
+    /// `None` for a pod that has ended: its address is somebody else's, or soon will be.
+    pub(crate) fn of(pod: &Pod, names: &mut Interner) -> Option<Self> {
+        let Pod { metadata, spec, status } = pod;
+        let phase = status.phase.as_deref();
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        let mut complaints = Vec::new();
+        let is_ready = || {
+            status.conditions.iter().any(|found| found.kind == "Ready" && found.status == "True")
+        };
+        let addresses = if spec.host_network {
+            Vec::new()
+        } else {
+            let mut addresses: Vec<_> =
+                status.pod_ips.iter().map(|ip| ip.ip.to_canonical()).filter(is_unicast).collect();
+            let mut seen = BTreeSet::new();
+            addresses.retain(|address| seen.insert(*address));
+            addresses
+        };
+        Some(Self {
+            uid: metadata.uid.as_str().into(),
+            namespace: names.text(&metadata.namespace),
+            name: metadata.name.as_str().into(),
+            account: names.text(spec.service_account_name.as_deref().unwrap_or("default")),
+            node: names.text(spec.node_name.as_deref().unwrap_or_default()),
+            labels: names.labels(metadata.labels.clone()),
+            created: names.text(&metadata.creation_timestamp),
+            addresses,
+            host_network: spec.host_network,
+            stage: Stage {
+                running: phase == Some("Running"),
+                terminating: metadata.deletion_timestamp.is_some(),
+                ready: metadata.deletion_timestamp.is_none() && is_ready(),
+            },
+            probe_ports: probe::ports(spec, &mut complaints),
+            bypass: annotation::bypass(&metadata.annotations, &mut complaints),
+            annotated: metadata.annotations.get(REDIRECTION).is_some_and(|on| on == "enabled"),
+            complaints,
+        })
+    }
+
+    /// Shares what equals others' after reading from disk.
+    pub(crate) fn share(&mut self, names: &mut Interner) {
+        for text in [&mut self.namespace, &mut self.account, &mut self.node, &mut self.created] {
+            *text = names.text(text);
+        }
+        self.labels = names.labels(self.labels.as_ref().clone());
+    }
+}
+
+pub(super) fn is_unicast(address: &IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
+}

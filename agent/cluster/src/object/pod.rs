@@ -1,0 +1,161 @@
+//! Pods.
+
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use super::{Meta, or_default};
+
+/// A pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Pod {
+    /// Names, labels and annotations.
+    pub metadata: Meta,
+    /// What was asked for.
+    #[serde(default, deserialize_with = "or_default")]
+    pub spec: PodSpec,
+    /// What its node reports.
+    #[serde(default, deserialize_with = "or_default")]
+    pub status: PodStatus,
+}
+
+/// What a pod is asked to be.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    /// Service account; the API server fills in `default`.
+    pub service_account_name: Option<String>,
+    /// Node that it is bound to.
+    pub node_name: Option<String>,
+    /// Whether it uses the node's network namespace.
+    #[serde(deserialize_with = "or_default")]
+    pub host_network: bool,
+    /// Containers.
+    #[serde(deserialize_with = "or_default")]
+    pub containers: Vec<Container>,
+    /// Containers that run first, and sidecars.
+    #[serde(deserialize_with = "or_default")]
+    pub init_containers: Vec<Container>,
+}
+
+/// A container, as far as the kubelet connects to it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Container {
+    /// `Always` makes an init container a sidecar, which is probed.
+    pub restart_policy: Option<String>,
+    /// Ports, for their names.
+    #[serde(deserialize_with = "or_default")]
+    pub ports: Vec<ContainerPort>,
+    /// Whether it may get traffic.
+    pub readiness_probe: Option<Handler>,
+    /// Whether it is to be restarted.
+    pub liveness_probe: Option<Handler>,
+    /// Whether it has started.
+    pub startup_probe: Option<Handler>,
+    /// What the kubelet calls at its start and end.
+    pub lifecycle: Option<Lifecycle>,
+}
+
+/// A port of a container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPort {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its number.
+    pub container_port: u16,
+    /// `TCP` when absent.
+    pub protocol: Option<String>,
+}
+
+/// What the kubelet does to ask a container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Handler {
+    /// Asks by HTTP.
+    pub http_get: Option<HttpGet>,
+    /// Only connects.
+    pub tcp_socket: Option<TcpSocket>,
+    /// Asks by gRPC.
+    pub grpc: Option<GrpcAction>,
+}
+
+/// A container's hooks.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Lifecycle {
+    /// After its start.
+    pub post_start: Option<Handler>,
+    /// Before its end.
+    pub pre_stop: Option<Handler>,
+}
+
+/// An HTTP request of the kubelet's.
+#[derive(Clone, Debug, Deserialize)]
+pub struct HttpGet {
+    /// Where to.
+    pub port: PortReference,
+    /// Another host than the pod.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
+/// A connection of the kubelet's.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TcpSocket {
+    /// Where to.
+    pub port: PortReference,
+    /// Another host than the pod.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
+/// A gRPC health request of the kubelet's.
+#[derive(Clone, Debug, Deserialize)]
+pub struct GrpcAction {
+    /// Where to.
+    pub port: PortReference,
+}
+
+/// A port by number, or by the name that a container gives it (`IntOrString`).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum PortReference {
+    /// By number.
+    Number(i64),
+    /// By name, or by a number in a text.
+    Name(String),
+}
+
+/// What a node reports of a pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    pub phase: Option<String>,
+    /// Its addresses.
+    #[serde(rename = "podIPs", deserialize_with = "or_default")]
+    pub pod_ips: Vec<PodIp>,
+    /// Its conditions.
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
+}
+
+/// One address of a pod.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PodIp {
+    /// The address.
+    pub ip: IpAddr,
+}
+
+/// One condition of a pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// Such as `Ready`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+}

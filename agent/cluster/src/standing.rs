@@ -1,0 +1,53 @@
+//! Whether a pod is of the mesh, and why not: one decision for the snapshot, the CNI plugin's question and
+//! whoever else asks.
+
+use std::collections::BTreeMap;
+
+use sluice_mesh::Enrolment;
+
+use crate::{Settings, facts::PodFacts};
+
+/// Where a pod stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its connections are to be carried by the mesh.
+    Enrolled,
+    /// It is left alone.
+    Outside(Outside),
+}
+
+/// Why a pod is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Outside {
+    /// It uses its node's network namespace and addresses.
+    #[error("it uses the node's network")]
+    HostNetwork,
+    /// It is one of ours.
+    #[error("it is part of Sluice itself")]
+    Own,
+    /// Neither it nor its namespace asks for it.
+    #[error("neither it nor its namespace is labelled for the mesh")]
+    NotLabelled,
+}
+
+impl Standing {
+    pub(crate) fn of(
+        pod: &PodFacts,
+        namespace_labels: &BTreeMap<String, String>,
+        settings: &Settings,
+    ) -> Self {
+        let (label, value) = &settings.own_label;
+        let is_own =
+            *pod.namespace == *settings.own_namespace && pod.labels.get(label) == Some(value);
+        if pod.host_network {
+            Self::Outside(Outside::HostNetwork)
+        } else if is_own {
+            Self::Outside(Outside::Own)
+        } else {
+            match settings.enrolment.decide(namespace_labels, &pod.labels) {
+                Enrolment::Enrolled => Self::Enrolled,
+                Enrolment::Outside => Self::Outside(Outside::NotLabelled),
+            }
+        }
+    }
+}

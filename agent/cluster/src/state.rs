@@ -1,0 +1,202 @@
+//! What is known of a cluster, and the snapshots made of it.
+
+mod direct;
+mod kept;
+mod pods;
+mod policies;
+mod saved;
+mod services;
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+
+use sluice_mesh::{BuildError, Enrolment, Labels, Snapshot, SnapshotBuilder};
+
+pub use kept::Kept;
+pub use saved::RestoreError;
+
+use self::{pods::Pods, policies::Policies, services::Services};
+use crate::{
+    Finding, Settings, Standing,
+    facts::{Name, RuleFacts},
+    intern::Interner,
+};
+
+/// Everything that is known of a cluster, by kind.
+#[derive(Debug)]
+pub struct Cluster {
+    settings: Settings,
+    names: Interner,
+    namespaces: BTreeMap<Arc<str>, NamespaceFacts>,
+    zones: BTreeMap<Arc<str>, Arc<str>>,
+    pods: Pods,
+    services: Services,
+    policies: Policies,
+    rules: BTreeMap<Name, RuleFacts>,
+    rules_changed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NamespaceFacts {
+    labels: Labels,
+    /// Deleted, but pods of it are still known: its labels count until they are gone, since the watches
+    /// of the two kinds are not in step.
+    gone: bool,
+}
+
+/// What a CNI plugin says of a pod before the API server does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// UID of the pod.
+    pub uid: Arc<str>,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Addresses that it was given.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A pod, for those who act on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRecord {
+    /// Its UID.
+    pub uid: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its service account.
+    pub account: Arc<str>,
+    /// Name of its node; empty until it is scheduled.
+    pub node: Arc<str>,
+    /// Whether it is of the mesh; `None` while its namespace is not known.
+    pub standing: Option<Standing>,
+    /// Whether it carries Istio's annotation for captured pods.
+    pub annotated: bool,
+}
+
+/// A snapshot and what there is to say about it.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The mesh.
+    pub snapshot: Arc<Snapshot>,
+    /// Remarks on objects that are no policies, and on policies that cannot be read.
+    pub findings: Vec<Finding>,
+    /// Remarks on policies in force.
+    pub policies: Vec<sluice_policy::Finding>,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// A cluster of which nothing is known.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            names: Interner::default(),
+            namespaces: BTreeMap::new(),
+            zones: BTreeMap::new(),
+            pods: Pods::default(),
+            services: Services::default(),
+            policies: Policies::default(),
+            rules: BTreeMap::new(),
+            rules_changed: true,
+        }
+    }
+
+    /// Takes over what a CNI plugin says. It counts until it is withdrawn, or the pod's node reports
+    /// addresses itself.
+    pub fn announce(&mut self, announced: Announced) {
+        self.pods.announce(announced);
+    }
+
+    /// Forgets what a CNI plugin said of a pod.
+    pub fn withdraw(&mut self, uid: &str) {
+        self.pods.withdraw(uid);
+    }
+
+    /// The pod with this UID, unless it is unknown or has ended.
+    pub fn pod(&self, uid: &str) -> Option<PodRecord> {
+        let facts = self.pods.facts(uid)?;
+        let standing = self
+            .namespaces
+            .get(&facts.namespace)
+            .map(|namespace| Standing::of(facts, &namespace.labels, &self.settings));
+        Some(PodRecord {
+            uid: Arc::clone(&facts.uid),
+            namespace: Arc::clone(&facts.namespace),
+            name: Arc::clone(&facts.name),
+            account: Arc::clone(&facts.account),
+            node: Arc::clone(&facts.node),
+            standing,
+            annotated: facts.annotated,
+        })
+    }
+
+    /// Every pod on a node that has not ended.
+    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = PodRecord> {
+        self.pods.on(node).filter_map(|uid| self.pod(uid))
+    }
+
+    /// How many pods have not ended.
+    pub fn pod_count(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// A new view, if anything has changed since the last one that matters to the mesh.
+    ///
+    /// # Errors
+    ///
+    /// None that objects can cause; it is for the caller to keep the last view.
+    pub fn build(&mut self) -> Result<Option<View>, BuildError> {
+        let affected = self.policies.compile(&self.settings);
+        self.forget_namespaces();
+        let enrolment = self.settings.enrolment.clone();
+        let namespaces = &self.namespaces;
+        let is_enrolled = |namespace: &str| {
+            namespaces.get(namespace).is_some_and(|namespace| {
+                enrolment.decide(&namespace.labels, &BTreeMap::new()) == Enrolment::Enrolled
+            })
+        };
+        let known = pods::Known {
+            settings: &self.settings,
+            zones: &self.zones,
+            labels: &|namespace| namespaces.get(namespace).map(|namespace| &namespace.labels),
+            policies: self.policies.set(),
+        };
+        let pods_changed = self.pods.refresh(&known, &affected);
+        for uid in self.pods.take_host_pods() {
+            self.services.touch_endpoint(&uid);
+        }
+        let services_changed = self.services.refresh(&self.pods, &is_enrolled, &mut self.names);
+        let rules_changed = std::mem::take(&mut self.rules_changed);
+        if !(affected.is_any() || pods_changed || services_changed || rules_changed) {
+            return Ok(None);
+        }
+        let mut findings = self.pods.findings();
+        findings.extend(self.policies.findings());
+        let services = self.services.accepted(&self.pods, &mut findings);
+        let direct = direct::destinations(&self.rules, &services, &self.settings, &mut findings);
+        findings.sort();
+        let builder = SnapshotBuilder {
+            workloads: Vec::new(),
+            members: self.pods.members().cloned().collect(),
+            services,
+            policies: self.policies.set().clone(),
+            disputed: self.pods.disputed().clone(),
+            direct,
+        };
+        let snapshot = Arc::new(builder.build(self.settings.trust_domain.clone())?);
+        Ok(Some(View { snapshot, findings, policies: self.policies.remarks().to_vec() }))
+    }
+
+    fn forget_namespaces(&mut self) {
+        let gone: Vec<_> = self
+            .namespaces
+            .iter()
+            .filter(|(name, namespace)| namespace.gone && !self.pods.any_in(name))
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
+        for name in gone {
+            self.namespaces.remove(&name);
+        }
+    }
+}

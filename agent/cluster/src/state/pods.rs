@@ -1,0 +1,293 @@
+//! Pods, and which of them has an address.
+
+mod claims;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use sluice_mesh::{Labels, Member, Workload, WorkloadUid};
+use sluice_policy::PolicySet;
+use sluice_spiffe::WorkloadName;
+
+use self::claims::Claims;
+use super::{Announced, policies::Affected};
+use crate::{Finding, Meaning, ObjectName, Settings, Standing, facts::PodFacts};
+
+#[derive(Debug, Default)]
+pub(crate) struct Pods {
+    entries: HashMap<Arc<str>, Entry>,
+    announced: HashMap<Arc<str>, Announced>,
+    claims: Claims,
+    /// Pods to be looked at anew.
+    dirty: HashSet<Arc<str>>,
+    /// Pods of their node's network that came or went.
+    of_host: Vec<Arc<str>>,
+    /// Addresses that nobody is trusted with, and why.
+    disputed: HashMap<IpAddr, Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    facts: PodFacts,
+    uid: WorkloadUid,
+    /// What the mesh knows of it; `None` for a pod that is not of the mesh's kind, or has no address yet.
+    member: Option<Arc<Member>>,
+    /// Why it can have no identity.
+    anonymous: Option<String>,
+}
+
+/// What a pod's place in the mesh depends on besides itself.
+pub(crate) struct Known<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) zones: &'a BTreeMap<Arc<str>, Arc<str>>,
+    /// Labels of a namespace.
+    pub(crate) labels: &'a dyn Fn(&str) -> Option<&'a Labels>,
+    pub(crate) policies: &'a PolicySet,
+}
+
+// === impl Pods ===
+
+impl Pods {
+    pub(crate) fn keep(&mut self, facts: PodFacts) {
+        let uid = Arc::clone(&facts.uid);
+        if self.entries.get(&uid).is_some_and(|entry| entry.facts == facts) {
+            return;
+        }
+        if let Some(entry) = self.entries.get_mut(&uid) {
+            entry.facts = facts;
+        } else {
+            let shared = WorkloadUid(Arc::clone(&uid));
+            self.of_host.extend(facts.host_network.then(|| Arc::clone(&uid)));
+            let entry = Entry { facts, uid: shared, member: None, anonymous: None };
+            self.entries.insert(Arc::clone(&uid), entry);
+        }
+        self.claim(&uid);
+    }
+
+    pub(crate) fn forget(&mut self, uid: &str) {
+        self.announced.remove(uid);
+        if let Some((uid, entry)) = self.entries.remove_entry(uid) {
+            self.of_host.extend(entry.facts.host_network.then(|| Arc::clone(&uid)));
+            self.claim(&uid);
+        }
+    }
+
+    pub(crate) fn retain(&mut self, listed: &HashSet<String>) {
+        let gone: Vec<_> =
+            self.entries.keys().filter(|uid| !listed.contains(&***uid)).cloned().collect();
+        for uid in gone {
+            self.forget(&uid);
+        }
+    }
+
+    pub(crate) fn announce(&mut self, announced: Announced) {
+        let uid = Arc::clone(&announced.uid);
+        if self.announced.insert(Arc::clone(&uid), announced.clone()) != Some(announced) {
+            self.claim(&uid);
+        }
+    }
+
+    pub(crate) fn withdraw(&mut self, uid: &str) {
+        if let Some(announced) = self.announced.remove(uid) {
+            self.claim(&announced.uid);
+        }
+    }
+
+    /// Notes what addresses a pod claims now; it, and whoever contends for them, is to be looked at.
+    fn claim(&mut self, uid: &Arc<str>) {
+        let addresses =
+            self.entries.get(uid).map(|entry| self.addresses(entry)).unwrap_or_default();
+        self.dirty.insert(Arc::clone(uid));
+        self.dirty.extend(self.claims.set(uid, &addresses));
+    }
+
+    /// Its node's word counts before the plugin's.
+    fn addresses(&self, entry: &Entry) -> Vec<IpAddr> {
+        let PodFacts { uid, addresses, host_network, .. } = &entry.facts;
+        match self.announced.get(uid) {
+            Some(announced) if addresses.is_empty() && !host_network => announced.addresses.clone(),
+            _ => addresses.clone(),
+        }
+    }
+
+    pub(crate) fn touch(&mut self, which: impl Fn(&PodFacts) -> bool) {
+        let touched = self.entries.values().filter(|entry| which(&entry.facts));
+        self.dirty.extend(touched.map(|entry| Arc::clone(&entry.facts.uid)));
+    }
+
+    pub(crate) fn facts(&self, uid: &str) -> Option<&PodFacts> {
+        self.entries.get(uid).map(|entry| &entry.facts)
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &PodFacts> {
+        self.entries.values().map(|entry| &entry.facts)
+    }
+
+    pub(crate) fn on(&self, node: &str) -> impl Iterator<Item = &Arc<str>> {
+        self.all().filter(move |facts| &*facts.node == node).map(|facts| &facts.uid)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn any_in(&self, namespace: &str) -> bool {
+        self.all().any(|facts| &*facts.namespace == namespace)
+    }
+
+    /// The unique name that is shared with the pod's workload.
+    pub(crate) fn uid(&self, uid: &str) -> Option<WorkloadUid> {
+        self.entries.get(uid).map(|entry| entry.uid.clone())
+    }
+
+    /// Pods of their node's network that came or went since it was last asked.
+    pub(crate) fn take_host_pods(&mut self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.of_host)
+    }
+
+    pub(crate) fn is_host_pod(&self, uid: &str) -> bool {
+        self.facts(uid).is_some_and(|facts| facts.host_network)
+    }
+
+    /// One of the pods that claim an address, by namespace and name.
+    pub(crate) fn claimant(&self, address: IpAddr) -> Option<String> {
+        let facts = self.facts(self.claims.of(address).first()?)?;
+        Some(format!("{}/{}", facts.namespace, facts.name))
+    }
+
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.entries.values().filter_map(|entry| entry.member.as_ref())
+    }
+
+    pub(crate) fn disputed(&self) -> &HashMap<IpAddr, Arc<str>> {
+        &self.disputed
+    }
+
+    /// Makes anew what has changed; answers whether anything has that the mesh sees.
+    pub(crate) fn refresh(&mut self, known: &Known<'_>, affected: &Affected) -> bool {
+        let mut changed = false;
+        if affected.is_any() {
+            self.touch(|facts| affected.covers(&facts.namespace));
+        }
+        for uid in std::mem::take(&mut self.dirty) {
+            // One that is gone was a member, or claimed what others get now.
+            let Some(entry) = self.entries.get(&uid) else {
+                changed = true;
+                continue;
+            };
+            let rebind = affected.covers(&entry.facts.namespace);
+            let (member, anonymous) = self.member(entry, known, rebind);
+            let is_same = match (&entry.member, &member) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+                (None, None) => true,
+                _ => false,
+            };
+            changed |= !is_same || entry.anonymous != anonymous;
+            if let Some(entry) = self.entries.get_mut(&uid) {
+                entry.member = member;
+                entry.anonymous = anonymous;
+            }
+        }
+        let disputed = self.disputes(known);
+        changed |= disputed != self.disputed;
+        self.disputed = disputed;
+        changed
+    }
+
+    /// The pod as the mesh has it: the same as before where nothing differs.
+    fn member(
+        &self,
+        entry: &Entry,
+        known: &Known<'_>,
+        rebind: bool,
+    ) -> (Option<Arc<Member>>, Option<String>) {
+        let workload = match self.workload(entry, known) {
+            Some(Ok(workload)) => workload,
+            Some(Err(error)) => return (None, Some(error)),
+            None => return (None, None),
+        };
+        let old = entry.member.as_ref().filter(|old| *old.workload == workload);
+        let member = match old {
+            Some(old) if !rebind => Arc::clone(old),
+            _ => {
+                let policy =
+                    known.policies.for_workload(&workload.account.namespace, &workload.labels);
+                let workload =
+                    old.map_or_else(|| Arc::new(workload), |old| Arc::clone(&old.workload));
+                Arc::new(Member { workload, policy })
+            }
+        };
+        (Some(member), None)
+    }
+
+    fn workload(&self, entry: &Entry, known: &Known<'_>) -> Option<Result<Workload, String>> {
+        let facts = &entry.facts;
+        let labels = (known.labels)(&facts.namespace)?;
+        let standing = Standing::of(facts, labels, known.settings);
+        let mut addresses = self.addresses(entry);
+        if facts.host_network || facts.node.is_empty() || addresses.is_empty() {
+            return None;
+        }
+        addresses.retain(|address| self.owner(*address) == Some(&facts.uid));
+        let account = WorkloadName {
+            namespace: facts.namespace.to_string(),
+            service_account: facts.account.to_string(),
+        };
+        let identity = match account.identity(&known.settings.trust_domain) {
+            Ok(identity) => identity,
+            Err(error) => return Some(Err(error.to_string())),
+        };
+        let announced = self.announced.get(&facts.uid);
+        Some(Ok(Workload {
+            uid: entry.uid.clone(),
+            name: facts.name.to_string(),
+            account,
+            identity,
+            labels: Arc::clone(&facts.labels),
+            addresses,
+            node: facts.node.to_string(),
+            zone: known.zones.get(&facts.node).map(ToString::to_string),
+            in_mesh: standing == Standing::Enrolled,
+            netns: announced.map(|announced| announced.netns.clone()),
+            ready: facts.stage.ready,
+            bypass: facts.bypass.clone(),
+            probe_ports: facts.probe_ports.clone(),
+        }))
+    }
+
+    pub(crate) fn findings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for Entry { facts, anonymous, .. } in self.entries.values() {
+            let complaints = facts
+                .complaints
+                .iter()
+                .map(|complaint| (complaint.field.as_str(), complaint.meaning.clone()));
+            let anonymous = anonymous
+                .iter()
+                .map(|reason| ("spec.serviceAccountName", Meaning::NoIdentity(reason.clone())));
+            for (field, meaning) in complaints.chain(anonymous) {
+                findings.push(Finding::new(object_name(facts), field, meaning));
+            }
+        }
+        for address in self.disputed.keys() {
+            let claimants = self.claims.of(*address);
+            for facts in claimants.iter().filter_map(|uid| self.facts(uid)) {
+                let claimants = self.claimants(*address);
+                let meaning = Meaning::AddressClash { address: *address, claimants };
+                findings.push(Finding::new(object_name(facts), "status.podIPs", meaning));
+            }
+        }
+        findings
+    }
+}
+
+fn object_name(facts: &PodFacts) -> ObjectName {
+    ObjectName {
+        kind: "Pod",
+        namespace: Arc::clone(&facts.namespace),
+        name: Arc::clone(&facts.name),
+    }
+}

@@ -1,0 +1,215 @@
+//! Policies: read one by one, compiled together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use sluice_policy::{Compiled, Coverage, PolicyObject, PolicySet, Withheld};
+
+use crate::{
+    Finding, Meaning, ObjectName, Settings,
+    facts::Name,
+    object::{Meta, Policy},
+};
+
+/// The annotation that has a policy checked but not enforced.
+const DRY_RUN: &str = "istio.io/dry-run";
+const API_VERSION: &str = "security.istio.io/v1";
+/// Where the reader says that it found a policy.
+const ORIGIN: &str = "kubernetes";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    Authorization,
+    PeerAuthentication,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Policies {
+    entries: BTreeMap<(Kind, Name), Entry>,
+    set: PolicySet,
+    remarks: Vec<sluice_policy::Finding>,
+    changed: Affected,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The last version that could be read.
+    good: Option<Good>,
+    /// What is wrong with the newest.
+    error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Good {
+    text: Box<str>,
+    objects: Vec<PolicyObject>,
+}
+
+/// Whose policies are others than before.
+#[derive(Debug, Default)]
+pub(crate) struct Affected {
+    everyone: bool,
+    namespaces: BTreeSet<Arc<str>>,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Authorization => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
+        }
+    }
+}
+
+// === impl Affected ===
+
+impl Affected {
+    pub(crate) fn is_any(&self) -> bool {
+        self.everyone || !self.namespaces.is_empty()
+    }
+
+    pub(crate) fn covers(&self, namespace: &str) -> bool {
+        self.everyone || self.namespaces.contains(namespace)
+    }
+}
+
+// === impl Policies ===
+
+impl Policies {
+    pub(crate) fn keep(&mut self, kind: Kind, name: Name, policy: &Policy) {
+        let text = written(kind, policy);
+        self.take(kind, name, text);
+    }
+
+    /// Takes over the text of a policy, if it can be read.
+    pub(crate) fn take(&mut self, kind: Kind, name: Name, text: String) {
+        let namespace = Arc::clone(&name.namespace);
+        let entry =
+            self.entries.entry((kind, name)).or_insert_with(|| Entry { good: None, error: None });
+        if entry.error.is_none() && entry.good.as_ref().is_some_and(|good| *good.text == *text) {
+            return;
+        }
+        match sluice_policy::read(ORIGIN, &text) {
+            Ok(objects) => {
+                *entry = Entry { good: Some(Good { text: text.into(), objects }), error: None };
+            }
+            Err(error) => entry.error = Some(error.to_string()),
+        }
+        self.changed.namespaces.insert(namespace);
+    }
+
+    pub(crate) fn forget(&mut self, kind: Kind, name: &Name) {
+        if self.entries.remove(&(kind, name.clone())).is_some() {
+            self.changed.namespaces.insert(Arc::clone(&name.namespace));
+        }
+    }
+
+    pub(crate) fn retain(&mut self, kind: Kind, listed: impl Fn(&Name) -> bool) {
+        let gone: Vec<_> = self
+            .entries
+            .keys()
+            .filter(|(of, name)| *of == kind && !listed(name))
+            .map(|(_, name)| name.clone())
+            .collect();
+        for name in gone {
+            self.forget(kind, &name);
+        }
+    }
+
+    /// Makes the set what the policies say now; answers whom that affects.
+    pub(crate) fn compile(&mut self, settings: &Settings) -> Affected {
+        let mut affected = std::mem::take(&mut self.changed);
+        if !affected.is_any() {
+            return affected;
+        }
+        affected.everyone |= affected.namespaces.contains(settings.root_namespace.as_str());
+        let objects: Vec<_> = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.good.as_ref())
+            .flat_map(|good| good.objects.iter().cloned())
+            .collect();
+        let withheld: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.good.is_none())
+            .map(|((kind, name), _)| Withheld {
+                origin: format!("{} {}/{}", kind.name(), name.namespace, name.name).into(),
+                coverage: Coverage::Namespaces([name.namespace.to_string()].into()),
+            })
+            .collect();
+        let Compiled { set, findings } =
+            PolicySet::compile(&objects, &withheld, &settings.root_namespace);
+        self.set = set;
+        self.remarks = findings;
+        affected
+    }
+
+    pub(crate) fn set(&self) -> &PolicySet {
+        &self.set
+    }
+
+    /// Remarks on policies in force.
+    pub(crate) fn remarks(&self) -> &[sluice_policy::Finding] {
+        &self.remarks
+    }
+
+    /// What is wrong with those that cannot be read.
+    pub(crate) fn findings(&self) -> impl Iterator<Item = Finding> {
+        self.entries.iter().filter_map(|((kind, name), entry)| {
+            let error = entry.error.clone()?;
+            let meaning = match entry.good {
+                Some(_) => Meaning::PolicyKept(error),
+                None => Meaning::PolicyDenies(error),
+            };
+            let Name { namespace, name } = name.clone();
+            Some(Finding::new(ObjectName { kind: kind.name(), namespace, name }, "spec", meaning))
+        })
+    }
+
+    /// The texts to remember: the last good one of each. One that has none is remembered as such, so
+    /// that it is still denied by after a restart.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (Kind, &Name, Option<&str>)> {
+        self.entries
+            .iter()
+            .map(|((kind, name), entry)| (*kind, name, entry.good.as_ref().map(|good| &*good.text)))
+    }
+
+    /// A policy of which an earlier run knew that there is one, but not what it says.
+    pub(crate) fn withhold(&mut self, kind: Kind, name: Name) {
+        self.changed.namespaces.insert(Arc::clone(&name.namespace));
+        let error = Some("it could not be read before the restart".to_owned());
+        self.entries.insert((kind, name), Entry { good: None, error });
+    }
+}
+
+/// The policy as the reader takes it, with nothing in its metadata that is not read.
+fn written(kind: Kind, policy: &Policy) -> String {
+    let Meta { name, namespace, creation_timestamp, annotations, .. } = &policy.metadata;
+    let mut metadata = serde_json::json!({ "name": name, "namespace": namespace });
+    let mut set = |key: &str, value: serde_json::Value| {
+        if let Some(metadata) = metadata.as_object_mut() {
+            metadata.insert(key.to_owned(), value);
+        }
+    };
+    if !creation_timestamp.is_empty() {
+        set("creationTimestamp", creation_timestamp.as_str().into());
+    }
+    if let Some(dry_run) = annotations.get(DRY_RUN) {
+        set("annotations", serde_json::json!({ DRY_RUN: dry_run }));
+    }
+    let mut object = serde_json::json!({
+        "apiVersion": API_VERSION,
+        "kind": kind.name(),
+        "metadata": metadata,
+    });
+    if let (Some(spec), Some(object)) = (&policy.spec, object.as_object_mut()) {
+        object.insert("spec".to_owned(), spec.clone());
+    }
+    object.to_string()
+}

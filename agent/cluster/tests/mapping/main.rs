@@ -1,0 +1,16 @@
+//! YAML in, mesh state out: what the objects of a cluster mean.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that fails says where"
+)]
+
+mod addresses;
+mod churn;
+mod enrolment;
+mod exemptions;
+mod policies;
+mod saved;
+mod services;
+mod world;
