@@ -9,20 +9,22 @@
 mod control;
 mod diagnostics;
 mod operator;
+mod trust;
 
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
+use sluice_identity::Trust;
 use sluice_kernel::{Datapath, LogLevel, Settings};
 use sluice_mesh::Snapshot;
 use sluice_pods::{PodManager, Workers};
 use sluice_proxy::{Proxy, Shared};
 use sluice_source::{AgentConfig, FileSource};
-use sluice_tls::{CertStore, SystemClock, TrustBundle};
+use sluice_tls::{CertStore, Clock, Issuer, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{control::Control, operator::Operator};
-use crate::{args::AgentOptions, authority, datapath::find_cgroup, logging, view::server};
+use crate::{args::AgentOptions, authority, cni, datapath::find_cgroup, logging, view::server};
 
 /// Runs the agent until it is told to stop. Captured pods stay captured afterwards: without an agent
 /// their connections into the mesh are refused.
@@ -40,22 +42,35 @@ pub(crate) fn run(options: &AgentOptions) -> anyhow::Result<()> {
 async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let certificates = Arc::new(certificates(&config)?);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let authority::Authority { issuer, delivered } = authority::open(&config, &clock)?;
+    let trust = Arc::new(trust::follow(&config, &delivered, Arc::clone(&clock))?);
+    let certificates = Arc::new(certificates(&config, issuer, &trust, &clock));
+    let passed_on = trust::pass_on(Arc::clone(&trust), delivered, Arc::clone(&certificates));
+    tokio::spawn(passed_on);
     let settings = kernel_settings(&config)?;
     let datapath = Arc::new(Datapath::open(&settings)?);
     let empty = Arc::new(Snapshot::empty(config.trust_domain.clone()));
     let workers = config.workers;
     let shared = Arc::new(Shared::new(empty, certificates, datapath.sockets(), workers));
     let proxy = Arc::new(Proxy::start(Arc::clone(&shared), workers)?);
+    tokio::spawn(trust::enforce(Arc::clone(&shared), Arc::clone(&proxy)));
     let served: Arc<dyn Workers> = Arc::clone(&proxy) as _;
     if settings.log != LogLevel::Off {
         tokio::spawn(diagnostics::pass_on(Arc::clone(&datapath)));
     }
-    let pods = Arc::new(Mutex::new(PodManager::new(Arc::clone(&datapath), served, workers)));
+    let pods = Arc::new(Mutex::new({
+        let manager = PodManager::new(Arc::clone(&datapath), served, workers);
+        manager.with_processes(config.proc.clone())
+    }));
     let FileSource { snapshots, status, .. } = FileSource::watch(&config)?;
     let operator = Operator::new(&config, settings.max_peers, &shared, &pods, status);
     tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::new(operator)));
-    let control = Control::new(config.node, shared, pods, proxy, datapath);
+    let listed = Arc::new(cni::FilePods::new(Arc::clone(&shared), config.node.clone()));
+    let asked = Arc::clone(&pods);
+    let control = Control::new(config.node, shared, pods, datapath);
+    let desk = Arc::new(cni::Desk::new(listed, asked, control.turns()));
+    tokio::spawn(cni::serve(server::bind(&config.cni_socket)?, desk));
     tokio::select! {
         () = control.run(snapshots) => anyhow::bail!("BUG: the source of the mesh's state ended"),
         _ = stop.recv() => {}
@@ -65,15 +80,18 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn certificates(config: &AgentConfig) -> anyhow::Result<CertStore> {
-    let authority = authority::open(config)?;
-    let bundle = TrustBundle::new(config.trust_domain.clone(), authority.roots().to_vec())?;
-    Ok(CertStore::new(
-        sluice_tls::Settings::default(),
-        Arc::new(authority),
-        bundle,
-        Arc::new(SystemClock),
-    ))
+fn certificates(
+    config: &AgentConfig,
+    issuer: Arc<dyn Issuer>,
+    trust: &Trust,
+    clock: &Arc<dyn Clock>,
+) -> CertStore {
+    let mut settings = sluice_tls::Settings::default();
+    if let Some(ttl) = config.certificate_ttl {
+        settings.ttl = ttl;
+    }
+    let bundle = (**trust.bundles().borrow()).clone();
+    CertStore::new(settings, issuer, bundle, Arc::clone(clock))
 }
 
 fn kernel_settings(config: &AgentConfig) -> anyhow::Result<Settings> {

@@ -33,6 +33,8 @@ use crate::Delivered;
 pub struct TrustFiles {
     /// Roots of our own trust domain (PEM). They take the place of delivered ones.
     pub roots: Option<PathBuf>,
+    /// Whether delivered roots of our own trust domain are believed beside those of `roots`.
+    pub delivered_too: bool,
     /// Roots of federated trust domains (PEM). They take the place of delivered ones of the same domain.
     pub federated: Vec<(TrustDomain, PathBuf)>,
     /// Revocation lists, PEM or DER, or directories of such.

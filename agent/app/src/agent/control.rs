@@ -9,7 +9,7 @@ use std::{
 use sluice_kernel::Datapath;
 use sluice_mesh::Snapshot;
 use sluice_pods::PodManager;
-use sluice_proxy::{Proxy, Shared};
+use sluice_proxy::Shared;
 use sluice_spiffe::SpiffeId;
 use tokio::sync::watch;
 
@@ -24,12 +24,13 @@ pub(super) struct Control {
     node: String,
     shared: Arc<Shared>,
     pods: Arc<Mutex<Pods>>,
-    proxy: Arc<Proxy>,
     datapath: Arc<Datapath>,
     /// Whether what an earlier version of the agent left is still to be taken down.
     has_predecessors: bool,
     /// Identities that certificates are kept for.
     wanted: HashSet<SpiffeId>,
+    /// Counts what has been carried out: states of the mesh first, then audits too.
+    turns: watch::Sender<u64>,
 }
 
 // === impl Control ===
@@ -39,16 +40,21 @@ impl Control {
         node: String,
         shared: Arc<Shared>,
         pods: Arc<Mutex<Pods>>,
-        proxy: Arc<Proxy>,
-        datapath: Arc<Datapath>,
+            datapath: Arc<Datapath>,
     ) -> Self {
-        Self { node, shared, pods, proxy, datapath, has_predecessors: true, wanted: HashSet::new() }
+        let turns = watch::Sender::new(0);
+        let wanted = HashSet::new();
+        Self { node, shared, pods, datapath, has_predecessors: true, wanted, turns }
+    }
+
+    /// Counts the states of the mesh that are in force, and the audits after the first of them.
+    pub(super) fn turns(&self) -> watch::Receiver<u64> {
+        self.turns.subscribe()
     }
 
     /// Runs until the source is gone.
     pub(super) async fn run(mut self, mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>) {
         let mut audit = tokio::time::interval(AUDIT_INTERVAL);
-        let mut roots = self.shared.certificates.roots_changed();
         loop {
             tokio::select! {
                 changed = snapshots.changed() => {
@@ -60,8 +66,10 @@ impl Control {
                         self.apply(snapshot).await;
                     }
                 }
-                _ = audit.tick() => self.blocking(Pods::audit).await,
-                Ok(()) = roots.changed() => self.proxy.forget_sessions(),
+                _ = audit.tick() => {
+                    self.blocking(Pods::audit).await;
+                    self.turns.send_if_modified(|turns| *turns > 0 && { *turns += 1; true });
+                }
             }
         }
     }
@@ -87,6 +95,7 @@ impl Control {
         {
             tracing::error!(%error, "taking down what another version of the agent left");
         }
+        self.turns.send_modify(|turns| *turns += 1);
         tracing::info!(
             pods = snapshot.members().len(),
             services = snapshot.services().len(),

@@ -192,11 +192,14 @@ impl State {
 
     fn bundle(&self) -> Result<TrustBundle, TrustFault> {
         let bad = TrustFault::Delivered;
-        let local = self.roots.get(&self.own).unwrap_or(&self.delivered.local);
+        let mut local = self.roots.get(&self.own).cloned().unwrap_or_default();
+        if self.files.roots.is_none() || self.files.delivered_too {
+            local.extend(self.delivered.local.iter().cloned());
+        }
         let mut bundle = if local.is_empty() {
             TrustBundle::without_roots(self.own.clone())
         } else {
-            TrustBundle::new(self.own.clone(), local.clone()).map_err(bad)?
+            TrustBundle::new(self.own.clone(), local).map_err(bad)?
         };
         let of_files = self.roots.iter().filter(|(domain, _)| **domain != self.own);
         let delivered = self.delivered.federated.iter();
