@@ -36,9 +36,15 @@ pub(crate) fn remove(instance: &Instance, _turn: &Turn) -> Result<()> {
     // system among them.
     unmount_below(instance.directory())?;
     hierarchies.remove(instance)?;
-    if instance.exists() {
-        fs::remove_dir_all(instance.directory())
-            .with_context(|| format!("cannot remove {}", instance.directory().display()))?;
+    for directory in [&instance.on_disk(), instance.directory()] {
+        if directory.exists() {
+            fs::remove_dir_all(directory)
+                .with_context(|| format!("cannot remove {}", directory.display()))?;
+        }
+    }
+    // The last cluster takes the directory of all clusters' images along.
+    if let Some(shared) = instance.on_disk().parent() {
+        fs::remove_dir(shared).ok();
     }
     if instance.is_alone() {
         node::remove_mount_points();

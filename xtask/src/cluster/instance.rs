@@ -10,6 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Where the clusters are. Short, because of the Unix sockets below it.
 const RECORDS: &str = "/run/sluice-cluster";
+/// What is too big for a file system in memory, of each cluster.
+const ON_DISK: &str = "/var/lib/sluice-cluster";
 /// Written last by `up`, so that a half-made cluster is told from a whole one.
 const COMPLETE: &str = "complete";
 /// The number that the addresses contain.
@@ -66,6 +68,11 @@ impl Instance {
     /// The directory that holds everything of it.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The directory of its images.
+    pub(crate) fn on_disk(&self) -> PathBuf {
+        Path::new(ON_DISK).join(&self.name)
     }
 
     pub(crate) fn path(&self, below: &str) -> PathBuf {

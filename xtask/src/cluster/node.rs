@@ -21,13 +21,16 @@ pub(crate) const OWN_PATHS: [&str; 11] = [
     "/run/containerd",
     "/run/sluice",
     "/var/lib/cni",
-    "/var/lib/containerd",
+    IMAGES,
     "/var/lib/kubelet",
     "/var/lib/sluice",
     "/var/log/containers",
     "/var/log/pods",
     "/etc/sluice",
 ];
+
+/// Where containerd keeps images: too much for `/run`, which is memory on most machines.
+const IMAGES: &str = "/var/lib/containerd";
 
 /// Where the runtime keeps pods' network namespaces; a mount of each node's own, like the BPF file system.
 const NETNS: &str = "/run/netns";
@@ -89,10 +92,24 @@ fn own_mounts(instance: &Instance, place: &str) -> Result<String> {
     steps.push_str("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n");
     // Shared within the node, so that pods with mount propagation see each other's mounts, as on a machine.
     steps.push_str("mount --make-rshared /\n");
+    // Apart, or each mount would appear a second time below the cluster's directory.
+    writeln!(
+        steps,
+        "mount --make-private {}",
+        quoted(&instance.directory().display().to_string())
+    )?;
     for path in OWN_PATHS {
-        let own = instance.path(&format!("nodes/{place}{path}"));
+        let own = if path == IMAGES {
+            instance.on_disk().join(place)
+        } else {
+            instance.path(&format!("nodes/{place}{path}"))
+        };
         fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
-        writeln!(steps, "mount --bind {} {path}", quoted(&own.display().to_string()))?;
+        let own = quoted(&own.display().to_string());
+        writeln!(
+            steps,
+            "mount --bind {own} {path}\nmount --make-private {path}\nmount --make-shared {path}"
+        )?;
     }
     writeln!(steps, "mount -t tmpfs -o mode=755 netns {NETNS}")?;
     writeln!(steps, "mount -t bpf -o mode=700 bpf {BPFFS}")?;

@@ -111,6 +111,8 @@ fn kubernetes(cache: &Path) -> Result<PathBuf> {
         text += &fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;
     }
+    let flags = link_flags();
+    text += &flags;
     let directory = cache.join(format!("kubernetes-{KUBERNETES}"));
     // A changed dependency is another program under the same name.
     let built_from = directory.join("sources");
@@ -121,7 +123,7 @@ fn kubernetes(cache: &Path) -> Result<PathBuf> {
     say(&directory, "Kubernetes", KUBERNETES, "five minutes on two processors");
     let started = Instant::now();
     let mut go = go()?;
-    go.current_dir(&sources).args(["build", "-trimpath", "-ldflags=-s -w", "-o"]);
+    go.current_dir(&sources).args(["build", "-trimpath", &format!("-ldflags={flags}"), "-o"]);
     process::exec(go.arg(build.join("kube")).arg("."))?;
     for component in COMPONENTS {
         let link = build.join(component);
@@ -133,6 +135,23 @@ fn kubernetes(cache: &Path) -> Result<PathBuf> {
         .with_context(|| format!("cannot write {}", built_from.display()))?;
     eprintln!("xtask: Kubernetes is built ({} s)", started.elapsed().as_secs());
     Ok(directory.join("bin"))
+}
+
+/// Tells the programs their version, which charts and clients ask for. Their own build sets the same variables.
+fn link_flags() -> String {
+    let mut numbers = KUBERNETES.split('.');
+    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let mut flags = "-s -w".to_owned();
+    for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
+        for (name, value) in [
+            ("gitVersion", format!("v{KUBERNETES}")),
+            ("gitMajor", major.to_owned()),
+            ("gitMinor", minor.to_owned()),
+        ] {
+            flags = format!("{flags} -X {package}.{name}={value}");
+        }
+    }
+    flags
 }
 
 fn install(module: &Module, cache: &Path) -> Result<PathBuf> {
