@@ -4,6 +4,7 @@
 mod agent;
 mod args;
 mod authority;
+mod cni;
 mod datapath;
 mod logging;
 mod view;

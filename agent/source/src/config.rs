@@ -42,6 +42,11 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// The operator's socket; `/run/sluice/agent.sock` by default.
     pub socket: PathBuf,
+    /// The CNI plugin's socket; `cni.sock` beside the operator's by default.
+    pub cni_socket: PathBuf,
+    /// Where the node's processes are listed; `/proc` by default. An agent in a container has them
+    /// mounted elsewhere.
+    pub proc: PathBuf,
     /// Mount point of cgroup v2; `None` has it looked up in `/proc/mounts`.
     pub cgroup: Option<PathBuf>,
     /// Mount point of the BPF file system; `/sys/fs/bpf` by default.
@@ -76,6 +81,10 @@ struct Written {
     state_dir: Option<PathBuf>,
     #[serde(default)]
     socket: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    cni_socket: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    proc: Option<PathBuf>,
     #[serde(default)]
     cgroup: Option<PathBuf>,
     #[serde(default)]
@@ -137,6 +146,13 @@ impl AgentConfig {
         if socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
             return Err(refuse(at, "socket", Problem::SocketPathTooLong(socket)));
         }
+        let (cni_socket, at) = written
+            .cni_socket
+            .map_or_else(|| (socket.with_file_name("cni.sock"), Location::UNKNOWN), taken);
+        let cni_socket = directory.join(cni_socket);
+        if cni_socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            return Err(refuse(at, "cniSocket", Problem::SocketPathTooLong(cni_socket)));
+        }
         let (workers, at) =
             written.workers.map_or_else(|| (default_workers(), Location::UNKNOWN), taken);
         if !(1..=MAX_WORKERS).contains(&workers) {
@@ -158,6 +174,8 @@ impl AgentConfig {
             instance,
             state_dir,
             socket,
+            cni_socket,
+            proc: join(written.proc, "/proc"),
             cgroup: written.cgroup.map(|path| directory.join(path)),
             bpffs: join(written.bpffs, "/sys/fs/bpf"),
             workers,

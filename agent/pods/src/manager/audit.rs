@@ -36,7 +36,7 @@ impl<H: Hooks> PodManager<H> {
         self.take_events()
     }
 
-    fn audit_pod(&mut self, uid: &WorkloadUid) {
+    pub(super) fn audit_pod(&mut self, uid: &WorkloadUid) {
         let Some(captured) = self.captured(uid) else { return };
         match self.examine(captured) {
             Finding::Sound => self.sound(uid),

@@ -40,12 +40,13 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Tries to enrol a pod that failed before, without waiting until it is due again: something about
-    /// it has just changed.
+    /// Audits one pod, and tries to enrol it if it failed before, without waiting until it is due again:
+    /// something about it has just changed.
     pub fn hasten(&mut self, uid: &WorkloadUid) -> Vec<PodEvent> {
         if let Some(record) = self.pods.get_mut(uid) {
             record.trouble = None;
-            self.locate_due();
+            self.locate_all();
+            self.audit_pod(uid);
             self.enrol_due();
             self.set_peers();
             self.hand_over();

@@ -1,0 +1,7 @@
+//! Answers the CNI plugin: a pod that belongs to the mesh starts once the kernel has it captured.
+
+mod announce;
+mod desk;
+mod server;
+
+pub(crate) use self::{announce::FilePods, desk::Desk, server::serve};
