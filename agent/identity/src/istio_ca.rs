@@ -130,14 +130,15 @@ impl IstioCa {
             return Err(unfit());
         }
         let mut value =
-            AsciiMetadataValue::try_from(format!("Bearer {token}")).map_err(|_| unfit())?;
+            AsciiMetadataValue::try_from(format!("Bearer {token}")).map_err(|_invalid| unfit())?;
         value.set_sensitive(true);
         Ok(value)
     }
 
     fn cluster(&self) -> Result<MetadataValue<Ascii>, AskError> {
         let name = &self.settings.cluster_id;
-        AsciiMetadataValue::try_from(name.as_str()).map_err(|_| AskError::ClusterId(one_line(name)))
+        AsciiMetadataValue::try_from(name.as_str())
+            .map_err(|_invalid| AskError::ClusterId(one_line(name)))
     }
 }
 

@@ -145,8 +145,7 @@ pub trait Issuer: Send + Sync {
 
     /// Follows what the authority does for `id` of its own accord; from the first pod of `id`, before anything
     /// is issued, until the last has left, when the answer is dropped. `None`, as here, if it only ever answers.
-    fn follow(&self, id: &SpiffeId) -> Option<Box<dyn News>> {
-        let _unused = id;
+    fn follow(&self, _id: &SpiffeId) -> Option<Box<dyn News>> {
         None
     }
 }

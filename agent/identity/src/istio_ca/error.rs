@@ -73,10 +73,10 @@ impl AskError {
     /// The error as the store knows it.
     pub(super) fn about(self, id: &SpiffeId) -> IssueError {
         let id = id.clone();
-        match self {
-            Self::Refused(rule) => IssueError::Refused { id, rule },
-            other => IssueError::Unreachable { id, source: other.into() },
+        if let Self::Refused(rule) = self {
+            return IssueError::Refused { id, rule };
         }
+        IssueError::Unreachable { id, source: self.into() }
     }
 }
 

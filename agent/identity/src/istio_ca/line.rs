@@ -93,10 +93,12 @@ impl Line {
         }
         let now = Instant::now();
         let present = open.channel.take().filter(|(_, used)| *used + MAX_IDLE > now);
-        let channel = present.map(|(channel, _)| channel).unwrap_or_else(|| {
+        let channel = if let Some((channel, _)) = present {
+            channel
+        } else {
             open.made += 1;
             open.secured.connect_lazy()
-        });
+        };
         open.channel = Some((channel.clone(), now));
         (channel, Use { line: self, number: open.made, went_well: false })
     }

@@ -90,7 +90,7 @@ fn read(bundles: HashMap<String, Vec<u8>>, domain: &TrustDomain) -> Option<Deliv
             Ok(certificates) if certificates.is_empty() => {}
             Ok(certificates) => drop(delivered.federated.insert(of, certificates)),
             Err(error) => {
-                tracing::warn!(trust_domain = %of, %error, "SPIRE pushed a bundle that cannot be read")
+                tracing::warn!(trust_domain = %of, %error, "SPIRE pushed a bundle that cannot be read");
             }
         }
     }

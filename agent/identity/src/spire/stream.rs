@@ -77,7 +77,7 @@ impl Stream {
     pub(super) async fn newer(&self) {
         let told = |state: &State| state.serial != self.told.load(Ordering::Acquire);
         if self.state.clone().wait_for(told).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -85,7 +85,7 @@ impl Stream {
     pub(super) async fn fails(&self) {
         let fails = |state: &State| state.trouble.is_some();
         if self.state.clone().wait_for(fails).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
