@@ -33,6 +33,10 @@ pub struct Cluster {
     policies: Policies,
     rules: BTreeMap<Name, RuleFacts>,
     rules_changed: bool,
+    /// Whether the last snapshot was provisional.
+    was_provisional: bool,
+    /// Counts changes of what decides: namespaces, policies, rules.
+    decisions: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +103,8 @@ impl Cluster {
             policies: Policies::default(),
             rules: BTreeMap::new(),
             rules_changed: true,
+            was_provisional: false,
+            decisions: 0,
         }
     }
 
@@ -141,12 +147,19 @@ impl Cluster {
         self.pods.len()
     }
 
-    /// A new view, if anything has changed since the last one that matters to the mesh.
+    /// Counts changes of namespaces, policies and rules; whoever remembers [`Cluster::rules_text`] does it
+    /// anew when this is another.
+    pub fn decisions(&self) -> u64 {
+        self.decisions
+    }
+
+    /// A new view, if anything has changed since the last one that matters to the mesh. `provisional` says
+    /// that this is not all, because an earlier run remembered it and the API server was not heard yet.
     ///
     /// # Errors
     ///
     /// None that objects can cause; it is for the caller to keep the last view.
-    pub fn build(&mut self) -> Result<Option<View>, BuildError> {
+    pub fn build(&mut self, provisional: bool) -> Result<Option<View>, BuildError> {
         let affected = self.policies.compile(&self.settings);
         self.forget_namespaces();
         let enrolment = self.settings.enrolment.clone();
@@ -168,7 +181,9 @@ impl Cluster {
         }
         let services_changed = self.services.refresh(&self.pods, &is_enrolled, &mut self.names);
         let rules_changed = std::mem::take(&mut self.rules_changed);
-        if !(affected.is_any() || pods_changed || services_changed || rules_changed) {
+        let is_settled = std::mem::replace(&mut self.was_provisional, provisional) == provisional;
+        self.decisions += u64::from(affected.is_any() || rules_changed);
+        if is_settled && !(affected.is_any() || pods_changed || services_changed || rules_changed) {
             return Ok(None);
         }
         let mut findings = self.pods.findings();
@@ -183,6 +198,7 @@ impl Cluster {
             policies: self.policies.set().clone(),
             disputed: self.pods.disputed().clone(),
             direct,
+            provisional,
         };
         let snapshot = Arc::new(builder.build(self.settings.trust_domain.clone())?);
         Ok(Some(View { snapshot, findings, policies: self.policies.remarks().to_vec() }))

@@ -82,6 +82,8 @@ pub struct SnapshotBuilder {
     pub disputed: HashMap<IpAddr, Arc<str>>,
     /// Destinations that clients reach without the mesh.
     pub direct: HashSet<SocketAddr>,
+    /// Whether this is what an earlier run remembered, and may lack what came since.
+    pub provisional: bool,
 }
 
 /// The whole mesh at one moment. Immutable: a change is a new snapshot.
@@ -96,6 +98,7 @@ pub struct Snapshot {
     policies: PolicySet,
     disputed: HashMap<IpAddr, Arc<str>>,
     direct: HashSet<SocketAddr>,
+    provisional: bool,
 }
 
 /// Where a member stands in the list of them.
@@ -138,6 +141,7 @@ impl SnapshotBuilder {
         snapshot.policies = self.policies;
         snapshot.disputed = self.disputed;
         snapshot.direct = self.direct;
+        snapshot.provisional = self.provisional;
         Ok(snapshot)
     }
 }
@@ -157,6 +161,7 @@ impl Snapshot {
             policies: PolicySet::default(),
             disputed: HashMap::new(),
             direct: HashSet::new(),
+            provisional: false,
         }
     }
 
@@ -234,6 +239,12 @@ impl Snapshot {
                 families.into_iter().flatten().map(move |address| endpoint(workload, address))
             })
             .collect()
+    }
+
+    /// Whether this is what an earlier run remembered, while its source cannot be asked. Pods and peers
+    /// that it does not name may be of the mesh all the same: nothing may be taken out by it.
+    pub fn is_provisional(&self) -> bool {
+        self.provisional
     }
 
     /// The trust domain of this mesh.

@@ -31,6 +31,9 @@ pub trait Kept: Object {
     /// Forgets an object that was deleted.
     fn forget(cluster: &mut Cluster, meta: &Meta);
 
+    /// Whether any object of the kind is known.
+    fn any(cluster: &Cluster) -> bool;
+
     /// Forgets every object whose key is not in `listed`: the whole of what there is.
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>);
 }
@@ -45,6 +48,7 @@ impl Cluster {
     }
 
     fn namespace_changed(&mut self, name: &str) {
+        self.decisions += 1;
         self.pods.touch(|pod| &*pod.namespace == name);
         self.services.touch_namespace(name);
     }
@@ -71,6 +75,10 @@ impl Kept for Namespace {
         if let Some(namespace) = cluster.namespaces.get_mut(meta.name.as_str()) {
             namespace.gone = true;
         }
+    }
+
+    fn any(cluster: &Cluster) -> bool {
+        !cluster.namespaces.is_empty()
     }
 
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>) {
@@ -105,6 +113,10 @@ impl Kept for Node {
         cluster.pods.touch(|pod| *pod.node == *meta.name);
     }
 
+    fn any(cluster: &Cluster) -> bool {
+        !cluster.zones.is_empty()
+    }
+
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>) {
         let gone: Vec<_> =
             cluster.zones.keys().filter(|name| !listed.contains(&***name)).cloned().collect();
@@ -133,6 +145,10 @@ impl Kept for Pod {
         cluster.pods.forget(&meta.uid);
     }
 
+    fn any(cluster: &Cluster) -> bool {
+        cluster.pods.len() > 0
+    }
+
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>) {
         cluster.pods.retain(listed);
     }
@@ -153,6 +169,10 @@ impl Kept for Service {
         cluster.services.forget(&name);
     }
 
+    fn any(cluster: &Cluster) -> bool {
+        cluster.services.all().next().is_some()
+    }
+
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>) {
         cluster.services.retain(|name| listed.contains(&key(name)));
     }
@@ -171,6 +191,10 @@ impl Kept for EndpointSlice {
     fn forget(cluster: &mut Cluster, meta: &Meta) {
         let name = cluster.name(meta);
         cluster.services.forget_slice(&name);
+    }
+
+    fn any(cluster: &Cluster) -> bool {
+        cluster.services.all_slices().next().is_some()
     }
 
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>) {
@@ -198,6 +222,10 @@ impl Kept for DestinationRule {
         cluster.rules_changed |= cluster.rules.remove(&name).is_some();
     }
 
+    fn any(cluster: &Cluster) -> bool {
+        !cluster.rules.is_empty()
+    }
+
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>) {
         let before = cluster.rules.len();
         cluster.rules.retain(|name, _| listed.contains(&key(name)));
@@ -218,6 +246,10 @@ macro_rules! kept_policy {
             fn forget(cluster: &mut Cluster, meta: &Meta) {
                 let name = cluster.name(meta);
                 cluster.policies.forget($kind, &name);
+            }
+
+            fn any(cluster: &Cluster) -> bool {
+                cluster.policies.any($kind)
             }
 
             fn retain(cluster: &mut Cluster, listed: &HashSet<String>) {

@@ -109,6 +109,10 @@ impl Policies {
         }
     }
 
+    pub(crate) fn any(&self, kind: Kind) -> bool {
+        self.entries.keys().any(|(of, _)| *of == kind)
+    }
+
     pub(crate) fn retain(&mut self, kind: Kind, listed: impl Fn(&Name) -> bool) {
         let gone: Vec<_> = self
             .entries

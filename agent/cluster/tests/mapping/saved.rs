@@ -44,7 +44,11 @@ fn a_restart_knows_the_same() {
         (world.cluster.rules_text().unwrap(), world.cluster.members_text().unwrap());
     let mut later = Cluster::new(settings());
     later.restore(&rules, &members).unwrap();
-    let view = later.build().unwrap().unwrap();
+    let view = later.build(true).unwrap().unwrap();
+    assert!(view.snapshot.is_provisional());
+    // That the API server says the same is news: now what is not there may go.
+    assert!(!later.build(false).unwrap().unwrap().snapshot.is_provisional());
+    assert!(later.build(false).unwrap().is_none());
     let known = |snapshot: &sluice_mesh::Snapshot| {
         let workloads: Vec<_> =
             snapshot.members().iter().map(|member| member.workload.clone()).collect();

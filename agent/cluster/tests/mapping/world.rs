@@ -15,7 +15,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(objects: &str) -> Self {
         let mut cluster = Cluster::new(settings());
-        let view = cluster.build().unwrap().unwrap();
+        let view = cluster.build(false).unwrap().unwrap();
         let mut world = Self { cluster, view };
         world.apply(objects);
         world
@@ -33,7 +33,7 @@ impl World {
     }
 
     pub(crate) fn settle(&mut self) -> bool {
-        let view = self.cluster.build().unwrap();
+        let view = self.cluster.build(false).unwrap();
         let changed = view.is_some();
         self.view = view.unwrap_or_else(|| self.view.clone());
         changed

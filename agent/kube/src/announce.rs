@@ -1,0 +1,210 @@
+//! What a CNI plugin says of a pod that is being set up, and whether the pod is of the mesh.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use kube::{Api, Client};
+use sluice_cluster::{Announced, Kept, Outside, PodRecord, Standing, object};
+use sluice_mesh::WorkloadUid;
+use tokio::time::timeout;
+
+use crate::{hub::Hub, resource, watched::Watched};
+
+/// How long an answer may take; the plugin itself waits 10 s.
+const WITHIN: Duration = Duration::from_secs(6);
+/// How long the watch has before the API server is asked about the pod by name.
+const WATCH_TIME: Duration = Duration::from_millis(300);
+const POLL: Duration = Duration::from_millis(10);
+
+/// A pod that is being set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Its UID.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Addresses that it was given.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Whether a pod is of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is, and the snapshot in force has it under this name.
+    Enrolled(WorkloadUid),
+    /// It is to be left alone.
+    Outside(Outside),
+}
+
+/// Why it could not be decided. The pod must not start: its first packet might pass uncaptured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnnounceError {
+    /// The cluster was not listed in time.
+    #[error(
+        "the state of the cluster is not known yet: is the API server reachable from the agent?"
+    )]
+    NotReady,
+    /// The API server knows no such pod.
+    #[error("pod {namespace}/{name} with UID {uid} is not known to the API server")]
+    UnknownPod {
+        /// Namespace as announced.
+        namespace: String,
+        /// Name as announced.
+        name: String,
+        /// UID as announced.
+        uid: String,
+    },
+    /// The UID belongs to a pod of another name, or on another node.
+    #[error("UID {uid} belongs to pod {actual} on node {node:?}")]
+    Mismatch {
+        /// UID as announced.
+        uid: String,
+        /// The pod that has it.
+        actual: String,
+        /// Its node.
+        node: String,
+    },
+    /// The pod is known, but the mesh cannot take it.
+    #[error("pod {0} is to be enrolled, but cannot be: see the findings in `sluice status`")]
+    NotTaken(String),
+}
+
+/// Takes announcements; cheap to clone.
+#[derive(Clone)]
+pub struct Announcements {
+    hub: Arc<Hub>,
+    client: Client,
+    node: Arc<str>,
+}
+
+// === impl Announcements ===
+
+impl Announcements {
+    pub(crate) fn new(hub: &Arc<Hub>, client: &Client, node: &str) -> Self {
+        Self { hub: Arc::clone(hub), client: client.clone(), node: node.into() }
+    }
+
+    /// Takes an announcement and decides. When it answers [`Decision::Enrolled`], the pod is in the
+    /// snapshot in force, with the announced namespace and addresses.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be decided in time; nothing of the announcement stays.
+    pub async fn announce(&self, announcement: Announcement) -> Result<Decision, AnnounceError> {
+        let uid = announcement.uid.clone();
+        let decided = self.decide(announcement).await;
+        if !matches!(decided, Ok(Decision::Enrolled(_))) {
+            self.withdraw(&uid);
+        }
+        decided
+    }
+
+    /// Forgets what was announced of a pod.
+    pub fn withdraw(&self, uid: &str) {
+        self.hub.cluster().withdraw(uid);
+        self.hub.changed.notify_one();
+    }
+
+    async fn decide(&self, announcement: Announcement) -> Result<Decision, AnnounceError> {
+        let deadline = tokio::time::Instant::now() + WITHIN;
+        let record = match tokio::time::timeout_at(deadline, self.record(&announcement)).await {
+            Ok(record) => record?,
+            Err(_) => return Err(self.overdue(&announcement)),
+        };
+        let Announcement { uid, namespace, name, netns, addresses } = announcement;
+        let is_same = *record.namespace == *namespace && *record.name == *name;
+        if !is_same || record.node != self.node {
+            let actual = format!("{}/{}", record.namespace, record.name);
+            return Err(AnnounceError::Mismatch { uid, actual, node: record.node.to_string() });
+        }
+        if let Some(Standing::Outside(why)) = record.standing {
+            return Ok(Decision::Outside(why));
+        }
+        let announced = Announced { uid: uid.as_str().into(), netns, addresses };
+        self.hub.cluster().announce(announced.clone());
+        self.hub.hurry.notify_one();
+        let mut snapshots = self.hub.snapshots.subscribe();
+        let workload = WorkloadUid(announced.uid);
+        let is_in = snapshots.wait_for(|snapshot| {
+            let member = snapshot.as_ref().and_then(|snapshot| snapshot.member(&workload));
+            member.is_some_and(|member| {
+                let pod = &member.workload;
+                pod.in_mesh
+                    && pod.netns.as_deref() == Some(&announced.netns)
+                    && !pod.addresses.is_empty()
+            })
+        });
+        match tokio::time::timeout_at(deadline, is_in).await {
+            Ok(Ok(_)) => Ok(Decision::Enrolled(workload)),
+            Ok(Err(_)) => Err(AnnounceError::NotReady),
+            Err(_) => Err(AnnounceError::NotTaken(format!("{namespace}/{name}"))),
+        }
+    }
+
+    /// The pod as soon as it and its namespace are known.
+    async fn record(&self, announcement: &Announcement) -> Result<PodRecord, AnnounceError> {
+        let known = async {
+            loop {
+                if let Some(record) = self.known(&announcement.uid) {
+                    return record;
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        if let Ok(record) = timeout(WATCH_TIME, known).await {
+            return Ok(record);
+        }
+        self.ask(announcement).await;
+        loop {
+            if let Some(record) = self.known(&announcement.uid) {
+                return Ok(record);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn known(&self, uid: &str) -> Option<PodRecord> {
+        if !self.hub.is_complete() {
+            return None;
+        }
+        self.hub.cluster().pod(uid).filter(|record| record.standing.is_some())
+    }
+
+    /// The watch may be late; the API server is not.
+    async fn ask(&self, Announcement { uid, namespace, name, .. }: &Announcement) {
+        let pods: Api<Watched<object::Pod>> =
+            Api::namespaced_with(self.client.clone(), namespace, &resource::PODS.api(0));
+        let namespaces: Api<Watched<object::Namespace>> =
+            Api::all_with(self.client.clone(), &resource::NAMESPACES.api(0));
+        // The namespace first: the pod's standing depends on it.
+        if let Ok(Some(found)) = namespaces.get_opt(namespace).await {
+            found.object.keep(&mut self.hub.cluster());
+        }
+        match pods.get_opt(name).await {
+            Ok(Some(found)) if found.object.metadata.uid == *uid => {
+                let mut cluster = self.hub.cluster();
+                // What the watch has told meanwhile may be newer.
+                if cluster.pod(uid).is_none() {
+                    found.object.keep(&mut cluster);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, namespace, name, "asking for an announced pod"),
+        }
+    }
+
+    fn overdue(&self, Announcement { uid, namespace, name, .. }: &Announcement) -> AnnounceError {
+        if !self.hub.is_complete() {
+            return AnnounceError::NotReady;
+        }
+        AnnounceError::UnknownPod {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            uid: uid.clone(),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What is known, remembered on disk for a start without the API server.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use sluice_cluster::Cluster;
+
+/// The files of one agent.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    directory: PathBuf,
+}
+
+/// The two parts, since what decides is written at once and the rest from time to time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Rules,
+    Members,
+}
+
+// === impl Memory ===
+
+impl Memory {
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    fn path(&self, part: Part) -> PathBuf {
+        self.directory.join(match part {
+            Part::Rules => "rules.json",
+            Part::Members => "members.json",
+        })
+    }
+
+    /// Writes a part so that a reader sees either the old or the new.
+    pub(crate) fn keep(&self, part: Part, text: &[u8]) -> io::Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&self.directory)?;
+        replace(&self.path(part), text)
+    }
+
+    /// Has the cluster know what is remembered; answers whether there was anything usable.
+    pub(crate) fn restore(&self, cluster: &mut Cluster) -> bool {
+        let read = |part| fs::read(self.path(part));
+        let (rules, members) = match (read(Part::Rules), read(Part::Members)) {
+            (Ok(rules), Ok(members)) => (rules, members),
+            (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                return false;
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                self.refuse(&error);
+                return false;
+            }
+        };
+        match cluster.restore(&rules, &members) {
+            Ok(()) => true,
+            Err(error) => {
+                self.refuse(&error);
+                false
+            }
+        }
+    }
+
+    fn refuse(&self, error: &dyn std::error::Error) {
+        tracing::warn!(
+            directory = %self.directory.display(), %error,
+            "what an earlier run remembered is not used; the API server is asked for everything",
+        );
+    }
+}
+
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
+}

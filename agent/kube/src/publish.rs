@@ -1,0 +1,177 @@
+//! From what came to what is in force: gathers changes, makes snapshots, remembers them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::time::{sleep_until, timeout};
+
+use crate::{
+    disk::{Memory, Part},
+    hub::Hub,
+};
+
+/// A burst of changes makes one snapshot: it ends when nothing comes for so long,
+const CALM: Duration = Duration::from_millis(50);
+/// but lasts no longer than this.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long the API server has, after a start, before what is remembered is served.
+const GRACE: Duration = Duration::from_secs(3);
+/// Shortest time between two writes of what decides, and of the rest.
+const RULES_INTERVAL: Duration = Duration::from_secs(1);
+const MEMBERS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Makes snapshots for as long as the source lives.
+pub(crate) struct Publisher {
+    hub: Arc<Hub>,
+    memory: Memory,
+    /// Whether an earlier run is remembered.
+    remembers: bool,
+    started: Instant,
+    rules: Due,
+    members: Due,
+    /// What was decided when the rules were last written.
+    decisions: Option<u64>,
+}
+
+/// When a part is to be written.
+struct Due {
+    interval: Duration,
+    last: Option<Instant>,
+    /// Whether something changed since.
+    pending: bool,
+}
+
+// === impl Due ===
+
+impl Due {
+    fn every(interval: Duration) -> Self {
+        Self { interval, last: None, pending: false }
+    }
+
+    /// When it is to be written, if it is.
+    fn at(&self) -> Option<Instant> {
+        let at = self.last.map_or_else(Instant::now, |last| last + self.interval);
+        self.pending.then_some(at)
+    }
+
+    fn take(&mut self) -> bool {
+        let is_due = self.at().is_some_and(|at| at <= Instant::now());
+        if is_due {
+            *self = Self { last: Some(Instant::now()), pending: false, ..*self };
+        }
+        is_due
+    }
+}
+
+// === impl Publisher ===
+
+impl Publisher {
+    pub(crate) fn new(hub: Arc<Hub>, memory: Memory, remembers: bool) -> Self {
+        Self {
+            hub,
+            memory,
+            remembers,
+            started: Instant::now(),
+            rules: Due::every(RULES_INTERVAL),
+            members: Due::every(MEMBERS_INTERVAL),
+            decisions: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            let arrived = self.burst().await;
+            let is_complete = self.hub.is_complete();
+            let may_remember = self.remembers && self.started.elapsed() >= GRACE;
+            if is_complete || may_remember {
+                self.publish(!is_complete, arrived).await;
+            }
+        }
+    }
+
+    /// Waits for a change, or the time of something else, and for calm after it.
+    async fn burst(&self) -> Instant {
+        let grace = self.started + GRACE;
+        let waits_for_grace = self.remembers && Instant::now() < grace;
+        let wakes = [self.rules.at(), self.members.at(), waits_for_grace.then_some(grace)];
+        let far = Instant::now() + Duration::from_hours(1);
+        let wake = wakes.into_iter().flatten().min().unwrap_or(far);
+        tokio::select! {
+            () = self.hub.changed.notified() => {}
+            () = self.hub.hurry.notified() => return Instant::now(),
+            () = sleep_until(wake.into()) => return Instant::now(),
+        }
+        let arrived = Instant::now();
+        while arrived.elapsed() < PATIENCE {
+            tokio::select! {
+                calm = timeout(CALM, self.hub.changed.notified()) => {
+                    if calm.is_err() {
+                        break;
+                    }
+                }
+                () = self.hub.hurry.notified() => break,
+            }
+        }
+        arrived
+    }
+
+    async fn publish(&mut self, provisional: bool, arrived: Instant) {
+        let (built, decisions) = {
+            let mut cluster = self.hub.cluster();
+            (cluster.build(provisional), cluster.decisions())
+        };
+        let view = match built {
+            Ok(view) => view,
+            Err(error) => {
+                let reason = format!("BUG: {error}");
+                return self.hub.failed("making a snapshot of the cluster", reason);
+            }
+        };
+        if !provisional {
+            self.rules.pending |= self.decisions != Some(decisions);
+            self.members.pending |= view.is_some();
+            // Before it is in force, so that a crash in between forgets no rule.
+            self.remember(decisions).await;
+        }
+        let Some(view) = view else { return };
+        self.hub.status.send_modify(|status| {
+            let status = Arc::make_mut(status);
+            status.version += 1;
+            status.loaded_at = Some(SystemTime::now());
+            status.is_provisional = provisional;
+            status.last_delay = arrived.elapsed();
+            if *status.findings != *view.findings {
+                status.findings = view.findings.into();
+            }
+            if *status.policies != *view.policies {
+                status.policies = view.policies.into();
+            }
+        });
+        self.hub.snapshots.send_replace(Some(view.snapshot));
+    }
+
+    async fn remember(&mut self, decisions: u64) {
+        let mut texts = Vec::new();
+        if self.rules.take() {
+            self.decisions = Some(decisions);
+            texts.push((Part::Rules, self.hub.cluster().rules_text()));
+        }
+        if self.members.take() {
+            texts.push((Part::Members, self.hub.cluster().members_text()));
+        }
+        for (part, text) in texts {
+            let memory = self.memory.clone();
+            let kept = tokio::task::spawn_blocking(move || {
+                memory.keep(part, &text.map_err(std::io::Error::other)?)
+            });
+            let what = "remembering the cluster on disk";
+            match kept.await {
+                Ok(Ok(())) => self.hub.works(what),
+                Ok(Err(error)) => self.hub.failed(what, error.to_string()),
+                Err(error) => self.hub.failed(what, format!("BUG: {error}")),
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The source as a whole.
+
+use std::sync::Arc;
+
+use kube::Client;
+use sluice_cluster::{Cluster, object};
+use sluice_mesh::Snapshot;
+use tokio::sync::watch;
+
+use crate::{
+    Announcements, ConnectError, KubeConfig, Reports, StatusHandle, client, disk::Memory,
+    follow::Follow, hub::Hub, publish::Publisher, resource,
+};
+
+/// Follows a cluster for as long as the runtime lives that it was started on.
+pub struct KubeSource {
+    /// The mesh; `None` until something is known of it.
+    pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// What there is to say about the source itself.
+    pub status: StatusHandle,
+    /// Takes what a CNI plugin says of new pods.
+    pub announcements: Announcements,
+    /// Takes what became of the node's pods, and tells their owners.
+    pub reports: Reports,
+}
+
+// === impl KubeSource ===
+
+impl KubeSource {
+    /// Starts to follow the cluster. The API server need not be there: what an earlier run remembered is
+    /// served until it is.
+    ///
+    /// # Errors
+    ///
+    /// When the credentials cannot even be read.
+    pub async fn start(config: KubeConfig) -> Result<Self, ConnectError> {
+        let client = client::open(&config).await?;
+        Ok(Self::with_client(config, &client))
+    }
+
+    fn with_client(config: KubeConfig, client: &Client) -> Self {
+        let memory = Memory::new(config.directory);
+        let mut cluster = Cluster::new(config.settings);
+        let remembers = memory.restore(&mut cluster);
+        let hub = Arc::new(Hub::new(cluster));
+        follow(&hub, client);
+        let publisher = Publisher::new(Arc::clone(&hub), memory, remembers);
+        tokio::spawn(publisher.run());
+        Self {
+            snapshots: hub.snapshots.subscribe(),
+            status: StatusHandle(hub.status.subscribe()),
+            announcements: Announcements::new(&hub, client, &config.node),
+            reports: Reports::start(&hub, client, &config.node),
+        }
+    }
+}
+
+fn follow(hub: &Arc<Hub>, client: &Client) {
+    Follow::<object::Namespace>::start(hub, client, &resource::NAMESPACES);
+    Follow::<object::Node>::start(hub, client, &resource::NODES);
+    Follow::<object::Pod>::start(hub, client, &resource::PODS);
+    Follow::<object::Service>::start(hub, client, &resource::SERVICES);
+    Follow::<object::EndpointSlice>::start(hub, client, &resource::ENDPOINT_SLICES);
+    Follow::<object::AuthorizationPolicy>::start(hub, client, &resource::AUTHORIZATION_POLICIES);
+    Follow::<object::PeerAuthentication>::start(hub, client, &resource::PEER_AUTHENTICATIONS);
+    Follow::<object::DestinationRule>::start(hub, client, &resource::DESTINATION_RULES);
+}

@@ -1,0 +1,78 @@
+//! What the source has to say about itself: for `sluice status` and for the logs.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use sluice_cluster::Finding;
+use tokio::sync::watch;
+
+/// The source's own state at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct KubeStatus {
+    /// Counts the snapshots that were published; 0 while nothing is known yet.
+    pub version: u64,
+    /// When the last one was published.
+    pub loaded_at: Option<SystemTime>,
+    /// Whether what is in force is what an earlier run remembered.
+    pub is_provisional: bool,
+    /// What fails right now.
+    pub errors: Vec<KubeError>,
+    /// How long the last change took from its arrival to its publication.
+    pub last_delay: Duration,
+    /// Remarks on objects.
+    pub findings: Arc<[Finding]>,
+    /// Remarks on policies in force.
+    pub policies: Arc<[sluice_policy::Finding]>,
+}
+
+/// Something that fails, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeError {
+    /// What fails, such as following a kind.
+    pub what: String,
+    /// Why, and what to do.
+    pub reason: String,
+    /// Since when: until it works again, what is in force may be as old as this.
+    pub since: SystemTime,
+}
+
+/// Reads the status; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StatusHandle(pub(crate) watch::Receiver<Arc<KubeStatus>>);
+
+// === impl StatusHandle ===
+
+impl StatusHandle {
+    /// The status now.
+    pub fn status(&self) -> Arc<KubeStatus> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Waits for a status that was not seen through this handle yet; `None` when the source has ended.
+    pub async fn changed(&mut self) -> Option<Arc<KubeStatus>> {
+        self.0.changed().await.ok()?;
+        Some(Arc::clone(&self.0.borrow_and_update()))
+    }
+}
+
+// === impl KubeStatus ===
+
+impl KubeStatus {
+    /// How far behind the API server what is in force may be: since when the oldest fault lasts.
+    pub fn lag(&self) -> Duration {
+        let ages = self.errors.iter().map(|error| error.since.elapsed().unwrap_or_default());
+        ages.max().unwrap_or_default()
+    }
+}
+
+// === impl KubeError ===
+
+impl fmt::Display for KubeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.since.elapsed().unwrap_or_default().as_secs();
+        write!(f, "{}: {} (for {seconds} s; what was known stays in force)", self.what, self.reason)
+    }
+}
