@@ -72,6 +72,8 @@ fn binaries(profile: Profile) -> Result<()> {
         "--package",
         "sluice-agent",
         "--package",
+        "sluice-cni",
+        "--package",
         "sluice-tests",
         "--bins",
     ]);

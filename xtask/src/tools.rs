@@ -27,10 +27,11 @@ pub(crate) const BUILD: [Program; 1] =
     [program("cc", "gcc", "compiles the agent's cryptography (aws-lc)")];
 
 /// What the demo and the namespace tests start in pods, and what looks at the machine from outside.
-pub(crate) const LAB: [Program; 3] = [
+pub(crate) const LAB: [Program; 4] = [
     program("ip", "iproute2", "makes the namespaces of the nodes and pods, and shows `ip rule`"),
     program("curl", "curl", "the HTTP client in the demo's pods"),
     program("python3", "python3", "the HTTP server in the demo's pods"),
+    program("strace", "strace", "ends the CNI plugin's installer at each of its system calls"),
 ];
 
 /// What the benchmark measures with. It keeps to these versions' output formats.
