@@ -3,6 +3,7 @@
 mod embedded;
 mod endpoint;
 mod files;
+mod followed;
 mod request;
 
 use std::{
@@ -24,6 +25,7 @@ pub use self::{
     embedded::NewRoot,
     endpoint::{Endpoint, EndpointError, EndpointStream},
     files::{PemFiles, PemTexts},
+    followed::FollowedCa,
     request::{RequestError, SigningRequest},
 };
 use crate::{

@@ -9,6 +9,7 @@
 //! it means to reach; a server only with workloads of its own trust domain or a federated one.
 #![forbid(unsafe_code)]
 
+mod authority;
 mod binding;
 pub mod ca;
 mod channel;
@@ -32,6 +33,7 @@ pub use rustls_pki_types::{CertificateDer, UnixTime};
 #[cfg(any(test, feature = "test-util"))]
 pub use self::clock::TestClock;
 pub use self::{
+    authority::AuthorityStatus,
     binding::Binding,
     channel::{Channel, MAX_RECORD_LENGTH, Progress},
     clock::{Clock, SystemClock},

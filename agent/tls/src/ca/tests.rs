@@ -241,3 +241,27 @@ fn keys_of_other_kinds_may_issue() {
         issue_and_verify(&from_files(&root.pem().0, &key_pem, None).unwrap());
     }
 }
+
+#[test]
+fn an_authority_that_is_replaced_issues_from_the_next_request_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let [certificate, key] = ["tls.crt", "tls.key"].map(|name| dir.path().join(name));
+    let (old, new) = (Authority::root("old"), Authority::root("new"));
+    let write = |path: &Path, text: &str| {
+        let draft = path.with_extension("new");
+        fs::write(&draft, text).unwrap();
+        fs::rename(draft, path).unwrap();
+    };
+    write(&certificate, &old.pem().0);
+    write(&key, &old.pem().1);
+    let files = PemFiles { certificate: certificate.clone(), key: key.clone(), roots: None };
+    let ca = FollowedCa::open(files, &domain(), test_clock()).unwrap();
+    let issuer = |ca: &FollowedCa| issue_and_verify(&ca.current()).1.issuer;
+    assert!(issuer(&ca).contains("old"));
+    write(&certificate, &new.pem().0);
+    assert!(issuer(&ca).contains("old"), "the certificate does not fit the key yet");
+    write(&key, &new.pem().1);
+    assert!(issuer(&ca).contains("new"));
+    fs::remove_file(&key).unwrap();
+    assert!(issuer(&ca).contains("new"), "what was there last goes on");
+}

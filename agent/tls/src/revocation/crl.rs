@@ -67,6 +67,7 @@ pub struct Crl {
     key_id: Option<Vec<u8>>,
     /// Big-endian, without leading zeros.
     number: Option<Vec<u8>>,
+    this_update: UnixTime,
     next_update: UnixTime,
     /// Whether the issuer with this hash signed it.
     signers: Mutex<HashMap<[u8; 32], bool>>,
@@ -104,9 +105,10 @@ impl Crl {
         let next_update =
             parsed.next_update().ok_or_else(|| CrlError::Encoding("no nextUpdate".to_owned()))?;
         let (issuer, next_update) = (parsed.issuer().to_string(), svid::unix(next_update));
+        let this_update = svid::unix(parsed.last_update());
         let number = parsed.crl_number().map(BigUint::to_bytes_be);
         let signers = Mutex::default();
-        Ok(Self { list, der, issuer, key_id, number, next_update, signers })
+        Ok(Self { list, der, issuer, key_id, number, this_update, next_update, signers })
     }
 
     /// The issuer's distinguished name.
@@ -117,6 +119,11 @@ impl Crl {
     /// The list as its issuer encoded it.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// When the list was made.
+    pub fn this_update(&self) -> UnixTime {
+        self.this_update
     }
 
     /// When the issuer promised the next list.

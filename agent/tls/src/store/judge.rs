@@ -1,6 +1,6 @@
 //! Judging peers again, later than their handshake.
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use sluice_spiffe::SpiffeId;
 
 use super::CertStore;
@@ -10,6 +10,11 @@ use crate::{
 };
 
 impl CertStore {
+    /// The time that all expiry is judged by.
+    pub fn now(&self) -> UnixTime {
+        self.shared.clock.now()
+    }
+
     /// Whether `peer` would still be accepted, to be asked before each use of a connection: it can outlive
     /// its certificates, their root and the operator's patience. So can `own`, the identity that we use it
     /// with. Costs nothing as long as neither trust nor dates changed.
