@@ -3,14 +3,16 @@
 use sluice_mesh::Snapshot;
 use tracing::Level;
 
-use crate::live::{Direction, Live};
+use crate::{
+    live::{Direction, Live},
+    series::Ending,
+};
 
 /// Writes the line of a connection that has ended, `error` being why it did when not by itself.
-pub(crate) fn connection_complete(
-    snapshot: &Snapshot,
-    live: &Live,
-    error: Option<&dyn std::fmt::Display>,
-) {
+pub(crate) fn connection_complete(snapshot: &Snapshot, live: &Live, error: Option<&dyn Ending>) {
+    if let Some(error) = error {
+        live.end_as(error.flags());
+    }
     let facts = &live.facts;
     let source = snapshot.member_at(facts.source.ip()).map(|member| &member.workload);
     let destination = snapshot.member_at(facts.destination.ip()).map(|member| &member.workload);

@@ -29,6 +29,7 @@ use crate::{
     preamble::{HELLO_TIME, read_preamble},
     relay::{Outcome, Relay, Side},
     scratch::Scratch,
+    series::{Ending, Flags},
     session::{Broken, Session},
     worker::Worker,
 };
@@ -62,6 +63,19 @@ enum Failure {
     Session(#[from] Broken),
     #[error("{0}")]
     Ended(ResetReason),
+}
+
+impl Ending for Failure {
+    fn flags(&self) -> Flags {
+        match self {
+            Self::Denied(_) | Self::PlaintextFromMesh | Self::ForeignClient { .. } => Flags::Deny,
+            Self::Untrusted(_) => Flags::CertRevoked,
+            Self::Unreachable { .. } | Self::NoSocket { .. } | Self::Shortage(_) => Flags::Connect,
+            Self::Session(broken) => Flags::of_broken(broken),
+            Self::Ended(reason) => Flags::of_reset(*reason),
+            Self::Application(_) => Flags::None,
+        }
+    }
 }
 
 /// A connection that arrived.

@@ -27,6 +27,7 @@ mod recheck;
 mod relay;
 mod returning;
 mod scratch;
+mod series;
 mod session;
 mod shared;
 mod stats;
@@ -35,6 +36,7 @@ mod testing;
 mod worker;
 
 pub use live::{Direction, Facts, Live, LiveTable, Transport};
+pub use series::{End, Flags, Labels, Series, SeriesTable, Sums};
 pub use session::Broken;
 pub use shared::Shared;
 pub use stats::{Counter, PodStats, StatsTable};

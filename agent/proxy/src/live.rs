@@ -16,8 +16,10 @@ use sluice_spiffe::SpiffeId;
 use sluice_tls::CertificateDer;
 use sluice_wire::ResetReason;
 
+use crate::series::{Flags, Series};
+
 /// Which way a connection crosses its pod's edge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// Opened by the pod.
     Outbound,
@@ -26,7 +28,7 @@ pub enum Direction {
 }
 
 /// How a connection is protected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// Mutual TLS between two agents.
     MutualTls,
@@ -70,6 +72,12 @@ pub struct Live {
     /// The certificates that the peer's agent proved itself by, leaf first; none in plaintext, and none
     /// before the client's side has a session.
     proof: Mutex<Option<Proof>>,
+    /// What it adds to; nothing for a connection that was never listed.
+    series: Option<Arc<Series>>,
+    /// Bytes that were added to `series` already, both ways.
+    reported: [AtomicU64; 2],
+    /// How it ended.
+    flags: AtomicU8,
     /// Whether it has left its session for the memory of this agent.
     local: AtomicBool,
     /// The code of a [`ResetReason`] once the connection must end, else 0.
@@ -110,6 +118,9 @@ impl Live {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             proof: Mutex::new(None),
+            series: None,
+            reported: Default::default(),
+            flags: AtomicU8::new(0),
             local: AtomicBool::new(false),
             cut: AtomicU8::new(0),
             waker: AtomicWaker::new(),
@@ -123,6 +134,34 @@ impl Live {
 
     pub(crate) fn set_local(&self) {
         self.local.store(true, Ordering::Relaxed);
+    }
+
+    /// A connection that adds to `series`.
+    pub(crate) fn of(facts: Facts, series: Arc<Series>) -> Self {
+        Self { series: Some(series), ..Self::new(facts) }
+    }
+
+    pub(crate) fn series(&self) -> Option<&Arc<Series>> {
+        self.series.as_ref()
+    }
+
+    /// Bytes each way since this was last asked.
+    pub(crate) fn take_unreported(&self) -> (u64, u64) {
+        let [sent, received] = &self.reported;
+        let since = |total: u64, reported: &AtomicU64| {
+            total.saturating_sub(reported.fetch_max(total, Ordering::Relaxed))
+        };
+        (since(self.sent(), sent), since(self.received(), received))
+    }
+
+    /// Notes how it ended.
+    pub(crate) fn end_as(&self, flags: Flags) {
+        self.flags.store(flags as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn flags(&self) -> Flags {
+        let flags = usize::from(self.flags.load(Ordering::Relaxed));
+        Flags::ALL.get(flags).copied().unwrap_or_default()
     }
 
     /// Bytes from client to server so far.
@@ -182,8 +221,8 @@ impl LiveTable {
         Self { shards: (0..workers.max(1)).map(|_| Arc::default()).collect() }
     }
 
-    pub(crate) fn list(&self, worker: usize, facts: Facts) -> Listed {
-        let live = Arc::new(Live::new(facts));
+    pub(crate) fn list(&self, worker: usize, live: Live) -> Listed {
+        let live = Arc::new(live);
         let shard = self.shards.get(worker);
         let key = shard.map(|shard| lock(shard).insert(Arc::clone(&live)));
         Listed { live, place: shard.cloned().zip(key) }
@@ -213,6 +252,9 @@ impl Drop for Listed {
     fn drop(&mut self) {
         if let Some((shard, key)) = &self.place {
             lock(shard).try_remove(*key);
+        }
+        if let Some(series) = &self.live.series {
+            series.closed(&self.live);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A local pod's captured connection: find out where it wanted to go, and take it there.
 
+mod ending;
+
 use std::{
     io,
     net::{IpAddr, SocketAddr},

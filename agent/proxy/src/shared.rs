@@ -15,7 +15,12 @@ use sluice_kernel::SocketTable;
 use sluice_mesh::{Snapshot, WorkloadUid};
 use sluice_tls::CertStore;
 
-use crate::{live::LiveTable, local::Links, stats::StatsTable};
+use crate::{
+    live::{Facts, Listed, Live, LiveTable},
+    local::Links,
+    series::SeriesTable,
+    stats::StatsTable,
+};
 
 /// How long a pod's own agent may take to capture it once it is in the mesh. Until then its plaintext
 /// is judged like a stranger's, so that a pod that joins a PERMISSIVE mesh loses no connection.
@@ -33,6 +38,8 @@ pub struct Shared {
     pub sockets: SocketTable,
     /// Open connections.
     pub live: LiveTable,
+    /// What connections add up to.
+    pub series: SeriesTable,
     /// What connections turned out to be.
     pub stats: StatsTable,
     /// Sessions whose two ends may both be here.
@@ -56,10 +63,18 @@ impl Shared {
             certificates,
             sockets,
             live: LiveTable::new(workers),
+            series: SeriesTable::new(workers),
             stats: StatsTable::default(),
             links: Links::default(),
             turn: AtomicUsize::new(0),
         }
+    }
+
+    /// Lists an open connection of this worker.
+    pub(crate) fn list(&self, worker: usize, facts: Facts) -> Listed {
+        let series = self.series.of(worker, &self.snapshot.load(), &facts);
+        series.opened();
+        self.live.list(worker, Live::of(facts, series))
     }
 
     /// The mesh as it is now.

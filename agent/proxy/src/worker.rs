@@ -150,7 +150,7 @@ impl Worker {
 
     /// Lists an open connection.
     pub(crate) fn list(&self, facts: Facts) -> Listed {
-        self.shared.live.list(self.index, facts)
+        self.shared.list(self.index, facts)
     }
 }
 

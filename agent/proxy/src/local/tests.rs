@@ -22,7 +22,7 @@ async fn linked() -> (Session, Session) {
 
 async fn delivered() -> (Delivered, tokio::net::TcpStream) {
     let (ours, application) = tcp_pair().await;
-    let live = LiveTable::new(1).list(0, live().facts);
+    let live = LiveTable::new(1).list(0, live());
     (Delivered { application: ours.into_std().unwrap(), live }, application)
 }
 

@@ -1,0 +1,21 @@
+//! How a captured connection ended, in the words of Istio's metrics.
+
+use super::Failure;
+use crate::series::{Ending, Flags};
+
+impl Ending for Failure {
+    fn flags(&self) -> Flags {
+        match self {
+            Self::NoCertificate { .. } => Flags::IdentityError,
+            Self::NoEndpoint { .. }
+            | Self::Disputed(_)
+            | Self::Connect { .. }
+            | Self::Timeout(_)
+            | Self::Shortage(_) => Flags::Connect,
+            Self::Session(broken) => Flags::of_broken(broken),
+            Self::Untrusted(_) => Flags::CertRevoked,
+            Self::Ended(reason) => Flags::of_reset(*reason),
+            Self::Application(_) => Flags::None,
+        }
+    }
+}
