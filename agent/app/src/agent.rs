@@ -8,6 +8,7 @@
 
 mod control;
 mod diagnostics;
+mod expiry;
 mod operator;
 mod trust;
 
@@ -24,7 +25,14 @@ use sluice_tls::{CertStore, Clock, Issuer, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{control::Control, operator::Operator};
-use crate::{args::AgentOptions, authority, cni, datapath::find_cgroup, logging, view::server};
+use crate::{
+    args::AgentOptions,
+    authority, cni,
+    datapath::find_cgroup,
+    logging,
+    metrics::{self, Exporter},
+    view::server,
+};
 
 /// Runs the agent until it is told to stop. Captured pods stay captured afterwards: without an agent
 /// their connections into the mesh are refused.
@@ -54,6 +62,7 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     let workers = config.workers;
     let shared = Arc::new(Shared::new(empty, certificates, datapath.sockets(), workers));
     let proxy = Arc::new(Proxy::start(Arc::clone(&shared), workers)?);
+    tokio::spawn(expiry::watch(Arc::clone(&shared)));
     tokio::spawn(trust::enforce(Arc::clone(&shared), Arc::clone(&proxy)));
     let served: Arc<dyn Workers> = Arc::clone(&proxy) as _;
     if settings.log != LogLevel::Off {
@@ -64,8 +73,13 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
         manager.with_processes(config.proc.clone())
     }));
     let FileSource { snapshots, status, .. } = FileSource::watch(&config)?;
-    let operator = Operator::new(&config, settings.max_peers, &shared, &pods, status);
-    tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::new(operator)));
+    let operator = Operator::new(&config, settings.max_peers, &shared, &pods, status, &trust);
+    let operator = Arc::new(operator);
+    tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::clone(&operator) as _));
+    if let Some(address) = config.metrics {
+        let exporter = Exporter { shared: Arc::clone(&shared), answers: operator };
+        tokio::spawn(metrics::serve(metrics::bind(address).await?, Arc::new(exporter)));
+    }
     let listed = Arc::new(cni::FilePods::new(Arc::clone(&shared), config.node.clone()));
     let asked = Arc::clone(&pods);
     let control = Control::new(config.node, shared, pods, datapath);

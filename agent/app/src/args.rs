@@ -19,6 +19,8 @@ pub(crate) enum Command {
     Agent(AgentOptions),
     /// Show pods, their capture, certificates, policies and counters.
     Status(ViewOptions),
+    /// Show certificates, roots and revocation lists; ends with 2 when one has expired or is about to.
+    Certs(ViewOptions),
     /// Show the connections that are open now.
     Flows(ViewOptions),
     /// Load, verify or remove the kernel programs by hand.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use sluice_identity::{Delivered, IstioCa, IstioCaSettings, Spire};
 use sluice_source::{AgentConfig, CaConfig};
 use sluice_tls::{
-    Clock, Issuer,
-    ca::{LocalCa, PemFiles},
+    CertificateDer, Clock, Issuer,
+    ca::{FollowedCa, LocalCa, PemFiles},
 };
 use tokio::sync::watch;
 
@@ -21,14 +21,18 @@ pub(crate) fn open(config: &AgentConfig, clock: &Arc<dyn Clock>) -> anyhow::Resu
     let domain = &config.trust_domain;
     let clock = Arc::clone(clock);
     match &config.ca {
-        CaConfig::Embedded { dir } => Ok(local(LocalCa::embedded(dir, domain, clock)?)),
+        CaConfig::Embedded { dir } => {
+            let ca = LocalCa::embedded(dir, domain, clock)?;
+            Ok(local(ca.roots().to_vec(), Arc::new(ca)))
+        }
         CaConfig::Pem { certificate, key, roots } => {
             let files = PemFiles {
                 certificate: certificate.clone(),
                 key: key.clone(),
                 roots: Some(roots.clone()),
             };
-            Ok(local(LocalCa::from_pem(&files, domain, clock)?))
+            let ca = FollowedCa::open(files, domain, clock)?;
+            Ok(local(ca.current().roots().to_vec(), Arc::new(ca)))
         }
         CaConfig::Istio(ca) => {
             let settings = IstioCaSettings {
@@ -50,7 +54,7 @@ pub(crate) fn open(config: &AgentConfig, clock: &Arc<dyn Clock>) -> anyhow::Resu
     }
 }
 
-fn local(ca: LocalCa) -> Authority {
-    let delivered = Delivered { local: ca.roots().to_vec(), ..Delivered::default() };
-    Authority { issuer: Arc::new(ca), delivered: watch::channel(delivered).1 }
+fn local(roots: Vec<CertificateDer<'static>>, issuer: Arc<dyn Issuer>) -> Authority {
+    let delivered = Delivered { local: roots, ..Delivered::default() };
+    Authority { issuer, delivered: watch::channel(delivered).1 }
 }

@@ -7,6 +7,7 @@ mod authority;
 mod cni;
 mod datapath;
 mod logging;
+mod metrics;
 mod view;
 
 /// Keeps the memory of thousands of idle connections dense, and gives it back when they are gone.
@@ -22,16 +23,18 @@ use crate::args::{Arguments, Command};
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
+        Command::Certs(options) => return exit_code(view::certs::run(&options)),
         Command::Agent(options) => agent::run(&options),
         Command::Status(options) => view::command::status(&options),
         Command::Flows(options) => view::command::flows(&options),
         Command::Datapath(action) => datapath::run(&action),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            logging::complain(&format!("sluice: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        logging::complain(&format!("sluice: {error:#}"));
+        ExitCode::FAILURE
+    })
 }

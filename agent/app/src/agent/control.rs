@@ -40,7 +40,7 @@ impl Control {
         node: String,
         shared: Arc<Shared>,
         pods: Arc<Mutex<Pods>>,
-            datapath: Arc<Datapath>,
+        datapath: Arc<Datapath>,
     ) -> Self {
         let turns = watch::Sender::new(0);
         let wanted = HashSet::new();

@@ -5,15 +5,17 @@ use std::{
     time::Instant,
 };
 
+use sluice_identity::Trust;
 use sluice_kernel::Datapath;
 use sluice_pods::{PodManager, PodState, PodStatus};
 use sluice_proxy::{Direction, Live, PodStats, Shared, Transport};
 use sluice_source::{AgentConfig, StatusHandle};
-use sluice_tls::{CertStatus, UnixTime};
+use sluice_tls::{AuthorityStatus, CertStatus, Crl, UnixTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use super::expiry;
 use crate::view::{
-    model::{Certificate, Counters, Flow, Peers, Pod, Policy, Source, Status},
+    model::{Certificate, Certs, Counters, Flow, Peers, Pod, Policy, Source, Status, TrustEntry},
     server::Answers,
 };
 
@@ -26,6 +28,7 @@ pub(super) struct Operator {
     shared: Arc<Shared>,
     pods: Arc<Mutex<PodManager<Arc<Datapath>>>>,
     source: StatusHandle,
+    trust: Arc<Trust>,
 }
 
 // === impl Operator ===
@@ -37,6 +40,7 @@ impl Operator {
         shared: &Arc<Shared>,
         pods: &Arc<Mutex<PodManager<Arc<Datapath>>>>,
         source: StatusHandle,
+        trust: &Arc<Trust>,
     ) -> Self {
         Self {
             node: config.node.clone(),
@@ -46,6 +50,7 @@ impl Operator {
             shared: Arc::clone(shared),
             pods: Arc::clone(pods),
             source,
+            trust: Arc::clone(trust),
         }
     }
 
@@ -96,6 +101,31 @@ impl Answers for Operator {
             pods: pods.into_iter().map(|pod| self.pod(pod)).collect(),
             certificates: self.shared.certificates.status().into_iter().map(certificate).collect(),
             policies: policies(&snapshot, &source.findings),
+        }
+    }
+
+    fn certs(&self) -> Certs {
+        let store = &self.shared.certificates;
+        let trust = store.roots();
+        let root = |root: AuthorityStatus| TrustEntry {
+            kind: "root".to_owned(),
+            of: root.subject,
+            serial: Some(root.serial),
+            not_after: rfc3339(root.not_after),
+        };
+        let list = |list: &Crl| TrustEntry {
+            kind: "crl".to_owned(),
+            of: list.issuer().to_owned(),
+            serial: None,
+            not_after: rfc3339(list.next_update()),
+        };
+        let lists = trust.revocations().crls().map(list);
+        Certs {
+            certificates: store.status().into_iter().map(certificate).collect(),
+            trust: trust.authorities().into_iter().map(root).chain(lists).collect(),
+            denied: trust.revocations().denied().len(),
+            warnings: expiry::warnings(store),
+            faults: self.trust.faults().borrow().to_vec(),
         }
     }
 

@@ -16,9 +16,8 @@ pub(super) fn follow(
 ) -> anyhow::Result<Trust> {
     let trust = &config.trust;
     let (own_roots, delivered_too) = match (&trust.roots, &config.ca) {
-        (Some(roots), _) => (Some(roots.clone()), false),
+        (Some(roots), _) | (None, CaConfig::Pem { roots, .. }) => (Some(roots.clone()), false),
         (None, CaConfig::Istio(ca)) => (Some(ca.root_cert.clone()), ca.roots_from_ca),
-        (None, CaConfig::Pem { roots, .. }) => (Some(roots.clone()), false),
         (None, CaConfig::Embedded { .. } | CaConfig::Spire { .. }) => (None, false),
     };
     let files = TrustFiles {

@@ -100,6 +100,32 @@ pub(crate) struct Certificate {
     pub(crate) last_error: Option<String>,
 }
 
+/// `sluice certs`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Certs {
+    pub(crate) certificates: Vec<Certificate>,
+    /// Who is believed.
+    pub(crate) trust: Vec<TrustEntry>,
+    /// Entries in the list of denied identities.
+    pub(crate) denied: usize,
+    /// What has expired, or will before it is likely to be replaced.
+    pub(crate) warnings: Vec<String>,
+    /// What is wrong with trust files, and what is in force instead.
+    pub(crate) faults: Vec<String>,
+}
+
+/// A root, or a revocation list.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TrustEntry {
+    /// `root` or `crl`.
+    pub(crate) kind: String,
+    /// The root's name, or that of the list's issuer.
+    pub(crate) of: String,
+    pub(crate) serial: Option<String>,
+    /// RFC 3339; of a list, when the next one is due.
+    pub(crate) not_after: Option<String>,
+}
+
 /// A policy in force.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Policy {

@@ -20,12 +20,14 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::model::{Flow, Status};
+use super::model::{Certs, Flow, Status};
 
 /// What the agent can tell.
 pub(crate) trait Answers: Send + Sync + 'static {
     /// Everything about pods, certificates and policies.
     fn status(&self) -> Status;
+    /// Certificates and whom they make believable.
+    fn certs(&self) -> Certs;
     /// The open connections.
     fn flows(&self) -> Vec<Flow>;
 }
@@ -86,7 +88,11 @@ fn answer(request: &Request<Incoming>, answers: &dyn Answers) -> Response<Full<B
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/status") => json(&answers.status()),
         (&Method::GET, "/flows") => json(&answers.flows()),
-        _ => respond(StatusCode::NOT_FOUND, "ask for GET /status or GET /flows\n".into()),
+        (&Method::GET, "/certs") => json(&answers.certs()),
+        _ => {
+            let advice = "ask for GET /status, GET /flows or GET /certs\n";
+            respond(StatusCode::NOT_FOUND, advice.into())
+        }
     }
 }
 
