@@ -17,6 +17,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run the node agent.
     Agent(AgentOptions),
+    /// Run the certificate authority for the agents of all nodes.
+    Controller(ControllerOptions),
     /// Show pods, their capture, certificates, policies and counters.
     Status(ViewOptions),
     /// Show certificates, roots and revocation lists; ends with 2 when one has expired or is about to.
@@ -32,6 +34,14 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct AgentOptions {
     /// The agent's configuration (YAML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+/// How to run the controller.
+#[derive(Debug, Args)]
+pub(crate) struct ControllerOptions {
+    /// The controller's configuration (YAML).
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
 }

@@ -5,6 +5,7 @@ mod agent;
 mod args;
 mod authority;
 mod cni;
+mod controller;
 mod datapath;
 mod logging;
 mod metrics;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Certs(options) => return exit_code(view::certs::run(&options)),
         Command::Agent(options) => agent::run(&options),
+        Command::Controller(options) => controller::run(&options),
         Command::Status(options) => view::command::status(&options),
         Command::Flows(options) => view::command::flows(&options),
         Command::Datapath(action) => datapath::run(&action),

@@ -11,26 +11,34 @@ use std::{
 /// `<stateDir>/last-good/<instance>`: agents that share a state directory keep apart.
 #[derive(Clone, Debug)]
 pub(crate) struct LastGood {
-    directory: PathBuf,
+    /// `None` keeps and knows nothing.
+    directory: Option<PathBuf>,
 }
 
 impl LastGood {
     pub(crate) fn new(state_dir: &Path, instance: &str) -> Self {
-        Self { directory: state_dir.join("last-good").join(instance) }
+        Self { directory: Some(state_dir.join("last-good").join(instance)) }
+    }
+
+    /// Keeps no copies: a restart begins with what the files say then.
+    pub(crate) fn none() -> Self {
+        Self { directory: None }
     }
 
     pub(crate) fn mesh(&self) -> Option<String> {
-        fs::read_to_string(self.mesh_path()).ok()
+        fs::read_to_string(self.mesh_path()?).ok()
     }
 
     pub(crate) fn keep_mesh(&self, text: &str) {
-        report(&self.mesh_path(), replace(&self.mesh_path(), text));
+        if let Some(path) = self.mesh_path() {
+            report(&path, replace(&path, text));
+        }
     }
 
     /// Texts by file name; `None` when no set of policies was ever kept, which is not the same as an
     /// empty set.
     pub(crate) fn policies(&self) -> Option<BTreeMap<String, String>> {
-        let entries = fs::read_dir(self.policies_path()).ok()?;
+        let entries = fs::read_dir(self.policies_path()?).ok()?;
         let copies = entries.filter_map(|entry| {
             let entry = entry.ok()?;
             let name = entry.file_name().into_string().ok()?;
@@ -41,7 +49,7 @@ impl LastGood {
 
     /// Makes the copies exactly these.
     pub(crate) fn keep_policies<'a>(&self, texts: impl Iterator<Item = (&'a str, &'a str)>) {
-        let directory = self.policies_path();
+        let Some(directory) = self.policies_path() else { return };
         let mut stale = self.policies().unwrap_or_default();
         report(&directory, create(&directory));
         for (name, text) in texts {
@@ -56,12 +64,12 @@ impl LastGood {
         }
     }
 
-    fn mesh_path(&self) -> PathBuf {
-        self.directory.join("mesh.yaml")
+    fn mesh_path(&self) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join("mesh.yaml"))
     }
 
-    fn policies_path(&self) -> PathBuf {
-        self.directory.join("policies")
+    fn policies_path(&self) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join("policies"))
     }
 }
 

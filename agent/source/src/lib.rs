@@ -25,7 +25,7 @@ mod policies;
 mod state;
 mod status;
 mod watch;
-mod yaml;
+pub mod yaml;
 
 pub use config::{AgentConfig, CaConfig, IstioConfig, StaleCrls, TrustConfig};
 pub use error::{FileError, Problem};

@@ -7,7 +7,7 @@ use sluice_policy::{Compiled, Finding, PolicyObject, PolicySet};
 use sluice_spiffe::TrustDomain;
 
 use crate::{
-    AgentConfig, Consequence, FileError, SourceError,
+    Consequence, FileError, SourceError,
     change::Change,
     files::{Contents, Files},
     last_good::LastGood,
@@ -56,10 +56,9 @@ pub(crate) struct Taken {
 impl State {
     /// Starts from the copies of an earlier run, if there are any. Nothing is published yet: the files
     /// have the first word.
-    pub(crate) fn restore(config: &AgentConfig, files: &Files) -> Self {
-        let last_good = LastGood::new(&config.state_dir, &config.instance);
+    pub(crate) fn restore(trust_domain: &TrustDomain, last_good: LastGood, files: &Files) -> Self {
         let mesh = last_good.mesh().and_then(|text| {
-            let state = mesh_file::parse(&files.mesh, &text, &config.trust_domain).ok()?;
+            let state = mesh_file::parse(&files.mesh, &text, trust_domain).ok()?;
             Some(Mesh { text, state })
         });
         let policies = match &files.policies {
@@ -67,7 +66,7 @@ impl State {
             None => PolicyFiles::default(),
         };
         Self {
-            trust_domain: config.trust_domain.clone(),
+            trust_domain: trust_domain.clone(),
             mesh_path: files.mesh.clone(),
             last_good,
             mesh,

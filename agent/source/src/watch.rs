@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant, SystemTime},
@@ -19,11 +19,13 @@ use notify::{
 };
 use sluice_mesh::Snapshot;
 use sluice_policy::Severity;
+use sluice_spiffe::TrustDomain;
 use tokio::sync::watch;
 
 use crate::{
     AgentConfig, SourceStatus, StatusHandle,
     files::{Files, Seen},
+    last_good::LastGood,
     state::{State, Taken},
 };
 
@@ -84,11 +86,25 @@ impl FileSource {
     /// file is no error: the agent has to live with it until it is mended.
     pub fn watch(config: &AgentConfig) -> Result<Self, StartError> {
         let files = Files::of(config);
+        let last_good = LastGood::new(&config.state_dir, &config.instance);
+        let state = State::restore(&config.trust_domain, last_good, &files);
+        Self::follow(files, state)
+    }
+
+    /// As [`Self::watch`] for the mesh file alone. No copy of it is kept, so that nothing is known after a start
+    /// beside a bad file: for who must not act on what an earlier run knew.
+    pub fn watch_mesh(mesh: &Path, trust_domain: &TrustDomain) -> Result<Self, StartError> {
+        let files = Files { mesh: mesh.to_owned(), policies: None };
+        let state = State::restore(trust_domain, LastGood::none(), &files);
+        Self::follow(files, state)
+    }
+
+    fn follow(files: Files, state: State) -> Result<Self, StartError> {
         let (sender, events) = mpsc::channel();
         let (snapshots, snapshots_out) = watch::channel(None);
         let (status, status_out) = watch::channel(Arc::new(SourceStatus::default()));
         let mut follower = Follower {
-            state: State::restore(config, &files),
+            state,
             // Before the first look, so that no change falls between the two.
             directories: Directories::watch(files.directories(), sender),
             files,

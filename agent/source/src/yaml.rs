@@ -9,7 +9,9 @@ use crate::{FileError, Problem};
 /// A mesh of 100,000 pods has about 2 million; the reader's own limit is for texts from strangers.
 const MAX_NODES: usize = 10_000_000;
 
-pub(crate) fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, FileError> {
+/// Reads `text`, the contents of `file`. Fields that `T` does not know are its own affair
+/// (`deny_unknown_fields`).
+pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, FileError> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_nodes: MAX_NODES,

@@ -23,10 +23,20 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("sluice-mesh", &["sluice-policy", "sluice-spiffe"]),
     ("sluice-kernel", &["sluice-abi", "sluice-sys"]),
     ("sluice-identity", &["sluice-grpc", "sluice-spiffe", "sluice-tls"]),
-    ("sluice-controller", &["sluice-grpc", "sluice-policy", "sluice-spiffe", "sluice-tls"]),
     ("sluice-cluster", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
     ("sluice-kube", &["sluice-cluster", "sluice-mesh", "sluice-policy", "sluice-spiffe"]),
     ("sluice-source", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
+    (
+        "sluice-controller",
+        &[
+            "sluice-grpc",
+            "sluice-mesh",
+            "sluice-policy",
+            "sluice-source",
+            "sluice-spiffe",
+            "sluice-tls",
+        ],
+    ),
     ("sluice-pods", &["sluice-kernel", "sluice-mesh", "sluice-spiffe", "sluice-sys"]),
     (
         "sluice-proxy",

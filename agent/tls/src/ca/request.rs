@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use pem::Pem;
 use rcgen::{CertificateSigningRequestParams, PublicKey, SanType};
-use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject};
 use sluice_spiffe::SpiffeId;
 use x509_parser::{
     certification_request::X509CertificationRequest,
@@ -80,6 +81,15 @@ impl SigningRequest {
             CertificateSigningRequestParams::from_der(der).map_err(refusal)?;
         Ok(Self { public_key, names: params.subject_alt_names })
     }
+
+    /// Whether the request claims no other name than `id`: that one alone, or none.
+    pub fn agrees_with(&self, id: &SpiffeId) -> bool {
+        match self.names.as_slice() {
+            [] => true,
+            [SanType::URI(name)] => name.as_str() == id.as_str(),
+            _ => false,
+        }
+    }
 }
 
 fn refusal(error: rcgen::Error) -> RequestError {
@@ -133,9 +143,7 @@ impl LocalCa {
             return Err(refused("the CA's own certificate has expired; renew it".to_owned()));
         }
         let name = uri_name(id).map_err(signing)?;
-        if !matches!(request.names.as_slice(), [] | [_])
-            || request.names.iter().any(|requested| *requested != name)
-        {
+        if !request.agrees_with(id) {
             return Err(refused(
                 "the request must hold the identity as its only name, or none".to_owned(),
             ));
@@ -147,6 +155,14 @@ impl LocalCa {
         let leaf = leaf.signed_by(&request.public_key, &self.issuer).map_err(signing)?;
         let certificates = std::iter::once(leaf.into()).chain(self.intermediates.iter().cloned());
         Ok(IssuedChain { certificates: certificates.collect() })
+    }
+
+    /// An issued chain in PEM as CAs of Istio's kind answer: the leaf, each authority above it, and last all
+    /// roots in one text.
+    pub fn answer(&self, chain: &IssuedChain) -> Vec<String> {
+        let text = |der: &CertificateDer<'_>| pem::encode(&Pem::new("CERTIFICATE", der.as_ref()));
+        let roots = self.roots.iter().map(text).collect();
+        chain.certificates.iter().map(text).chain([roots]).collect()
     }
 }
 

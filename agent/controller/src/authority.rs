@@ -1,0 +1,166 @@
+//! The authority that issues now, and the certificate that the server itself shows: both are replaced while it
+//! serves.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use sluice_spiffe::TrustDomain;
+use sluice_tls::{
+    Clock, UnixTime,
+    ca::{CaError, Endpoint, EndpointError, LocalCa},
+};
+
+use crate::{CaMaterial, server::Settings};
+
+/// gRPC is spoken over HTTP/2 (RFC 9113 section 3.2).
+const ALPN: &[u8] = b"h2";
+/// How often it is asked whether the server's certificate is due. The clock may jump, so no long sleep will do.
+const TICK: Duration = Duration::from_secs(1);
+/// How long material that was refused is left alone, unless it changes: time alone may make it good.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long before its end, and how often, the authority's expiry is said.
+const EXPIRY_NOTICE: Duration = Duration::from_hours(24 * 7);
+const EXPIRY_REMINDER: Duration = Duration::from_hours(1);
+
+/// Why the controller cannot start to issue.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The authority cannot be opened.
+    #[error(transparent)]
+    Authority(#[from] CaError),
+    /// The server has no certificate.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+}
+
+pub(crate) struct Authority {
+    domain: TrustDomain,
+    ttl: Duration,
+    clock: Arc<dyn Clock>,
+    material: Arc<dyn CaMaterial>,
+    current: ArcSwap<LocalCa>,
+    endpoint: Endpoint,
+    first: Validity,
+}
+
+/// When the server's certificate was made, and its last second.
+#[derive(Debug, Clone, Copy)]
+struct Validity {
+    made: UnixTime,
+    last: UnixTime,
+}
+
+// === impl Authority ===
+
+impl Authority {
+    pub(crate) async fn open(
+        settings: &Settings,
+        material: Arc<dyn CaMaterial>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, OpenError> {
+        let domain = settings.trust_domain.clone();
+        let current = material.open(&domain, Arc::clone(&clock)).await?;
+        let made = clock.now();
+        let names = &settings.server_names;
+        let (endpoint, last) = Endpoint::open(&current, names, ALPN, settings.ttl)?;
+        let first = Validity { made, last };
+        let ttl = settings.ttl;
+        let current = ArcSwap::from_pointee(current);
+        Ok(Self { domain, ttl, clock, material, current, endpoint, first })
+    }
+
+    pub(crate) fn current(&self) -> Arc<LocalCa> {
+        self.current.load_full()
+    }
+
+    pub(crate) fn domain(&self) -> &TrustDomain {
+        &self.domain
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Whether the authority may issue now.
+    pub(crate) fn has_expired(&self, authority: &LocalCa) -> bool {
+        authority.not_after() <= self.clock.now()
+    }
+
+    /// Follows the material and renews the server's certificate, for ever.
+    pub(crate) async fn follow(&self) {
+        let mut own = self.first;
+        let (mut retry, mut said, mut reminded) = (None::<Instant>, String::new(), None::<Instant>);
+        loop {
+            let changed = tokio::select! {
+                () = self.material.changed() => true,
+                () = tokio::time::sleep(TICK) => false,
+            };
+            let again = retry.is_some_and(|at| at <= Instant::now());
+            let mut reloaded = false;
+            if changed || again {
+                match self.reload().await {
+                    Ok(()) => (reloaded, retry) = (true, None),
+                    Err(error) => {
+                        retry = Some(Instant::now() + RETRY);
+                        let text = error.to_string();
+                        if text != said {
+                            tracing::error!(error = %text, "the CA stays as it was before");
+                        }
+                        said = text;
+                    }
+                }
+            }
+            if reloaded || own.is_due(self.clock.now()) {
+                own = self.renew().unwrap_or(own);
+            }
+            self.remind(&mut reminded);
+        }
+    }
+
+    async fn reload(&self) -> Result<(), CaError> {
+        let new = self.material.open(&self.domain, Arc::clone(&self.clock)).await?;
+        let not_after = new.not_after().as_secs();
+        tracing::info!(trust_domain = %self.domain, not_after, "issuing with the CA as it is now");
+        self.current.store(Arc::new(new));
+        Ok(())
+    }
+
+    fn renew(&self) -> Option<Validity> {
+        let made = self.clock.now();
+        match self.endpoint.renew(&self.current(), self.ttl) {
+            Ok(last) => {
+                tracing::info!(not_after = last.as_secs(), "renewed the server's certificate");
+                Some(Validity { made, last })
+            }
+            Err(error) => {
+                tracing::error!(%error, "the server's certificate cannot be renewed");
+                None
+            }
+        }
+    }
+
+    fn remind(&self, reminded: &mut Option<Instant>) {
+        let left = self.current().not_after().as_secs().saturating_sub(self.clock.now().as_secs());
+        if left > EXPIRY_NOTICE.as_secs()
+            || reminded.is_some_and(|at| at.elapsed() < EXPIRY_REMINDER)
+        {
+            return;
+        }
+        *reminded = Some(Instant::now());
+        tracing::warn!(seconds_left = left, "the CA's own certificate expires soon: renew it");
+    }
+}
+
+// === impl Validity ===
+
+impl Validity {
+    /// Past half of its life; also when the clock has gone back to before it.
+    fn is_due(self, now: UnixTime) -> bool {
+        let (made, last, now) = (self.made.as_secs(), self.last.as_secs(), now.as_secs());
+        now >= made + last.saturating_sub(made) / 2 || now + 60 < made
+    }
+}

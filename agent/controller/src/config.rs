@@ -1,0 +1,352 @@
+//! The controller's configuration: one YAML file, read once at start.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_saphyr::{Location, Spanned};
+use sluice_source::{FileError, yaml};
+use sluice_spiffe::{IdError, TrustDomain};
+use sluice_tls::{DEFAULT_TTL, MIN_TTL};
+
+const ACCOUNTS: &str = "callers.kubernetes.agentServiceAccounts";
+
+/// How the controller is set up. Relative paths in the file are relative to the file's directory; here they are
+/// joined with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerConfig {
+    /// Where it listens; `0.0.0.0:15012` by default.
+    pub listen: SocketAddr,
+    /// Whose workloads it issues for; `cluster.local` by default.
+    pub trust_domain: TrustDomain,
+    /// The longest lifetime of a certificate, at least a minute; 24 h by default.
+    pub ttl: Duration,
+    /// What agents call it by.
+    pub server_names: Vec<String>,
+    /// Where the authority is.
+    pub ca: CaPlace,
+    /// How callers prove themselves.
+    pub callers: CallersConfig,
+    /// Where it learns which pods run on which node.
+    pub pods: PodsConfig,
+    /// Level of the logs; `info` by default.
+    pub log_level: String,
+}
+
+/// Where the authority's key and certificate are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaPlace {
+    /// Made on first start, in this directory; `/var/lib/sluice/ca` by default.
+    Embedded(PathBuf),
+    /// `tls.crt`, `tls.key` and `ca.crt` in this directory, as cert-manager lays them out.
+    CertManager(PathBuf),
+}
+
+/// How callers prove themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallersConfig {
+    /// By the tokens in a file.
+    Tokens(PathBuf),
+    /// By service-account tokens that the Kubernetes API judges.
+    Kubernetes {
+        /// What the tokens must have been made for.
+        audience: String,
+        /// Service accounts of agents, namespace and name.
+        agents: Vec<(String, String)>,
+    },
+}
+
+/// Where it learns which pods run on which node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodsConfig {
+    /// From a mesh file.
+    Mesh(PathBuf),
+    /// From the Kubernetes API.
+    Kubernetes,
+}
+
+/// What is wrong with the configuration. Each message names the file, and the line where there is one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// It cannot be read, or is not the YAML that is expected.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A value is not acceptable.
+    #[error("{}:{line}: {field}: {problem}", file.display())]
+    Content {
+        /// The file.
+        file: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// The field, such as `ca.dir`.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: ConfigProblem,
+    },
+}
+
+/// What can be wrong with a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigProblem {
+    /// Not an address with a port.
+    #[error("{0:?} is not an address with a port, such as 0.0.0.0:15012 or [::]:15012")]
+    Listen(String),
+    /// Not a trust domain.
+    #[error("{0}")]
+    TrustDomain(IdError),
+    /// Not a duration.
+    #[error("{0:?} is not a duration: a whole number and s, m, h or d, such as 24h")]
+    Duration(String),
+    /// Shorter than can be renewed in time.
+    #[error("{} s are too short to be renewed in time: give at least 1m", .0.as_secs())]
+    TooShort(Duration),
+    /// Nothing in the list.
+    #[error("needs at least one entry")]
+    Empty,
+    /// Neither of the modes.
+    #[error(
+        "{0:?} is not a mode: `embedded` makes a CA on first start, `pem` reads tls.crt, tls.key and ca.crt"
+    )]
+    CaMode(String),
+    /// Files have to be somewhere.
+    #[error("mode pem needs `dir`, the directory with tls.crt, tls.key and ca.crt")]
+    NoDirectory,
+    /// None or both of two ways.
+    #[error("choose one of `{0}` and `{1}`")]
+    OneOf(&'static str, &'static str),
+    /// Not `namespace/name`.
+    #[error("{0:?} is not a service account: write namespace/name")]
+    Account(String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Written {
+    #[serde(default)]
+    listen: Option<Spanned<String>>,
+    #[serde(default)]
+    trust_domain: Option<Spanned<String>>,
+    #[serde(default)]
+    ttl: Option<Spanned<String>>,
+    #[serde(default)]
+    server_names: Option<Spanned<Vec<String>>>,
+    #[serde(default)]
+    ca: Option<Spanned<WrittenCa>>,
+    callers: Spanned<WrittenCallers>,
+    pods: Spanned<WrittenPods>,
+    #[serde(default)]
+    log_level: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenCa {
+    mode: Spanned<String>,
+    #[serde(default)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenCallers {
+    #[serde(default)]
+    tokens: Option<PathBuf>,
+    #[serde(default)]
+    kubernetes: Option<WrittenReview>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenReview {
+    #[serde(default)]
+    audience: Option<String>,
+    agent_service_accounts: Spanned<Vec<Spanned<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenPods {
+    #[serde(default)]
+    mesh: Option<PathBuf>,
+    #[serde(default)]
+    kubernetes: Option<Nothing>,
+}
+
+/// `{}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// Names the file in what is refused, and joins paths with its directory.
+struct Reader<'a> {
+    file: &'a Path,
+    directory: &'a Path,
+}
+
+// === impl ControllerConfig ===
+
+impl ControllerConfig {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |error: std::io::Error| FileError::Unreadable {
+            file: path.to_owned(),
+            reason: error.to_string(),
+        };
+        let text = fs::read_to_string(path).map_err(unreadable)?;
+        let whole = std::path::absolute(path).map_err(unreadable)?;
+        Self::parse(path, whole.parent().unwrap_or(Path::new("/")), &text)
+    }
+
+    fn parse(file: &Path, directory: &Path, text: &str) -> Result<Self, ConfigError> {
+        let written: Written = yaml::parse(file, text)?;
+        let reader = Reader { file, directory };
+        Ok(Self {
+            listen: reader.listen(written.listen)?,
+            trust_domain: reader.trust_domain(written.trust_domain)?,
+            ttl: reader.ttl(written.ttl)?,
+            server_names: reader.server_names(written.server_names)?,
+            ca: reader.ca(written.ca)?,
+            callers: reader.callers(written.callers)?,
+            pods: reader.pods(written.pods)?,
+            log_level: written.log_level.unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+// === impl Reader ===
+
+impl Reader<'_> {
+    fn refuse(&self, at: Location, field: &'static str, problem: ConfigProblem) -> ConfigError {
+        ConfigError::Content { file: self.file.to_owned(), line: at.line(), field, problem }
+    }
+
+    fn listen(&self, written: Option<Spanned<String>>) -> Result<SocketAddr, ConfigError> {
+        let Some(Spanned { value, referenced: at, .. }) = written else {
+            return Ok(SocketAddr::from(([0, 0, 0, 0], 15012)));
+        };
+        value.parse().map_err(|_error| self.refuse(at, "listen", ConfigProblem::Listen(value)))
+    }
+
+    fn trust_domain(&self, written: Option<Spanned<String>>) -> Result<TrustDomain, ConfigError> {
+        let (name, at) = match written {
+            Some(Spanned { value, referenced, .. }) => (value, referenced),
+            None => ("cluster.local".to_owned(), Location::UNKNOWN),
+        };
+        let problem = |error| self.refuse(at, "trustDomain", ConfigProblem::TrustDomain(error));
+        name.parse().map_err(problem)
+    }
+
+    fn ttl(&self, written: Option<Spanned<String>>) -> Result<Duration, ConfigError> {
+        let Some(Spanned { value, referenced: at, .. }) = written else { return Ok(DEFAULT_TTL) };
+        let Some(ttl) = duration(&value) else {
+            return Err(self.refuse(at, "ttl", ConfigProblem::Duration(value)));
+        };
+        if ttl < MIN_TTL {
+            return Err(self.refuse(at, "ttl", ConfigProblem::TooShort(ttl)));
+        }
+        Ok(ttl)
+    }
+
+    fn server_names(
+        &self,
+        written: Option<Spanned<Vec<String>>>,
+    ) -> Result<Vec<String>, ConfigError> {
+        match written {
+            None => Ok(["", ".cluster.local"]
+                .map(|suffix| format!("sluice-controller.sluice-system.svc{suffix}"))
+                .to_vec()),
+            Some(names) if names.value.is_empty() => {
+                Err(self.refuse(names.referenced, "serverNames", ConfigProblem::Empty))
+            }
+            Some(names) => Ok(names.value),
+        }
+    }
+
+    fn ca(&self, written: Option<Spanned<WrittenCa>>) -> Result<CaPlace, ConfigError> {
+        let default = Path::new("/var/lib/sluice/ca");
+        let Some(Spanned { value: WrittenCa { mode, dir }, referenced: at, .. }) = written else {
+            return Ok(CaPlace::Embedded(default.to_owned()));
+        };
+        let dir = dir.map(|dir| self.directory.join(dir));
+        match (mode.value.as_str(), dir) {
+            ("embedded", dir) => Ok(CaPlace::Embedded(dir.unwrap_or_else(|| default.to_owned()))),
+            ("pem", Some(dir)) => Ok(CaPlace::CertManager(dir)),
+            ("pem", None) => Err(self.refuse(at, "ca.dir", ConfigProblem::NoDirectory)),
+            (other, _) => {
+                let problem = ConfigProblem::CaMode(other.to_owned());
+                Err(self.refuse(mode.referenced, "ca.mode", problem))
+            }
+        }
+    }
+
+    fn callers(&self, written: Spanned<WrittenCallers>) -> Result<CallersConfig, ConfigError> {
+        let at = written.referenced;
+        let review = match written.value {
+            WrittenCallers { tokens: Some(tokens), kubernetes: None } => {
+                return Ok(CallersConfig::Tokens(self.directory.join(tokens)));
+            }
+            WrittenCallers { tokens: None, kubernetes: Some(review) } => review,
+            WrittenCallers { .. } => {
+                let problem = ConfigProblem::OneOf("tokens", "kubernetes");
+                return Err(self.refuse(at, "callers", problem));
+            }
+        };
+        let WrittenReview { audience, agent_service_accounts: accounts } = review;
+        if accounts.value.is_empty() {
+            return Err(self.refuse(accounts.referenced, ACCOUNTS, ConfigProblem::Empty));
+        }
+        let account = |account: Spanned<String>| match account.value.split_once('/') {
+            Some((namespace, name))
+                if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+            {
+                Ok((namespace.to_owned(), name.to_owned()))
+            }
+            _ => Err(self.refuse(
+                account.referenced,
+                ACCOUNTS,
+                ConfigProblem::Account(account.value),
+            )),
+        };
+        Ok(CallersConfig::Kubernetes {
+            audience: audience.unwrap_or_else(|| "sluice-ca".to_owned()),
+            agents: accounts.value.into_iter().map(account).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn pods(&self, written: Spanned<WrittenPods>) -> Result<PodsConfig, ConfigError> {
+        match written.value {
+            WrittenPods { mesh: Some(mesh), kubernetes: None } => {
+                Ok(PodsConfig::Mesh(self.directory.join(mesh)))
+            }
+            WrittenPods { mesh: None, kubernetes: Some(Nothing {}) } => Ok(PodsConfig::Kubernetes),
+            WrittenPods { .. } => {
+                let problem = ConfigProblem::OneOf("mesh", "kubernetes");
+                Err(self.refuse(written.referenced, "pods", problem))
+            }
+        }
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    // `parse` takes a sign too.
+    let number: u32 =
+        number.bytes().all(|byte| byte.is_ascii_digit()).then_some(number)?.parse().ok()?;
+    Some(Duration::from_secs(u64::from(number) * seconds))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! Where the authority's key and certificate come from, and that they may change.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use sluice_spiffe::TrustDomain;
+use sluice_tls::{
+    Clock,
+    ca::{CaError, LocalCa, PemFiles},
+};
+
+use crate::{
+    Pending,
+    stamp::{POLL, Stamp},
+};
+
+/// Keeps the authority's key and certificate: a directory, files, a Kubernetes Secret. Replicas that use the same
+/// material are one authority.
+pub trait CaMaterial: Send + Sync {
+    /// Reads the authority as it is now. An implementation that makes one when there is none must make sure that
+    /// replicas which start at once agree on a single one.
+    fn open<'a>(
+        &'a self,
+        domain: &'a TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Pending<'a, Result<LocalCa, CaError>>;
+
+    /// Waits until what [`Self::open`] last read may no longer be what is there. May be dropped and asked again.
+    fn changed(&self) -> Pending<'_, ()>;
+}
+
+/// An authority in files, which are looked at every second.
+#[derive(Debug)]
+pub struct CaFiles {
+    place: Place,
+    seen: Mutex<Option<Stamp>>,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Made on first start, under a lock.
+    Embedded(PathBuf),
+    /// Put there by somebody else.
+    Given(PemFiles),
+}
+
+// === impl CaFiles ===
+
+impl CaFiles {
+    /// The authority that the first replica makes in `directory`; it stays the same from then on.
+    pub fn embedded(directory: &Path) -> Self {
+        Self { place: Place::Embedded(directory.to_owned()), seen: Mutex::default() }
+    }
+
+    /// The authority in the files `tls.crt`, `tls.key` and `ca.crt` of `directory`, as cert-manager names them. They
+    /// may be replaced at any time.
+    pub fn cert_manager(directory: &Path) -> Self {
+        let files = PemFiles {
+            certificate: directory.join("tls.crt"),
+            key: directory.join("tls.key"),
+            roots: Some(directory.join("ca.crt")),
+        };
+        Self { place: Place::Given(files), seen: Mutex::default() }
+    }
+
+    fn stamp(&self) -> Stamp {
+        match &self.place {
+            Place::Embedded(directory) => {
+                Stamp::of(&[directory.join("ca.crt"), directory.join("ca.key")])
+            }
+            Place::Given(files) => {
+                let roots = files.roots.iter().cloned();
+                let others = [files.certificate.clone(), files.key.clone()];
+                Stamp::of(&others.into_iter().chain(roots).collect::<Vec<_>>())
+            }
+        }
+    }
+
+    fn remember(&self, stamp: Option<Stamp>) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
+    }
+
+    fn is_unchanged(&self) -> bool {
+        let now = self.stamp();
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&now)
+    }
+}
+
+impl CaMaterial for CaFiles {
+    fn open<'a>(
+        &'a self,
+        domain: &'a TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Pending<'a, Result<LocalCa, CaError>> {
+        Box::pin(async move {
+            // Before they are read: what is written in between is read again.
+            self.remember(Some(self.stamp()));
+            match &self.place {
+                Place::Embedded(directory) => {
+                    let made = LocalCa::embedded(directory, domain, clock)?;
+                    // Making it is no change to react to.
+                    self.remember(Some(self.stamp()));
+                    Ok(made)
+                }
+                Place::Given(files) => LocalCa::from_pem(files, domain, clock),
+            }
+        })
+    }
+
+    fn changed(&self) -> Pending<'_, ()> {
+        Box::pin(async move {
+            while self.is_unchanged() {
+                tokio::time::sleep(POLL).await;
+            }
+        })
+    }
+}

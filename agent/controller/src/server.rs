@@ -1,0 +1,138 @@
+//! The server: puts the parts together and serves until it is told to stop.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use sluice_grpc::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use sluice_spiffe::TrustDomain;
+use sluice_tls::Clock;
+use tokio::{net::TcpListener, sync::mpsc};
+use tonic::transport::Server;
+
+use crate::{
+    CaMaterial, Callers, OpenError, Placement,
+    authority::Authority,
+    issue::CertificateService,
+    listener,
+    rate::{Buckets, Rate},
+};
+
+/// A request is a CSR of about 500 bytes and an identity of at most 2,048.
+const MAX_REQUEST_BYTES: usize = 32 * 1024;
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// Requests that one connection may have open at once.
+const MAX_STREAMS: u32 = 128;
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Long enough that an agent's renewals share a connection, short enough that one that does nothing goes.
+const MAX_CONNECTION_AGE: Duration = Duration::from_mins(10);
+const CONNECTION_GRACE: Duration = Duration::from_secs(10);
+/// Refusals of strangers that are logged.
+const STRANGERS: Rate = Rate { per_second: 1, burst: 10 };
+
+/// What the controller issues.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose workloads it issues for.
+    pub trust_domain: TrustDomain,
+    /// The longest lifetime that it grants, at least a minute; also that of its own certificate.
+    pub ttl: Duration,
+    /// The names and addresses that clients call it by.
+    pub server_names: Vec<String>,
+    /// Bounds on what clients may use up.
+    pub limits: Limits,
+}
+
+/// Bounds on what clients may use up.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Certificates for each caller. By default 100 a second, 2,000 at once: a node whose agent starts with
+    /// every pod of a large node, and then some.
+    pub issued: Rate,
+    /// Connections at once; more wait until one ends. 4,096 by default.
+    pub connections: usize,
+    /// Connections from one address at once; more are closed. 64 by default.
+    pub connections_per_address: usize,
+    /// How long a TLS handshake may take; 5 s by default.
+    pub handshake: Duration,
+    /// How long a request may take; 10 s by default.
+    pub request: Duration,
+}
+
+/// Whom the controller asks.
+#[derive(Clone)]
+pub struct Parts {
+    /// Who calls.
+    pub callers: Arc<dyn Callers>,
+    /// Which pods run where.
+    pub placement: Arc<dyn Placement>,
+    /// The authority's key and certificate.
+    pub material: Arc<dyn CaMaterial>,
+    /// The time of every certificate.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why the controller does not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// It has nothing to issue or to be known by.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// gRPC failed as a whole.
+    #[error("the gRPC server ended: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            issued: Rate { per_second: 100, burst: 2_000 },
+            connections: 4_096,
+            connections_per_address: 64,
+            handshake: Duration::from_secs(5),
+            request: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves on `listener` until `stop` completes; requests that are under way are then finished.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    parts: Parts,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let Settings { ttl, limits, .. } = settings;
+    let Parts { callers, placement, material, clock } = parts;
+    let authority = Arc::new(Authority::open(&settings, material, clock).await?);
+    let service = CertificateService {
+        authority: Arc::clone(&authority),
+        callers,
+        placement,
+        ttl,
+        granted: Buckets::new(limits.issued),
+        strangers: Buckets::new(STRANGERS),
+    };
+    let service =
+        IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let (ready, mut connections) = mpsc::channel(16);
+    let incoming = futures_util::stream::poll_fn(move |context| connections.poll_recv(context));
+    let server = Server::builder()
+        .timeout(limits.request)
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_connection_age(MAX_CONNECTION_AGE)
+        .max_connection_age_grace(CONNECTION_GRACE)
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, stop);
+    let accepting = listener::accept(listener, Arc::clone(&authority), limits, ready);
+    let beside = async {
+        tokio::join!(accepting, authority.follow());
+    };
+    tokio::select! {
+        result = server => Ok(result?),
+        () = beside => Ok(()),
+    }
+}

@@ -1,0 +1,222 @@
+//! The server itself: its certificate, its authority, its bounds.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
+
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use sluice_controller::{CaFiles, Limits};
+use sluice_grpc::istio_ca::{IstioCertificateRequest, impersonating};
+use sluice_tls::{Clock, SystemClock, TestClock, UnixTime};
+use support::{Ask, CART, ONE, Setup, TWO, WEB, eventually, parts_of, verified};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+use tonic::Code;
+
+type Root = CertifiedIssuer<'static, KeyPair>;
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn root(name: &str) -> Root {
+    CertifiedIssuer::self_signed(ca_params(name), KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Writes an intermediate authority as Kubernetes mounts cert-manager's Secret: files behind one link, which is
+/// swapped.
+fn mount(dir: &Path, version: &str, root: &Root) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = ca_params(version).signed_by(&key, root).unwrap();
+    let data = dir.join(format!("..{version}"));
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("tls.crt"), certificate.pem()).unwrap();
+    fs::write(data.join("tls.key"), key.serialize_pem()).unwrap();
+    fs::write(data.join("ca.crt"), root.pem()).unwrap();
+    for name in ["tls.crt", "tls.key", "ca.crt"] {
+        let link = dir.join(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink(Path::new("..data").join(name), link).unwrap();
+        }
+    }
+    let draft = dir.join("..data_tmp");
+    std::os::unix::fs::symlink(format!("..{version}"), &draft).unwrap();
+    fs::rename(draft, dir.join("..data")).unwrap();
+}
+
+fn issuer_of(chain: &[String]) -> String {
+    verified(chain).issuer
+}
+
+#[tokio::test]
+async fn a_new_key_in_cert_managers_layout_is_taken_over_while_it_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (root("old root"), root("new root"));
+    mount(dir.path(), "first", &old);
+    let material = Some(Arc::new(CaFiles::cert_manager(dir.path())) as _);
+    let controller = Setup { material, ..Setup::default() }.start().await;
+    let client = controller.client_trusting(&old.pem(), "ca.test").await.unwrap();
+    let chain = client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    let (path, roots) = parts_of(&chain);
+    assert_eq!((path.len(), roots.len(), chain.len()), (2, 1, 3), "leaf, intermediate, root");
+    assert_eq!(issuer_of(&chain), "CN=first");
+
+    mount(dir.path(), "second", &old);
+    eventually("the second", async || {
+        issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()) == "CN=second"
+    })
+    .await;
+
+    // Another root, and the server's own certificate with it.
+    mount(dir.path(), "third", &new);
+    eventually("the third", async || {
+        issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()) == "CN=third"
+    })
+    .await;
+    eventually("the new root", async || {
+        controller.client_trusting(&new.pem(), "ca.test").await.is_ok()
+    })
+    .await;
+    assert!(controller.client_trusting(&old.pem(), "ca.test").await.is_err());
+}
+
+#[tokio::test]
+async fn half_a_change_of_files_leaves_the_authority_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = root("old root");
+    mount(dir.path(), "first", &old);
+    let material = Some(Arc::new(CaFiles::cert_manager(dir.path())) as _);
+    let controller = Setup { material, ..Setup::default() }.start().await;
+    let client = controller.client_trusting(&old.pem(), "ca.test").await.unwrap();
+    let data = dir.path().join("..first");
+    let whole = |name: &str| fs::read(data.join(name)).unwrap();
+    let (key, roots) = (whole("tls.key"), whole("ca.crt"));
+    for (name, text, whole) in [
+        ("tls.key", KeyPair::generate().unwrap().serialize_pem(), &key),
+        ("tls.key", String::new(), &key),
+        ("ca.crt", root("foreign").pem(), &roots),
+    ] {
+        fs::write(data.join(name), text).unwrap();
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()), "CN=first");
+        fs::write(data.join(name), whole).unwrap();
+    }
+    mount(dir.path(), "second", &old);
+    eventually("the second", async || {
+        issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()) == "CN=second"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn replicas_that_start_at_once_are_one_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = dir.path().join("ca");
+    let start = || async {
+        let material = Some(Arc::new(CaFiles::embedded(&shared)) as _);
+        Setup { material, ..Setup::default() }.start().await
+    };
+    let (first, second, third) = tokio::join!(start(), start(), start());
+    let root_file = shared.join("ca.crt");
+    eventually("a root", async || root_file.exists()).await;
+    let root = fs::read_to_string(root_file).unwrap();
+    let mut roots = Vec::new();
+    for controller in [&first, &second, &third] {
+        let client = controller.client_trusting(&root, "ca.test").await.unwrap();
+        let chain = client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+        verified(&chain);
+        roots.push(parts_of(&chain).1);
+    }
+    assert!(roots.windows(2).all(|pair| pair[0] == pair[1]));
+}
+
+#[tokio::test]
+async fn the_server_is_known_by_its_names_and_root_only() {
+    let controller = Setup::default().start().await;
+    controller.client().await.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    let pem = fs::read_to_string(controller.path("ca/ca.crt")).unwrap();
+    assert!(controller.client_trusting(&pem, "127.0.0.1").await.is_ok());
+    assert!(controller.client_trusting(&pem, "other.test").await.is_err());
+    assert!(controller.client_trusting(&root("foreign").pem(), "ca.test").await.is_err());
+}
+
+#[tokio::test]
+async fn the_servers_own_certificate_is_renewed_before_it_expires() {
+    // The client's clock is the machine's: begin in the past and arrive there.
+    let now = SystemClock.now();
+    let earlier = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() - 50 * 60));
+    let clock = TestClock::at(earlier);
+    let ttl = Duration::from_mins(40);
+    let setup = Setup { ttl, clock: clock.clone(), ..Setup::default() };
+    let controller = setup.start().await;
+    let root_file = controller.path("ca/ca.crt");
+    eventually("a root", async || root_file.exists()).await;
+    let root = fs::read_to_string(root_file).unwrap();
+    assert!(controller.client_trusting(&root, "ca.test").await.is_err(), "it has expired");
+    clock.set(now);
+    eventually("a new one", async || controller.client_trusting(&root, "ca.test").await.is_ok())
+        .await;
+}
+
+#[tokio::test]
+async fn an_expired_authority_issues_nothing() {
+    let clock = TestClock::started_now();
+    let setup = Setup { clock: clock.clone(), ..Setup::default() };
+    let controller = setup.start().await;
+    let client = controller.client().await;
+    client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    clock.advance(Duration::from_hours(24 * 365 * 11));
+    let refusal = client.refusal(&Ask::new(ONE, WEB)).await;
+    assert_eq!(refusal, (Code::Unavailable, "authority-valid".to_owned()));
+}
+
+#[tokio::test]
+async fn who_is_silent_is_put_off() {
+    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let controller = Setup { limits, ..Setup::default() }.start().await;
+    let mut silent = TcpStream::connect(controller.address).await.unwrap();
+    let started = Instant::now();
+    let read = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut [0; 16])).await;
+    assert!(matches!(read, Ok(Ok(0) | Err(_))), "closed");
+    assert!(started.elapsed() >= Duration::from_millis(250));
+}
+
+#[tokio::test]
+async fn connections_from_one_address_are_bounded_and_their_places_come_back() {
+    let limits = Limits { connections_per_address: 2, ..Limits::default() };
+    let controller = Setup { limits, ..Setup::default() }.start().await;
+    let (first, second) = (controller.client().await, controller.client().await);
+    let pem = fs::read_to_string(controller.path("ca/ca.crt")).unwrap();
+    assert!(controller.client_trusting(&pem, "ca.test").await.is_err());
+    first.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    drop(first);
+    eventually("a place", async || controller.client_trusting(&pem, "ca.test").await.is_ok()).await;
+    second.ask(&Ask::new(TWO, CART)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_without_measure_is_not_read() {
+    let controller = Setup::default().start().await;
+    let client = controller.client().await;
+    let request = IstioCertificateRequest {
+        csr: "x".repeat(100_000),
+        validity_duration: 0,
+        metadata: Some(impersonating(WEB)),
+    };
+    let status = client.send(request, Some(&format!("Bearer {ONE}"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+}
