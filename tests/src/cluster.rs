@@ -13,6 +13,7 @@
 use std::{
     fs,
     io::Write as _,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -150,7 +151,11 @@ impl Cluster {
         }
         let script = self.directory.join("units").join(unit);
         finish(Command::new("setsid").arg("--fork").arg(&script).current_dir("/"), "")?;
-        wait_for(unit, PATIENCE, || Ok(self.pid(unit).is_some()))
+        wait_for(unit, PATIENCE, || Ok(self.pid(unit).is_some()))?;
+        // A kubelet ends when containerd does not answer; whoever starts both starts them one after the other.
+        let Some(node) = unit.strip_suffix("/containerd") else { return Ok(()) };
+        let socket = self.on_node(node, "/run/containerd/containerd.sock");
+        wait_for("containerd's socket", PATIENCE, || Ok(UnixStream::connect(&socket).is_ok()))
     }
 
     /// The process of a component, if it runs: the recorded one, as long as it is in the component's own cgroup.

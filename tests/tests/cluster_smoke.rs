@@ -165,28 +165,3 @@ spec:
     std::fs::remove_file(&file)?;
     Ok(())
 }
-
-#[test]
-fn a_killed_kubelet_comes_back_and_its_pods_go_on() -> Result<()> {
-    let cluster = Cluster::open()?;
-    let namespace = cluster.namespace("smoke-restart")?;
-    let [node, _] = NODES;
-    namespace.apply(&idle("steady", node))?;
-    namespace.await_ready("pod/steady")?;
-    let path = "jsonpath={.status.containerStatuses[0].containerID}";
-    let before = namespace.kubectl(&["get", "pod", "steady", "-o", path])?;
-    for unit in ["kubelet", "containerd"] {
-        let unit = format!("{node}/{unit}");
-        let pid = cluster.pid(&unit).with_context(|| format!("{unit} does not run"))?;
-        cluster.kill(&unit)?;
-        ensure!(cluster.pid(&unit).is_none(), "{unit} still runs");
-        cluster.start(&unit)?;
-        ensure!(cluster.pid(&unit) != Some(pid), "{unit} did not start anew");
-    }
-    wait_for("an answer through kubelet and containerd", PATIENCE, || {
-        Ok(namespace.exec("steady", &["echo", "on"]).is_ok())
-    })?;
-    let after = namespace.kubectl(&["get", "pod", "steady", "-o", path])?;
-    ensure!(before == after, "the container was made anew: {before}, then {after}");
-    Ok(())
-}

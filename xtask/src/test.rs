@@ -64,6 +64,8 @@ fn run_on_cluster(options: &Options, suites: &[String]) -> Result<()> {
     let Some(cluster) = cluster::Suite::start()? else { return Ok(()) };
     let mut cargo = cargo();
     cluster.tell(&mut cargo);
+    // One at a time: each has the nodes' two processors to itself.
+    cargo.env("RUST_TEST_THREADS", "1");
     run_tests(&mut cargo, options)
 }
 

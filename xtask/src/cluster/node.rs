@@ -1,6 +1,6 @@
 //! A node: its namespaces, its own copies of the standard paths, and what runs on it.
 
-use std::{fmt::Write as _, fs, path::Path, time::Duration};
+use std::{fmt::Write as _, fs, os::unix::net::UnixStream, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,6 +10,9 @@ use super::{
     pki,
     unit::{Unit, quoted},
 };
+
+/// How long a part may take to answer on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The process that keeps a place's namespaces alive, whatever else ends.
 pub(crate) const HOLDER: &str = "holder";
@@ -81,7 +84,7 @@ pub(crate) fn hold(instance: &Instance, place: &str) -> Result<Unit> {
     let line = format!("unshare --net={net} --mount={mnt} --propagation private sh {inside}");
     let holder = Unit::define_line(instance, place, HOLDER, &line)?;
     holder.start()?;
-    super::up::wait_until(Duration::from_secs(20), || ready.exists())
+    super::up::wait_until(PATIENCE, || ready.exists())
         .with_context(|| format!("{} is stuck: {}", holder.shown(), holder.last_words()))?;
     Ok(holder)
 }
@@ -171,6 +174,13 @@ pub(crate) fn start_containerd(instance: &Instance, node: Node) -> Result<()> {
         &["--config".to_owned(), instance.path(&config).display().to_string()],
     )?;
     unit.start()
+}
+
+/// Waits until containerd answers. A kubelet that finds none ends.
+pub(crate) fn await_containerd(instance: &Instance, node: Node) -> Result<()> {
+    let socket = instance.path(&format!("nodes/{}/run/containerd/containerd.sock", node.name));
+    super::up::wait_until(PATIENCE, || UnixStream::connect(&socket).is_ok())
+        .with_context(|| format!("containerd of {} does not answer", node.name))
 }
 
 /// Starts kubelet and kube-proxy. The API server is there.

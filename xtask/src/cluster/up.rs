@@ -107,6 +107,7 @@ fn make(instance: &Instance, turn: &Turn) -> Result<()> {
     say("starting controllers, kubelets and kube-proxies");
     control::start_controllers(instance)?;
     for node in NODES {
+        node::await_containerd(instance, node)?;
         node::start_kubelet(instance, addresses, node)?;
     }
     import(instance, &images)?;
@@ -182,18 +183,12 @@ fn import(instance: &Instance, images: &[PathBuf]) -> Result<()> {
         ctr.args(["--namespace", "k8s.io", "images", "import", "--local"]).arg(image);
         process::output(&mut ctr).map(drop)
     };
-    let socket_is_there = |place: &str| {
-        instance.path(&format!("nodes/{place}/run/containerd/containerd.sock")).exists()
-    };
     thread::scope(|scope| {
         let workers: Vec<_> = NODES
             .iter()
             .map(|node| {
-                scope.spawn(move || {
-                    wait_until(PATIENCE, || socket_is_there(node.name))
-                        .with_context(|| format!("containerd of {} has no socket", node.name))?;
-                    images.iter().try_for_each(|image| import_one(node.name, image))
-                })
+                scope
+                    .spawn(move || images.iter().try_for_each(|image| import_one(node.name, image)))
             })
             .collect();
         workers.into_iter().try_for_each(|worker| {
