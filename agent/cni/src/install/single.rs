@@ -58,6 +58,14 @@ pub(super) fn leave(directory: &Directory) -> Result<(), InstallError> {
             draft::remove(&saved)?;
         }
     }
+    // Whoever was killed above has left both.
+    for single in directory.files(&["conf", "json"])? {
+        let list = single.with_extension("conflist");
+        let Ok(original) = fs::read_to_string(&single) else { continue };
+        if fs::read_to_string(&list).is_ok_and(|present| is_made_from(&present, &original)) {
+            draft::remove(&list)?;
+        }
+    }
     Ok(())
 }
 

@@ -1,14 +1,8 @@
 //! Every command in every version, against agents that answer, lie, hang, or are not there.
 
 use std::{
-    collections::HashMap,
-    ffi::OsString,
-    fs,
-    os::unix::net::UnixListener,
-    path::PathBuf,
-    sync::mpsc,
-    thread,
-    time::Instant,
+    collections::HashMap, ffi::OsString, fs, os::unix::net::UnixListener, path::PathBuf,
+    sync::mpsc, thread, time::Instant,
 };
 
 use serde_json::{Value, json};
