@@ -388,6 +388,15 @@ fn variables_that_are_missing_or_invalid_are_named() {
     assert_eq!(lab.failure().0, 4);
 }
 
+/// Standard input that was closed under us.
+struct Broken;
+
+impl Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::BrokenPipe.into())
+    }
+}
+
 #[test]
 fn input_that_makes_no_sense_is_refused_with_its_own_code() {
     for (input, code) in [
@@ -409,12 +418,6 @@ fn input_that_makes_no_sense_is_refused_with_its_own_code() {
         for command in ["ADD", "DEL", "CHECK", "STATUS", "GC"] {
             let (found, text) = failure_of(&Lab::new(command).run_text(input, false));
             assert_eq!(found, code, "{command} {input}: {text}");
-        }
-    }
-    struct Broken;
-    impl Read for Broken {
-        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
-            Err(std::io::ErrorKind::BrokenPipe.into())
         }
     }
     let lab = Lab::new("ADD");
