@@ -1,5 +1,7 @@
 //! The real agents on the nodes of a [`World`]: configured, started, watched, killed, restarted.
 
+mod view;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -52,13 +54,15 @@ pub struct Lab {
 // === impl Agent ===
 
 impl Agent {
-    fn new(world: &World, node: NodeName) -> Result<Self> {
+    fn new(world: &World, node: NodeName, settings: Option<&str>) -> Result<Self> {
         let directory = world.directory().join(node.as_str());
         let (state, socket) = (directory.join("state"), directory.join("agent.sock"));
         fs::create_dir_all(&state)?;
         let instance = format!("{}-{}", world.id(), node.as_str());
         let bpffs = pins(world);
         let config = directory.join("config.yaml");
+        let ca = world.directory().join("ca");
+        let embedded = format!("ca: {{ mode: embedded, dir: {} }}", ca.display());
         let text = format!(
             "node: {node}\n\
              trustDomain: {TRUST_DOMAIN}\n\
@@ -68,14 +72,14 @@ impl Agent {
              bpffs: {bpffs}\n\
              workers: 2\n\
              logLevel: info\n\
-             ca: {{ mode: embedded, dir: {ca} }}\n\
+             {settings}\n\
              mesh: {mesh}\n\
              policies: {policies}\n",
             node = node.as_str(),
             state = state.display(),
             socket = socket.display(),
             bpffs = bpffs.display(),
-            ca = world.directory().join("ca").display(),
+            settings = settings.map_or(embedded, str::to_owned),
             mesh = mesh_path(world).display(),
             policies = policies_path(world).display(),
         );
@@ -128,59 +132,6 @@ impl Agent {
         Ok(())
     }
 
-    /// `sluice status --output json`.
-    pub fn status(&self) -> Result<Value> {
-        self.ask("status")
-    }
-
-    /// `sluice flows --output json`.
-    pub fn flows(&self) -> Result<Value> {
-        self.ask("flows")
-    }
-
-    /// One of the counters that the status has of a pod, such as `outbound_mtls`.
-    pub fn counter(&self, pod: &str, counter: &str) -> Result<u64> {
-        let status = self.status()?;
-        let pods = status.get("pods").and_then(Value::as_array).context("no pods in the status")?;
-        let named = |entry: &&Value| entry.get("name").is_some_and(|name| name == pod);
-        let entry = pods.iter().find(named).with_context(|| format!("no pod {pod:?} in it"))?;
-        let count = entry.pointer(&format!("/counters/{counter}")).and_then(Value::as_u64);
-        count.with_context(|| format!("no counter {counter:?} in it"))
-    }
-
-    /// Waits until a counter has reached `least`; connections are counted when they end.
-    pub fn wait_for_count(&self, pod: &str, counter: &str, least: u64) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let count = self.counter(pod, counter)?;
-            if count >= least {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "{counter} of {pod} is {count}, not {least}");
-            thread::sleep(POLL);
-        }
-    }
-
-    /// `sluice status` as people see it.
-    pub fn status_table(&self) -> Result<String> {
-        Ok(String::from_utf8(self.view("status", "table")?)?)
-    }
-
-    fn ask(&self, command: &str) -> Result<Value> {
-        let answer = self.view(command, "json")?;
-        serde_json::from_slice(&answer).context("sluice did not print JSON")
-    }
-
-    fn view(&self, command: &str, output: &str) -> Result<Vec<u8>> {
-        let output = Command::new(binary()?)
-            .args([command, "--output", output, "--socket"])
-            .arg(&self.socket)
-            .output()?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "sluice {command}: {error}");
-        Ok(output.stdout)
-    }
-
     /// Waits until exactly the pods of `expected` are captured.
     pub fn wait_until_captured(&mut self, expected: &[String], patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
@@ -227,6 +178,16 @@ impl Lab {
 
     /// Starts both agents with this mesh and these policies (file name, YAML).
     pub fn start_with(world: World, mesh: MeshFile, policies: &[(&str, &str)]) -> Result<Self> {
+        Self::start_set(world, mesh, policies, None)
+    }
+
+    /// As [`Self::start_with`], with these lines of configuration in the place of an embedded CA.
+    pub fn start_set(
+        world: World,
+        mesh: MeshFile,
+        policies: &[(&str, &str)],
+        settings: Option<&str>,
+    ) -> Result<Self> {
         fs::create_dir_all(policies_path(&world))?;
         for (name, text) in policies {
             replace(&policies_path(&world).join(name), text)?;
@@ -239,7 +200,7 @@ impl Lab {
         mount("bpf", &pins, "bpf", MountFlags::empty(), None).context("mount a BPF file system")?;
         let mut agents = BTreeMap::new();
         for node in NodeName::BOTH {
-            agents.insert(node, Agent::new(&world, node)?);
+            agents.insert(node, Agent::new(&world, node, settings)?);
         }
         let mut lab = Self { mesh, agents, _pins: guard, world };
         for node in NodeName::BOTH {

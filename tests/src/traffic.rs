@@ -9,8 +9,10 @@ pub mod flood;
 mod pattern;
 pub mod probe;
 pub mod server;
+pub mod steady;
 
 pub use bytes::{Ending, Exchange, Tally};
 pub use flood::{FloodResult, flood};
 pub use probe::{Probe, Refusal};
 pub use server::{Accepted, Server, Service};
+pub use steady::Load;
