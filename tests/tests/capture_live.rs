@@ -104,27 +104,6 @@ fn both_ends_see_each_others_true_addresses() -> Result<()> {
 }
 
 #[test]
-fn pods_of_one_node_use_tls_too_whether_routed_or_bridged() -> Result<()> {
-    for bridged in [false, true] {
-        let builder = World::builder().pod("client", NodeName::A).pod("near", NodeName::A);
-        let world = if bridged { builder.bridged() } else { builder }.build()?;
-        let lab = Lab::start(world, &["client", "near"])?;
-        let near = lab.pod("near")?;
-        let _server = Server::on_port(&near.netns, PORT, Service::Echo)?;
-        for family in Family::BOTH {
-            let canary = Canary::new()?;
-            let device = near.host_device();
-            let capture = Capture::start(lab.world.node(NodeName::A), &device, &canary)?;
-            let client = &lab.pod("client")?.netns;
-            Probe::connect(client, near.at(family, PORT))?.echo(canary.as_bytes())?;
-            let seen = capture.seen()?;
-            seen.ensure_tls_only(PORT).with_context(|| format!("bridged: {bridged} {family:?}"))?;
-        }
-    }
-    Ok(())
-}
-
-#[test]
 fn connections_that_stay_inside_a_pod_are_left_alone() -> Result<()> {
     let lab = Lab::start(world()?, &["client", "server"])?;
     let server = lab.pod("server")?;

@@ -1,20 +1,13 @@
 //! A connection that arrives at a local pod: authenticate, authorize, deliver.
 
-use std::{
-    future::poll_fn,
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    task::{Poll, ready},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use sluice_pods::LocalPod;
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
 use sluice_sys::socket;
 use sluice_tls::{Channel, VerifyError};
-use sluice_wire::{Event, Preamble, ResetReason};
+use sluice_wire::{Preamble, ResetReason};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
@@ -26,9 +19,8 @@ use crate::{
     local::Delivered,
     plain::{self, PlainEnd},
     pool::MAX_IDLE_TIME,
-    preamble::{HELLO_TIME, read_preamble},
+    preamble::{HELLO_TIME, NEWCOMER_SILENCE, STRANGER_SILENCE, read_preamble},
     relay::{Outcome, Relay, Side},
-    scratch::Scratch,
     series::{Ending, Flags},
     session::{Broken, Session},
     worker::Worker,
@@ -104,6 +96,9 @@ pub(crate) async fn serve(
     };
     let mode = member.policy.mode(local.port());
     let is_known = worker.shared.must_speak_mesh(&snapshot, client.ip(), local);
+    let expects_mesh = snapshot.expects_mesh(client.ip(), local);
+    // A connection does not keep the state of the mesh in which it began.
+    drop(snapshot);
     let arrived = Arrived { worker, pod, client, local };
     if mode == MtlsMode::Disable {
         return Box::pin(arrived.plaintext(stream, Vec::new())).await;
@@ -112,8 +107,13 @@ pub(crate) async fn serve(
         return arrived.refuse(&stream, Transport::Plaintext, &shortage.into());
     }
     watch_peer(&stream);
-    let may_be_silent = mode == MtlsMode::Permissive && !is_known;
-    match Box::pin(read_preamble(&mut stream, may_be_silent)).await {
+    let silence = match mode {
+        MtlsMode::Permissive if !is_known => {
+            Some(if expects_mesh { NEWCOMER_SILENCE } else { STRANGER_SILENCE })
+        }
+        MtlsMode::Strict | MtlsMode::Permissive | MtlsMode::Disable => None,
+    };
+    match Box::pin(read_preamble(&mut stream, silence)).await {
         Ok(first) if first.preamble == Preamble::Mesh => arrived.mesh(stream, first.bytes).await,
         Ok(_) if is_known => {
             arrived.refuse(&stream, Transport::Plaintext, &Failure::PlaintextFromMesh);
@@ -176,7 +176,7 @@ impl Arrived {
             Err(_) => return self.log_refusal(&Failure::Session(Broken::Truncated)),
         };
         // However long the session lives, each stream is judged by the policy of its own moment.
-        while let Ok(Ok(client)) = timeout(STREAM_TIME, next_stream(&mut session)).await {
+        while let Ok(Ok(client)) = timeout(STREAM_TIME, session.next_stream()).await {
             session = match self.mesh_stream(session, client).await {
                 Some(session) => session,
                 None => return,
@@ -372,25 +372,4 @@ fn ended(outcome: Outcome) -> Result<(), (Option<ResetReason>, Failure)> {
         Outcome::Unseen => Err((None, Broken::Closed.into())),
         Outcome::Cut(reason) => Err((Some(reason), Failure::Ended(reason))),
     }
-}
-
-/// Waits for the next stream of a session; answers the address of the client that it is for.
-async fn next_stream(session: &mut Session) -> Result<SocketAddr, Broken> {
-    poll_fn(|cx| {
-        Scratch::lend(|scratch| {
-            loop {
-                ready!(session.poll_receive(cx, scratch))?;
-                let mut plaintext = &scratch.plaintext[..];
-                match session.decoder.next(&mut plaintext)? {
-                    Some(Event::Open(client)) => {
-                        session.unread = plaintext.to_vec();
-                        return Poll::Ready(Ok(client));
-                    }
-                    Some(_) => return Poll::Ready(Err(Broken::NoStream)),
-                    None => {}
-                }
-            }
-        })
-    })
-    .await
 }

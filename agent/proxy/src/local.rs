@@ -25,13 +25,18 @@ use std::{
 };
 
 use sluice_tls::Binding;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
     live::{Listed, Live},
+    pool::Key,
     scratch::Scratch,
     session::Session,
 };
+
+/// Streams that are opened at once between two pods of one node, over as many sessions at most. Each is
+/// free again within a millisecond, so that a burst of connections needs few handshakes and descriptors.
+const OPENING: usize = 16;
 
 /// Handshakes of this process whose server waits to see whether the client is here too.
 #[derive(Debug, Default)]
@@ -42,6 +47,26 @@ pub(crate) struct Links(Mutex<HashMap<Binding, Arc<Link>>>);
 pub(crate) struct Link {
     /// Where the client of the stream that is being opened waits.
     waiting: Mutex<Option<oneshot::Sender<Delivered>>>,
+}
+
+/// A stream that was let in, as the outbound side carries it.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) delivered: Delivered,
+    /// What the client had sent before.
+    pub(crate) head: Vec<u8>,
+}
+
+/// Who may open a stream to a pod of the same node.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Mutex<HashMap<Key, Arc<Semaphore>>>);
+
+/// Leave to open a stream, until it is open.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    turns: &'a Turns,
+    key: &'a Key,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A server's announcement, which ends with this.
@@ -112,6 +137,32 @@ impl Link {
         // Whoever was faster decides: what has been handed over by now is ours to carry, or to end.
         delivered.close();
         opened.or_else(|| delivered.try_recv().ok())
+    }
+}
+
+// === impl Turns ===
+
+impl Turns {
+    /// Waits until few enough streams are being opened with this key; in the order of asking.
+    pub(crate) async fn wait<'a>(&'a self, key: &'a Key) -> Turn<'a> {
+        let permits = {
+            let mut turns = lock(&self.0);
+            let fresh = || Arc::new(Semaphore::new(OPENING));
+            Arc::clone(turns.entry(key.clone()).or_insert_with(fresh))
+        };
+        // Nobody closes it.
+        let permit = permits.acquire_owned().await.ok();
+        Turn { turns: self, key, permit }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        let mut turns = lock(&self.turns.0);
+        if turns.get(self.key).is_some_and(|permits| Arc::strong_count(permits) == 1) {
+            turns.remove(self.key);
+        }
     }
 }
 

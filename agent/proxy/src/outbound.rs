@@ -27,7 +27,7 @@ use crate::{
     deadline::watch_peer,
     descriptors::{self, Begins, Shortage},
     live::{Direction, Facts, Listed, Live, Transport},
-    local::Delivered,
+    local::Local,
     plain::{self, PlainEnd},
     pool::Key,
     preamble::first_bytes,
@@ -73,15 +73,10 @@ struct Captured {
     application: TcpStream,
     client: SocketAddr,
     requested: SocketAddr,
+    /// Whether its destination is a pod of the same node.
+    near: bool,
     /// Whether it came as far as a stream of its own.
     carried: bool,
-}
-
-/// A stream that was let in by the inbound side of this process.
-struct Local {
-    delivered: Delivered,
-    /// What the client has sent by now.
-    head: Vec<u8>,
 }
 
 /// Carries one captured connection to its end.
@@ -101,10 +96,7 @@ pub(crate) async fn serve(
         }
     };
     let snapshot = worker.shared.snapshot();
-    if let Err(shortage) = descriptors::check(&application, Begins::Outbound) {
-        let captured = Captured { worker, pod, application, client, requested, carried: false };
-        return captured.refuse(&snapshot, requested, &shortage.into());
-    }
+    let shortage = descriptors::check(&application, Begins::Outbound).err();
     let asking = snapshot.member(&pod.uid).map(|member| &member.workload);
     let asking = Client {
         address: client.ip(),
@@ -112,7 +104,11 @@ pub(crate) async fn serve(
         zone: asking.and_then(|workload| workload.zone.as_deref()),
     };
     let destination = snapshot.resolve(requested, &asking, worker.shared.turn());
-    let captured = Captured { worker, pod, application, client, requested, carried: false };
+    let near = matches!(&destination, Destination::Member(member, _) if member.workload.node == asking.node);
+    let captured = Captured { worker, pod, application, client, requested, near, carried: false };
+    if let Some(shortage) = shortage {
+        return captured.refuse(&snapshot, requested, &shortage.into());
+    }
     match destination {
         Destination::Member(member, address) if speaks_mesh(&member, address.port()) => {
             let expected = member.workload.identity.clone();
@@ -208,6 +204,13 @@ impl Captured {
             expected,
         };
         let head = first_bytes(&self.application);
+        let shared = Arc::clone(&self.worker.shared);
+        let mut turn = if self.near {
+            let turn = timeout(CONNECT_TIME, shared.turns.wait(&key)).await;
+            Some(turn.map_err(|_elapsed| Failure::Timeout(address))?)
+        } else {
+            None
+        };
         loop {
             let (mut session, reused) = self.session(live, &identity, &key).await?;
             session.queue(&Control::open(self.client))?;
@@ -223,6 +226,7 @@ impl Captured {
                     return Ok(Some(Local { delivered, head }));
                 }
             }
+            drop(turn.take());
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
             match relay.announcing(&ending).run().await {
                 Outcome::Clean => {

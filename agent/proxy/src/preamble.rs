@@ -11,10 +11,12 @@ use crate::{deadline::within, scratch::Scratch};
 
 /// How long a client that must speak TLS may take to say hello.
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(10);
-/// How long a client that may speak plaintext is given to speak first. A protocol in which the server
-/// speaks first costs a client outside the mesh this much, once per connection; a mesh client that we
-/// do not know yet sends its hello within a round trip.
-const SILENCE: Duration = Duration::from_millis(100);
+/// How long a client from outside the mesh is given to speak first. A protocol in which the server
+/// speaks first costs it this much, once per connection.
+pub(crate) const STRANGER_SILENCE: Duration = Duration::from_millis(100);
+/// The same for a pod that has just joined the mesh and may not be captured yet: long enough that its
+/// agent, busy with many handshakes, is not taken for a silent application.
+pub(crate) const NEWCOMER_SILENCE: Duration = Duration::from_secs(1);
 
 /// What a connection begins with, and the bytes that were read to find out.
 pub(crate) struct FirstBytes {
@@ -22,15 +24,15 @@ pub(crate) struct FirstBytes {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Reads until the connection can be judged. When `may_be_silent`, a client that says nothing for a
-/// moment, or ends before it spoke, is taken for an application's.
+/// Reads until the connection can be judged. A client that says nothing for `silence`, or ends before it
+/// spoke, is taken for an application's; without it, every client must speak.
 pub(crate) async fn read_preamble(
     stream: &mut TcpStream,
-    may_be_silent: bool,
+    silence: Option<Duration>,
 ) -> io::Result<FirstBytes> {
     let mut bytes = Vec::new();
-    if may_be_silent {
-        match timeout(SILENCE, read_more(stream, &mut bytes)).await {
+    if let Some(silence) = silence {
+        match timeout(silence, read_more(stream, &mut bytes)).await {
             Ok(Ok(1..)) => {}
             Ok(Ok(0)) | Err(_) => return Ok(FirstBytes { preamble: Preamble::Application, bytes }),
             Ok(Err(error)) => return Err(error),

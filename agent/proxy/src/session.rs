@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -11,7 +12,7 @@ use std::{
 
 use sluice_spiffe::SpiffeId;
 use sluice_tls::{CertStore, Channel, Identity, Peer, PeerError, TlsError, VerifyError};
-use sluice_wire::{Control, Decoder, ProtocolError};
+use sluice_wire::{Control, Decoder, Event, ProtocolError};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -147,6 +148,27 @@ impl Session {
         own: &SpiffeId,
     ) -> Result<(), VerifyError> {
         certificates.confirm(&mut self.peer, own)
+    }
+
+    /// Waits for the next stream; answers the address of the client that it is for.
+    pub(crate) async fn next_stream(&mut self) -> Result<SocketAddr, Broken> {
+        poll_fn(|cx| {
+            Scratch::lend(|scratch| {
+                loop {
+                    ready!(self.poll_receive(cx, scratch))?;
+                    let mut plaintext = &scratch.plaintext[..];
+                    match self.decoder.next(&mut plaintext)? {
+                        Some(Event::Open(client)) => {
+                            self.unread = plaintext.to_vec();
+                            return Poll::Ready(Ok(client));
+                        }
+                        Some(_) => return Poll::Ready(Err(Broken::NoStream)),
+                        None => {}
+                    }
+                }
+            })
+        })
+        .await
     }
 
     /// Puts a frame into the outbox.

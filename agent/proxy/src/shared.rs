@@ -17,7 +17,7 @@ use sluice_tls::CertStore;
 
 use crate::{
     live::{Facts, Listed, Live, LiveTable},
-    local::Links,
+    local::{Links, Turns},
     series::SeriesTable,
     stats::StatsTable,
 };
@@ -44,6 +44,8 @@ pub struct Shared {
     pub stats: StatsTable,
     /// Sessions whose two ends may both be here.
     pub(crate) links: Links,
+    /// Streams that are being opened between pods of this node.
+    pub(crate) turns: Turns,
     turn: AtomicUsize,
 }
 
@@ -66,6 +68,7 @@ impl Shared {
             series: SeriesTable::new(workers),
             stats: StatsTable::default(),
             links: Links::default(),
+            turns: Turns::default(),
             turn: AtomicUsize::new(0),
         }
     }

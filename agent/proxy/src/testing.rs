@@ -1,23 +1,16 @@
 //! Real sockets and real mutual TLS for tests of what carries connections.
 
-use std::{
-    future::poll_fn,
-    net::Ipv4Addr,
-    sync::Arc,
-    task::{Poll, ready},
-    time::Duration,
-};
+use std::{future::poll_fn, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use sluice_mesh::WorkloadUid;
 use sluice_spiffe::SpiffeId;
 use sluice_tls::{CertStore, Channel, Settings, SystemClock, TrustBundle, ca::LocalCa};
-use sluice_wire::{Control, Event};
+use sluice_wire::Control;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
     live::{Direction, Facts, Live, Transport},
     local::Links,
-    scratch::Scratch,
     session::Session,
 };
 
@@ -74,20 +67,7 @@ pub(crate) async fn sessions(near: &Arc<Links>, far: &Arc<Links>) -> (Session, S
 
 /// Takes the stream's beginning from the session.
 pub(crate) async fn opened(server: &mut Session) {
-    poll_fn(|cx| {
-        Scratch::lend(|scratch| {
-            loop {
-                ready!(server.poll_receive(cx, scratch)).unwrap();
-                let mut plaintext = &scratch.plaintext[..];
-                if let Some(event) = server.decoder.next(&mut plaintext).unwrap() {
-                    assert!(matches!(event, Event::Open(_)), "{event:?}");
-                    server.unread = plaintext.to_vec();
-                    return Poll::Ready(());
-                }
-            }
-        })
-    })
-    .await;
+    server.next_stream().await.unwrap();
 }
 
 /// What a relay reports to.

@@ -140,7 +140,7 @@ pub(crate) struct Policy {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Flow {
     pub(crate) direction: String,
-    /// `mtls` or `plaintext`.
+    /// `mtls`, `local` (within this agent, both identities proved by mutual TLS) or `plaintext`.
     pub(crate) transport: String,
     pub(crate) pod: String,
     pub(crate) source: String,
