@@ -58,7 +58,7 @@ fn fetch(namespace: &Namespace, host: &str) -> Result<String> {
     let port = if host.starts_with("web") { 80 } else { 8080 };
     namespace.exec(
         "client",
-        &["wget", "-q", "-T", "5", "-O", "-", &format!("http://{host}:{port}/page")],
+        &["timeout", "5", "wget", "-q", "-O", "-", &format!("http://{host}:{port}/page")],
     )
 }
 
@@ -110,7 +110,7 @@ fn pods_of_two_nodes_talk_over_both_families_and_by_service() -> Result<()> {
     for address in services.split(' ') {
         let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
         let url = format!("http://{host}/page");
-        let get = || namespace.exec("client", &["wget", "-q", "-T", "5", "-O", "-", &url]);
+        let get = || namespace.exec("client", &["timeout", "5", "wget", "-q", "-O", "-", &url]);
         // kube-proxy hears of the endpoint a moment after kubectl.
         wait_for(&url, PATIENCE, || Ok(get().is_ok_and(|page| page == "over the wire\n")))?;
     }

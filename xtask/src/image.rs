@@ -29,9 +29,10 @@ pub(crate) struct Options {
 }
 
 /// What the shell of test pods can do.
-const APPLETS: [&str; 24] = [
+const APPLETS: [&str; 25] = [
     "sh", "cat", "cp", "date", "echo", "env", "false", "grep", "head", "httpd", "id", "ip", "kill",
-    "ls", "mkdir", "nc", "netstat", "nslookup", "ps", "seq", "sleep", "test", "true", "wget",
+    "ls", "mkdir", "nc", "netstat", "nslookup", "ps", "seq", "sleep", "test", "timeout", "true",
+    "wget",
 ];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
