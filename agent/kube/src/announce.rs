@@ -18,8 +18,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// A pod that is being set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// Its UID.
-    pub uid: String,
+    /// Its UID; older runtimes do not tell it, and then the API server is asked who has the name now.
+    pub uid: Option<String>,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -49,7 +49,7 @@ pub enum AnnounceError {
     )]
     NotReady,
     /// The API server knows no such pod.
-    #[error("pod {namespace}/{name} with UID {uid} is not known to the API server")]
+    #[error("pod {namespace}/{name} (UID {uid}) is not known to the API server")]
     UnknownPod {
         /// Namespace as announced.
         namespace: String,
@@ -95,8 +95,11 @@ impl Announcements {
     ///
     /// When it cannot be decided in time; nothing of the announcement stays.
     pub async fn announce(&self, announcement: Announcement) -> Result<Decision, AnnounceError> {
-        let uid = announcement.uid.clone();
-        let decided = self.decide(announcement).await;
+        let uid = match &announcement.uid {
+            Some(uid) => uid.clone(),
+            None => self.uid_of(&announcement).await?,
+        };
+        let decided = self.decide(&uid, announcement).await;
         if !matches!(decided, Ok(Decision::Enrolled(_))) {
             self.withdraw(&uid);
         }
@@ -109,22 +112,43 @@ impl Announcements {
         self.hub.changed.notify_one();
     }
 
-    async fn decide(&self, announcement: Announcement) -> Result<Decision, AnnounceError> {
+    /// The UID of the pod that has the announced name.
+    async fn uid_of(&self, announcement: &Announcement) -> Result<String, AnnounceError> {
+        let Announcement { namespace, name, .. } = announcement;
+        match timeout(WITHIN, self.pods(namespace).get_opt(name)).await {
+            Ok(Ok(Some(found))) => Ok(found.object.metadata.uid),
+            Ok(Ok(None)) => Err(unknown("not told", announcement)),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, namespace, name, "asking for an announced pod");
+                Err(AnnounceError::NotReady)
+            }
+            Err(_elapsed) => Err(AnnounceError::NotReady),
+        }
+    }
+
+    async fn decide(
+        &self,
+        uid: &str,
+        announcement: Announcement,
+    ) -> Result<Decision, AnnounceError> {
         let deadline = tokio::time::Instant::now() + WITHIN;
-        let record = match tokio::time::timeout_at(deadline, self.record(&announcement)).await {
-            Ok(record) => record?,
-            Err(_) => return Err(self.overdue(&announcement)),
+        let record = self.record(uid, &announcement);
+        let record = match tokio::time::timeout_at(deadline, record).await {
+            Ok(record) => record,
+            Err(_elapsed) if self.hub.is_complete() => return Err(unknown(uid, &announcement)),
+            Err(_elapsed) => return Err(AnnounceError::NotReady),
         };
-        let Announcement { uid, namespace, name, netns, addresses } = announcement;
+        let Announcement { namespace, name, netns, addresses, .. } = announcement;
         let is_same = *record.namespace == *namespace && *record.name == *name;
         if !is_same || record.node != self.node {
             let actual = format!("{}/{}", record.namespace, record.name);
-            return Err(AnnounceError::Mismatch { uid, actual, node: record.node.to_string() });
+            let node = record.node.to_string();
+            return Err(AnnounceError::Mismatch { uid: uid.to_owned(), actual, node });
         }
         if let Some(Standing::Outside(why)) = record.standing {
             return Ok(Decision::Outside(why));
         }
-        let announced = Announced { uid: uid.as_str().into(), netns, addresses };
+        let announced = Announced { uid: uid.into(), netns, addresses };
         self.hub.cluster().announce(announced.clone());
         self.hub.hurry.notify_one();
         let mut snapshots = self.hub.snapshots.subscribe();
@@ -140,31 +164,32 @@ impl Announcements {
         });
         match tokio::time::timeout_at(deadline, is_in).await {
             Ok(Ok(_)) => Ok(Decision::Enrolled(workload)),
-            Ok(Err(_)) => Err(AnnounceError::NotReady),
-            Err(_) => Err(AnnounceError::NotTaken(format!("{namespace}/{name}"))),
+            Ok(Err(_ended)) => Err(AnnounceError::NotReady),
+            Err(_elapsed) => Err(AnnounceError::NotTaken(format!("{namespace}/{name}"))),
         }
     }
 
     /// The pod as soon as it and its namespace are known.
-    async fn record(&self, announcement: &Announcement) -> Result<PodRecord, AnnounceError> {
-        let known = async {
-            loop {
-                if let Some(record) = self.known(&announcement.uid) {
-                    return record;
-                }
-                tokio::time::sleep(POLL).await;
-            }
-        };
-        if let Ok(record) = timeout(WATCH_TIME, known).await {
-            return Ok(record);
+    async fn record(&self, uid: &str, announcement: &Announcement) -> PodRecord {
+        if let Ok(record) = timeout(WATCH_TIME, self.heard(uid)).await {
+            return record;
         }
-        self.ask(announcement).await;
+        self.ask(uid, announcement).await;
+        self.heard(uid).await
+    }
+
+    /// Waits until the watches have told of a pod and its namespace.
+    async fn heard(&self, uid: &str) -> PodRecord {
         loop {
-            if let Some(record) = self.known(&announcement.uid) {
-                return Ok(record);
+            if let Some(record) = self.known(uid) {
+                return record;
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    fn pods(&self, namespace: &str) -> Api<Watched<object::Pod>> {
+        Api::namespaced_with(self.client.clone(), namespace, &resource::PODS.api(0))
     }
 
     fn known(&self, uid: &str) -> Option<PodRecord> {
@@ -175,17 +200,15 @@ impl Announcements {
     }
 
     /// The watch may be late; the API server is not.
-    async fn ask(&self, Announcement { uid, namespace, name, .. }: &Announcement) {
-        let pods: Api<Watched<object::Pod>> =
-            Api::namespaced_with(self.client.clone(), namespace, &resource::PODS.api(0));
+    async fn ask(&self, uid: &str, Announcement { namespace, name, .. }: &Announcement) {
         let namespaces: Api<Watched<object::Namespace>> =
             Api::all_with(self.client.clone(), &resource::NAMESPACES.api(0));
         // The namespace first: the pod's standing depends on it.
         if let Ok(Some(found)) = namespaces.get_opt(namespace).await {
             found.object.keep(&mut self.hub.cluster());
         }
-        match pods.get_opt(name).await {
-            Ok(Some(found)) if found.object.metadata.uid == *uid => {
+        match self.pods(namespace).get_opt(name).await {
+            Ok(Some(found)) if found.object.metadata.uid == uid => {
                 let mut cluster = self.hub.cluster();
                 // What the watch has told meanwhile may be newer.
                 if cluster.pod(uid).is_none() {
@@ -196,15 +219,12 @@ impl Announcements {
             Err(error) => tracing::warn!(%error, namespace, name, "asking for an announced pod"),
         }
     }
+}
 
-    fn overdue(&self, Announcement { uid, namespace, name, .. }: &Announcement) -> AnnounceError {
-        if !self.hub.is_complete() {
-            return AnnounceError::NotReady;
-        }
-        AnnounceError::UnknownPod {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            uid: uid.clone(),
-        }
+fn unknown(uid: &str, Announcement { namespace, name, .. }: &Announcement) -> AnnounceError {
+    AnnounceError::UnknownPod {
+        namespace: namespace.clone(),
+        name: name.clone(),
+        uid: uid.to_owned(),
     }
 }

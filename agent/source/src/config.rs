@@ -1,6 +1,7 @@
 //! The agent's own configuration: one YAML file, read once at start.
 
 mod ca;
+mod kube;
 mod trust;
 
 use std::{
@@ -15,8 +16,9 @@ use serde_saphyr::{Location, Spanned};
 use sluice_spiffe::TrustDomain;
 
 pub use self::ca::{CaConfig, IstioConfig};
+pub use self::kube::{KubernetesConfig, SourceConfig};
 pub use self::trust::{StaleCrls, TrustConfig};
-use self::{ca::WrittenCa, trust::WrittenTrust};
+use self::{ca::WrittenCa, kube::WrittenKubernetes, trust::WrittenTrust};
 use crate::{FileError, Problem, names, yaml};
 
 /// Most worker threads that the datapath has listeners for.
@@ -63,10 +65,8 @@ pub struct AgentConfig {
     pub trust: TrustConfig,
     /// Where metrics and health are served (HTTP); `None` serves none.
     pub metrics: Option<SocketAddr>,
-    /// The file with the state of the mesh.
-    pub mesh: PathBuf,
-    /// The directory of policies; `None` enforces none.
-    pub policies: Option<PathBuf>,
+    /// Where the state of the mesh comes from.
+    pub source: SourceConfig,
 }
 
 #[derive(Deserialize)]
@@ -99,9 +99,12 @@ struct Written {
     trust: Option<WrittenTrust>,
     #[serde(default)]
     metrics: Option<Spanned<String>>,
-    mesh: PathBuf,
     #[serde(default)]
-    policies: Option<PathBuf>,
+    mesh: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    policies: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    kubernetes: Option<Spanned<WrittenKubernetes>>,
 }
 
 // === impl AgentConfig ===
@@ -162,6 +165,8 @@ impl AgentConfig {
             let refused = |_unreadable| Problem::NotASocketAddress(text.clone());
             text.parse().map_err(refused).map_err(|problem| refuse(at, "metrics", problem))
         });
+        let Written { mesh, policies, kubernetes, .. } = written;
+        let source = kube::read(file, directory, kube::Written { mesh, policies, kubernetes })?;
         let state_dir = join(written.state_dir, "/var/lib/sluice");
         let (ca, certificate_ttl) = ca::read(file, directory, &state_dir, written.ca)?;
         Ok(Self {
@@ -180,8 +185,7 @@ impl AgentConfig {
             bpffs: join(written.bpffs, "/sys/fs/bpf"),
             workers,
             log_level: written.log_level.unwrap_or_else(|| "info".to_owned()),
-            mesh: directory.join(written.mesh),
-            policies: written.policies.map(|path| directory.join(path)),
+            source,
         })
     }
 }

@@ -153,6 +153,18 @@ pub enum Problem {
     /// A field of `ca` that its mode does not have.
     #[error("ca.mode {0} has no such field: remove it")]
     ForeignCaField(String),
+    /// Nothing says where the state of the mesh comes from.
+    #[error("missing: set mesh (a file) or kubernetes (a cluster)")]
+    NoSource,
+    /// Both a file and a cluster.
+    #[error("kubernetes is set too: remove one of them")]
+    TwoSources,
+    /// A directory of policies beside a cluster.
+    #[error("the cluster's own policies are enforced: remove it, and apply these to the cluster")]
+    PoliciesOfCluster,
+    /// Not the name of a label.
+    #[error("{0:?} is not the name of a label, such as istio.io/dataplane-mode")]
+    NotALabelName(String),
 }
 
 impl FileError {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{FileError, config::AgentConfig};
+use crate::{FileError, SourceConfig, config::AgentConfig};
 
 /// The paths that are followed.
 #[derive(Clone, Debug)]
@@ -46,8 +46,12 @@ pub(crate) struct PolicyText {
 // === impl Files ===
 
 impl Files {
-    pub(crate) fn of(config: &AgentConfig) -> Self {
-        Self { mesh: config.mesh.clone(), policies: config.policies.clone() }
+    /// `None` when the source of the mesh's state is another.
+    pub(crate) fn of(config: &AgentConfig) -> Option<Self> {
+        match config.source.clone() {
+            SourceConfig::Files { mesh, policies } => Some(Self { mesh, policies }),
+            SourceConfig::Kubernetes(_) => None,
+        }
     }
 
     /// Asks the file system, opening nothing but the directory.

@@ -27,7 +27,9 @@ mod status;
 mod watch;
 pub mod yaml;
 
-pub use config::{AgentConfig, CaConfig, IstioConfig, StaleCrls, TrustConfig};
+pub use config::{
+    AgentConfig, CaConfig, IstioConfig, KubernetesConfig, SourceConfig, StaleCrls, TrustConfig,
+};
 pub use error::{FileError, Problem};
 pub use status::{Consequence, SourceError, SourceStatus, StatusHandle};
 pub use watch::{FileSource, StartError};

@@ -63,6 +63,11 @@ pub enum StartError {
         "starting the thread that follows the files: {0}; raise the limit on tasks (ulimit -u)"
     )]
     Thread(#[source] io::Error),
+    /// The configuration names no files.
+    #[error(
+        "the state of the mesh comes from a cluster, not from files: use the source of clusters"
+    )]
+    NotFiles,
 }
 
 struct Follower {
@@ -85,7 +90,7 @@ impl FileSource {
     /// Reads the files and follows their changes. What can be read now is there when this returns. A bad
     /// file is no error: the agent has to live with it until it is mended.
     pub fn watch(config: &AgentConfig) -> Result<Self, StartError> {
-        let files = Files::of(config);
+        let files = Files::of(config).ok_or(StartError::NotFiles)?;
         let last_good = LastGood::new(&config.state_dir, &config.instance);
         let state = State::restore(&config.trust_domain, last_good, &files);
         Self::follow(files, state)
