@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,15 +12,18 @@ use std::{
 use sluice_abi::{map, program};
 
 use crate::{
-    CaptureState, Diagnostics, Enrolled, Error, GuardState, PeerFill, PodCounters, PodHooks,
-    ProgramReport, Removed, Report, Settings, SocketTable,
+    CaptureState, Diagnostics, DirectFill, Enrolled, Error, GuardState, Kubelet, PeerFill, Placed,
+    PodCounters, PodExemptions, PodHooks, ProgramReport, Removed, Report, Settings, SocketTable,
     enrol::{self, Enrolment},
+    exempt::{Exempt, change_settings},
     features::Features,
-    guard, hooks,
+    guard::{self, Filter},
+    hooks,
     instance::Instance,
     load::{self, Loaded},
     peers::Peers,
     pins::{self, Pins},
+    syscall,
     table::Tables,
 };
 
@@ -42,6 +45,7 @@ pub struct Datapath {
 struct State {
     loaded: Loaded,
     peers: Peers,
+    exempt: Exempt,
 }
 
 impl Datapath {
@@ -62,11 +66,16 @@ impl Datapath {
         let tables = Tables::new(|name| loaded.map(name))?;
         let sockets = SocketTable::new(loaded.map(map::SK_ORIG)?, loaded.map(map::AGENT_SK)?);
         let peers = Peers::read(&tables, settings.max_peers)?;
+        let node = sluice_sys::Netns::current().map_err(Error::Node)?.cookie();
+        change_settings(&tables, |settings| settings.with_node_cookie(node))?;
+        let mut exempt = Exempt::read(&tables)?;
         hooks::attach(&loaded, &cgroup, &pins)?;
         let instance = Instance { pins, tables };
         instance.sweep()?;
-        take_over(&instance, &mut loaded)?;
-        let state = Mutex::new(State { loaded, peers });
+        let enrolled = instance.enrolled()?;
+        exempt.sweep(&instance.tables, &enrolled.iter().map(|pod| pod.slot).collect())?;
+        take_over(&instance, &mut loaded, enrolled)?;
+        let state = Mutex::new(State { loaded, peers, exempt });
         Ok(Self { settings: settings.clone(), features, cgroup, instance, sockets, state })
     }
 
@@ -89,28 +98,40 @@ impl Datapath {
     }
 
     /// Enrols a pod, or moves an enrolled one to other sockets, addresses or interfaces without a
-    /// gap. Returns its slot. A fresh enrolment that fails leaves nothing of the pod behind.
+    /// gap. A fresh enrolment that fails leaves nothing of the pod behind.
     ///
     /// The listeners must be marked ([`SocketTable::mark_listener`]) before.
-    pub fn enroll(&self, pod: &PodHooks<'_>) -> Result<u32, Error> {
-        let mut state = self.lock();
-        let mut enrolment = Enrolment {
+    pub fn enroll(&self, pod: &PodHooks<'_>) -> Result<Placed, Error> {
+        self.enrolment(&mut self.lock()).enroll(pod)
+    }
+
+    /// Changes what the mesh leaves alone of an enrolled pod, while it stays captured. When that
+    /// fails, the pod has fewer exemptions than it should, never more.
+    ///
+    /// The calling thread must be in the network namespace of the pods' host veths.
+    pub fn exempt(&self, cookie: u64, exemptions: &PodExemptions) -> Result<(), Error> {
+        self.enrolment(&mut self.lock()).exempt(cookie, exemptions)
+    }
+
+    fn enrolment<'a>(&'a self, state: &'a mut State) -> Enrolment<'a> {
+        Enrolment {
             instance: &self.instance,
             loaded: &mut state.loaded,
+            exempt: &mut state.exempt,
             features: self.features,
             max_pods: self.settings.max_pods,
-        };
-        enrolment.enroll(pod)
+        }
     }
 
     /// Withdraws a pod, also one whose namespace is gone: what it sends from now on is its own
     /// business. Its established connections through the agent are the agent's to close.
     pub fn withdraw(&self, cookie: u64) -> Result<(), Error> {
-        let _state = self.lock();
-        if self.instance.tables.pods.get(&cookie)?.is_none() {
+        let mut state = self.lock();
+        let Some(pod) = self.instance.tables.pods.get(&cookie)? else {
             return Err(Error::NotEnrolled(cookie));
-        }
-        self.instance.withdraw(cookie, &[]).map(drop)
+        };
+        self.instance.withdraw(cookie, &[])?;
+        state.exempt.forget(&self.instance.tables, pod.slot())
     }
 
     /// The pods that are enrolled, also by the agent before this one.
@@ -125,6 +146,27 @@ impl Datapath {
     /// operator from [`PeerFill::nearly_full`] on.
     pub fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error> {
         self.lock().peers.set(&self.instance.tables, peers)
+    }
+
+    /// Sets the destinations, address and port, that every pod reaches without the mesh. Those that do
+    /// not fit are reached through it.
+    pub fn set_direct(&self, destinations: &[SocketAddr]) -> Result<DirectFill, Error> {
+        self.lock().exempt.set_direct(&self.instance.tables, destinations)
+    }
+
+    /// Says who the kubelet is, whose probes pods may take in plaintext; `None` is nobody. What was
+    /// said before, also to an earlier agent, holds until then.
+    pub fn set_kubelet(&self, kubelet: Option<Kubelet>) -> Result<(), Error> {
+        let kubelet = kubelet.map(|kubelet| match kubelet {
+            Kubelet::Cgroup(cgroup) => sluice_abi::Kubelet::Cgroup(cgroup),
+            Kubelet::Process { id, believed_for } => {
+                let until = syscall::boot_time().saturating_add(believed_for).as_nanos();
+                let until = u64::try_from(until).unwrap_or(u64::MAX);
+                sluice_abi::Kubelet::Process { id, until }
+            }
+        });
+        let _state = self.lock();
+        change_settings(&self.instance.tables, |settings| settings.with_kubelet(kubelet))
     }
 
     /// The table of the agent's sockets.
@@ -158,18 +200,29 @@ impl Datapath {
                 enrolled: false,
                 inbound,
                 guards: Vec::new(),
+                unprobed: Vec::new(),
             });
         };
+        let is_probed = pod.exemptions().has(sluice_abi::Exemptions::PROBES);
+        let mut unprobed = Vec::new();
         let mut guards = Vec::new();
-        for ifindex in self.instance.tables.guarded.keys_where(|slot| *slot == pod.slot())? {
-            let attached = if self.features.tcx {
-                guard::has_tcx(loaded.program(program::GUARD)?, ifindex)?
-            } else {
-                guard::has_clsact(&mut loaded.ebpf, ifindex)?
-            };
+        let slot = pod.slot();
+        for ifindex in self.instance.tables.guarded.keys_where(|guarded| guarded.slot == slot)? {
+            let attached = self.has(Filter::Guard, loaded, ifindex)?;
             guards.push(GuardState { ifindex, attached });
+            if is_probed && !self.has(Filter::Probe, loaded, ifindex)? {
+                unprobed.push(ifindex);
+            }
         }
-        Ok(CaptureState { missing_hooks, enrolled: true, inbound, guards })
+        Ok(CaptureState { missing_hooks, enrolled: true, inbound, guards, unprobed })
+    }
+
+    fn has(&self, filter: Filter, loaded: &mut Loaded, ifindex: u32) -> Result<bool, Error> {
+        if self.features.tcx {
+            guard::has_tcx(filter, loaded.program(filter.program())?, ifindex)
+        } else {
+            guard::has_clsact(filter, &mut loaded.ebpf, ifindex)
+        }
     }
 
     /// Takes the reader of the kernel programs' own diagnostics; `None` the second time.
@@ -215,18 +268,30 @@ impl Datapath {
 }
 
 /// Puts this agent's programs under the links of the pods that it finds enrolled.
-fn take_over(instance: &Instance, loaded: &mut Loaded) -> Result<(), Error> {
-    for pod in instance.enrolled()? {
+fn take_over(
+    instance: &Instance,
+    loaded: &mut Loaded,
+    enrolled: Vec<Enrolled>,
+) -> Result<(), Error> {
+    for pod in enrolled {
         let pins = &instance.pins;
         hooks::update(&pins.inbound(pod.cookie), loaded.program(program::INBOUND)?)?;
-        for ifindex in pod.guard_ifindexes {
-            let pin = pins.guard(pod.cookie, ifindex);
+        let entry = instance.tables.pods.get(&pod.cookie)?;
+        let is_probed =
+            entry.is_some_and(|pod| pod.exemptions().has(sluice_abi::Exemptions::PROBES));
+        let filters: &[Filter] =
+            if is_probed { &[Filter::Guard, Filter::Probe] } else { &[Filter::Guard] };
+        for (ifindex, filter) in
+            pod.guard_ifindexes.iter().flat_map(|index| filters.iter().map(move |f| (*index, *f)))
+        {
+            let pin = filter.pin(pins, pod.cookie, ifindex);
             let is_link = pin.exists();
             if is_link {
-                hooks::update(&pin, loaded.program(program::GUARD)?)?;
-            } else if let Err(error) = guard::attach_clsact(&mut loaded.ebpf, ifindex) {
+                hooks::update(&pin, loaded.program(filter.program())?)?;
+            } else if let Err(error) = guard::attach_clsact(filter, &mut loaded.ebpf, ifindex) {
                 // The interface may be gone with its pod, which the caller will find and withdraw.
-                tracing::warn!(cookie = pod.cookie, ifindex, %error, "guard not taken over");
+                let program = filter.program();
+                tracing::warn!(cookie = pod.cookie, ifindex, program, %error, "not taken over");
             }
         }
     }
@@ -255,6 +320,8 @@ fn report(
         program::INBOUND => "network namespace of each enrolled pod".to_owned(),
         program::GUARD if features.tcx => "tcx ingress of each enrolled pod's host veth".to_owned(),
         program::GUARD => "clsact ingress of each enrolled pod's host veth".to_owned(),
+        program::PROBE if features.tcx => "tcx egress of each probed pod's host veth".to_owned(),
+        program::PROBE => "clsact egress of each probed pod's host veth".to_owned(),
         _ => "cgroup".to_owned(),
     };
     let programs = loaded.programs.iter().map(|program| ProgramReport {

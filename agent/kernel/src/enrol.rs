@@ -11,39 +11,121 @@ use std::{
 };
 
 use rustix::fs::fstat;
-use sluice_abi::{Family, IpKey, Local, MAX_WORKERS, Pod, PodAddresses, listener_index, program};
+use sluice_abi::{
+    Exemptions, Family, Guarded, IpKey, Local, MAX_WORKERS, Pod, PodAddresses, listener_index,
+    program,
+};
 
 use crate::{
-    Error, PodHooks, WorkerSockets, hooks,
+    Error, Placed, PodExemptions, PodHooks, WorkerSockets,
+    exempt::Exempt,
+    hooks,
     instance::Instance,
     load::Loaded,
     pins::{self, Pins},
     syscall::{self, program::AttachType},
 };
-use crate::{features::Features, guard};
+use crate::{
+    features::Features,
+    guard::{self, Filter},
+};
 
 /// What enrolling needs beside the pod.
 pub(crate) struct Enrolment<'a> {
     pub(crate) instance: &'a Instance,
     pub(crate) loaded: &'a mut Loaded,
+    pub(crate) exempt: &'a mut Exempt,
     pub(crate) features: Features,
     pub(crate) max_pods: u32,
 }
 
 impl Enrolment<'_> {
-    /// Enrols the pod; its slot.
-    pub(crate) fn enroll(&mut self, pod: &PodHooks<'_>) -> Result<u32, Error> {
+    /// Enrols the pod.
+    pub(crate) fn enroll(&mut self, pod: &PodHooks<'_>) -> Result<Placed, Error> {
         check(pod)?;
-        let existing = self.instance.tables.pods.get(&pod.cookie)?.map(|pod| pod.slot());
-        let slot = self.slot(pod, existing)?;
+        let existing = self.instance.tables.pods.get(&pod.cookie)?;
+        let slot = self.slot(pod, existing.map(|pod| pod.slot()))?;
         if existing.is_none() {
             self.instance.tables.clear_counters(slot)?;
         }
-        let enrolled = self.put_up(pod, slot);
+        let exemptions = existing.map_or(Exemptions::NONE, |pod| pod.exemptions());
+        let enrolled = self.put_up(pod, Guarded { slot, exemptions });
         if enrolled.is_err() && existing.is_none() {
             self.take_back(pod.cookie, slot);
         }
-        enrolled.map(|()| slot)
+        enrolled.map(|exempt| Placed { slot, exempt })
+    }
+
+    /// Changes what the mesh leaves alone of an enrolled pod. What is not exempt any more is taken
+    /// back first; when something fails, the pod has fewer exemptions than it should, not more.
+    pub(crate) fn exempt(&mut self, cookie: u64, wanted: &PodExemptions) -> Result<(), Error> {
+        let pod = self.instance.tables.pods.get(&cookie)?.ok_or(Error::NotEnrolled(cookie))?;
+        let present = Guarded { slot: pod.slot(), exemptions: pod.exemptions() };
+        let (exemptions, outcome) = self.change_exemptions(cookie, present, wanted);
+        if exemptions != pod.exemptions() {
+            self.instance.tables.pods.insert(&cookie, &pod.with_exemptions(exemptions))?;
+        }
+        outcome
+    }
+
+    /// Changes the exemptions in all records but the one that captures, which is the caller's; the
+    /// kinds that are in force now, and whether these are all that were wanted.
+    fn change_exemptions(
+        &mut self,
+        cookie: u64,
+        Guarded { slot, exemptions }: Guarded,
+        wanted: &PodExemptions,
+    ) -> (Exemptions, Result<(), Error>) {
+        if let Err(error) = Exempt::check(wanted) {
+            return (exemptions, Err(error));
+        }
+        let kinds = wanted.kinds();
+        let remaining = exemptions.and(kinds);
+        let mut narrow = || {
+            self.note_exemptions(slot, remaining)?;
+            self.exempt.narrow(&self.instance.tables, slot, wanted)
+        };
+        if let Err(error) = narrow() {
+            return (remaining, Err(error));
+        }
+        let mut widen = || {
+            self.exempt.widen(&self.instance.tables, slot, wanted)?;
+            self.set_probe_filters(cookie, slot, kinds.has(Exemptions::PROBES))?;
+            self.note_exemptions(slot, kinds)
+        };
+        match widen() {
+            Ok(()) => (kinds, Ok(())),
+            Err(error) => (remaining, Err(error)),
+        }
+    }
+
+    /// Writes a pod's exemptions into the records that the inbound hook and the guard look up.
+    fn note_exemptions(&self, slot: u32, exemptions: Exemptions) -> Result<(), Error> {
+        let tables = &self.instance.tables;
+        for ifindex in tables.guarded.keys_where(|guarded| guarded.slot == slot)? {
+            tables.guarded.insert(&ifindex, &Guarded { slot, exemptions })?;
+        }
+        for address in tables.local.keys_where(|local| local.slot == slot)? {
+            if let Some(local) = tables.local.get(&address)? {
+                tables.local.insert(&address, &Local { exemptions, ..local })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Recognises probes on every interface of a pod, or on none.
+    fn set_probe_filters(&mut self, cookie: u64, slot: u32, wanted: bool) -> Result<(), Error> {
+        let interfaces = self.instance.tables.guarded.keys_where(|guarded| guarded.slot == slot)?;
+        for ifindex in interfaces {
+            if wanted {
+                self.attach(Filter::Probe, cookie, ifindex)?;
+            } else if !pins::remove_link(&self.instance.pins.probe(cookie, ifindex))?
+                && !self.features.tcx
+            {
+                guard::detach_clsact(Filter::Probe, ifindex)?;
+            }
+        }
+        Ok(())
     }
 
     fn slot(&self, pod: &PodHooks<'_>, existing: Option<u32>) -> Result<u32, Error> {
@@ -73,11 +155,15 @@ impl Enrolment<'_> {
         }
     }
 
-    fn put_up(&mut self, pod: &PodHooks<'_>, slot: u32) -> Result<(), Error> {
-        let tables = &self.instance.tables;
+    /// `present` is the pod's slot, and what it was exempt from before; whether its exemptions are
+    /// all in force now.
+    fn put_up(&mut self, pod: &PodHooks<'_>, present: Guarded) -> Result<Result<(), Error>, Error> {
+        let Guarded { slot, exemptions } = present;
+        let instance = self.instance;
+        let tables = &instance.tables;
         let workers =
             u32::try_from(pod.workers.len()).map_err(|_many| Error::Workers(pod.workers.len()))?;
-        let local = Local { slot, workers };
+        let local = Local { slot, workers, exemptions };
         self.instance.pins.create_pod(pod.cookie)?;
         for (worker, sockets) in (0..).zip(pod.workers) {
             self.set_listener(local, worker, Family::V4, sockets.in_v4)?;
@@ -87,12 +173,14 @@ impl Enrolment<'_> {
             tables.local.insert(&(*address).into(), &local)?;
         }
         for ifindex in pod.guard_ifindexes {
-            tables.guarded.insert(ifindex, &slot)?;
-            self.attach_guard(pod.cookie, *ifindex)?;
+            tables.guarded.insert(ifindex, &present)?;
+            self.attach(Filter::Guard, pod.cookie, *ifindex)?;
         }
+        let (exemptions, exempt) = self.change_exemptions(pod.cookie, present, pod.exemptions);
         self.attach_inbound(pod)?;
-        tables.pods.insert(&pod.cookie, &entry(pod, slot)?)?;
-        self.drop_stale(pod, local)
+        tables.pods.insert(&pod.cookie, &entry(pod, slot)?.with_exemptions(exemptions))?;
+        self.drop_stale(pod, local)?;
+        Ok(exempt)
     }
 
     fn set_listener(
@@ -112,12 +200,12 @@ impl Enrolment<'_> {
         }
     }
 
-    fn attach_guard(&mut self, cookie: u64, ifindex: u32) -> Result<(), Error> {
-        let pin = self.instance.pins.guard(cookie, ifindex);
+    fn attach(&mut self, filter: Filter, cookie: u64, ifindex: u32) -> Result<(), Error> {
         if self.features.tcx {
-            guard::attach_tcx(self.loaded.program(program::GUARD)?, ifindex, &pin)
+            let pin = filter.pin(&self.instance.pins, cookie, ifindex);
+            guard::attach_tcx(filter, self.loaded.program(filter.program())?, ifindex, &pin)
         } else {
-            guard::attach_clsact(&mut self.loaded.ebpf, ifindex)
+            guard::attach_clsact(filter, &mut self.loaded.ebpf, ifindex)
         }
     }
 
@@ -146,10 +234,11 @@ impl Enrolment<'_> {
                 tables.local.remove(&address)?;
             }
         }
-        for ifindex in tables.guarded.keys_where(|slot| *slot == local.slot)? {
+        for ifindex in tables.guarded.keys_where(|guarded| guarded.slot == local.slot)? {
             if !pod.guard_ifindexes.contains(&ifindex) {
+                pins::remove_link(&self.instance.pins.probe(pod.cookie, ifindex))?;
                 if !pins::remove_link(&self.instance.pins.guard(pod.cookie, ifindex))? {
-                    guard::detach_clsact(ifindex)?;
+                    guard::detach_all_clsact(ifindex)?;
                 }
                 tables.guarded.remove(&ifindex)?;
             }
@@ -163,9 +252,10 @@ impl Enrolment<'_> {
     }
 
     /// Undoes a fresh enrolment that failed half way.
-    fn take_back(&self, cookie: u64, slot: u32) {
-        let undo = || {
+    fn take_back(&mut self, cookie: u64, slot: u32) {
+        let mut undo = || {
             self.instance.withdraw(cookie, &[])?;
+            self.exempt.forget(&self.instance.tables, slot)?;
             self.instance.forget_guards(slot, |_| !self.features.tcx)?;
             self.instance.sweep()
         };

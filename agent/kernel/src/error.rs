@@ -70,9 +70,11 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The filter on a host veth could not be set without tcx.
-    #[error("cannot {action} the guard on interface {ifindex}: {source}")]
+    /// A program could not be set on a host veth.
+    #[error("cannot {action} {program} on interface {ifindex}: {source}")]
     Filter {
+        /// Name of the program.
+        program: &'static str,
         /// What was tried.
         action: &'static str,
         /// Index of the interface, in the agent's namespace.
@@ -103,6 +105,25 @@ pub enum Error {
     /// A pod's address that cannot be captured.
     #[error("pod address {0} is loopback or unspecified: it is not one that a pod is reached at")]
     Address(IpAddr),
+    /// A network that no address can be in.
+    #[error("{address}/{length} is not a network: the prefix is longer than the address")]
+    Network {
+        /// The address.
+        address: IpAddr,
+        /// The prefix length.
+        length: u8,
+    },
+    /// A pod wants more exemptions than it has room for; it keeps those it has.
+    #[error("a pod may exempt {room} {what} at most: its opt-outs stay as they were")]
+    TooManyExempt {
+        /// Ports or networks.
+        what: &'static str,
+        /// How many there may be.
+        room: u32,
+    },
+    /// The node's own network namespace could not be told.
+    #[error("cannot tell the node's network namespace: {0}")]
+    Node(#[source] sluice_sys::Error),
     /// The pod is not enrolled.
     #[error("no pod is enrolled with network namespace cookie {0}")]
     NotEnrolled(u64),

@@ -26,7 +26,7 @@ impl Instance {
             let Some(pod) = self.tables.pods.get(&cookie)? else { continue };
             let slot = pod.slot();
             let addresses = self.tables.local.keys_where(|local| local.slot == slot)?;
-            let guard_ifindexes = self.tables.guarded.keys_where(|guarded| *guarded == slot)?;
+            let guard_ifindexes = self.tables.guarded.keys_where(|guarded| guarded.slot == slot)?;
             let addresses: Vec<IpAddr> = addresses.iter().map(sluice_abi::IpKey::ip).collect();
             enrolled.push(Enrolled { cookie, slot, addresses, guard_ifindexes });
         }
@@ -41,6 +41,7 @@ impl Instance {
         let mut links = usize::from(pins::remove_link(&self.pins.inbound(cookie))?);
         let linked = self.pins.guards(cookie)?;
         for ifindex in &linked {
+            links += usize::from(pins::remove_link(&self.pins.probe(cookie, *ifindex))?);
             links += usize::from(pins::remove_link(&self.pins.guard(cookie, *ifindex))?);
         }
         if let Some(pod) = pod {
@@ -67,8 +68,8 @@ impl Instance {
         for cookie in enrolled {
             slots.extend(self.tables.pods.get(&cookie)?.map(|pod| pod.slot()));
         }
-        for ifindex in self.tables.guarded.keys_where(|slot| !slots.contains(slot))? {
-            guard::detach_clsact(ifindex)?;
+        for ifindex in self.tables.guarded.keys_where(|guarded| !slots.contains(&guarded.slot))? {
+            guard::detach_all_clsact(ifindex)?;
             self.tables.guarded.remove(&ifindex)?;
         }
         for address in self.tables.local.keys_where(|local| !slots.contains(&local.slot))? {
@@ -101,9 +102,9 @@ impl Instance {
         slot: u32,
         filtered: impl Fn(u32) -> bool,
     ) -> Result<(), Error> {
-        for ifindex in self.tables.guarded.keys_where(|guarded| *guarded == slot)? {
+        for ifindex in self.tables.guarded.keys_where(|guarded| guarded.slot == slot)? {
             if filtered(ifindex) {
-                guard::detach_clsact(ifindex)?;
+                guard::detach_all_clsact(ifindex)?;
             }
             self.tables.guarded.remove(&ifindex)?;
         }

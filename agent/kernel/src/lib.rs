@@ -10,6 +10,7 @@
 //!                                        /hook/sluice_connect4 ... one link per node-wide hook
 //!                                        /pod/<netns cookie>/inbound        sk_lookup link
 //!                                        /pod/<netns cookie>/guard-<ifindex>  tcx link
+//!                                        /pod/<netns cookie>/probe-<ifindex>  tcx link, if it is probed
 //! ```
 //!
 //! The *generation* spells the ABI version and the sizes of the maps: what has the same name can be
@@ -22,6 +23,7 @@ mod datapath;
 mod diagnostics;
 mod enrol;
 mod error;
+mod exempt;
 mod features;
 mod guard;
 mod hooks;
@@ -39,7 +41,10 @@ mod table;
 pub use datapath::Datapath;
 pub use diagnostics::Diagnostics;
 pub use error::Error;
-pub use pod::{CaptureState, Enrolled, GuardState, PodCounters, PodHooks, WorkerSockets};
-pub use report::{Fallback, MapReport, PeerFill, ProgramReport, Removed, Report};
+pub use exempt::PodExemptions;
+pub use pod::{
+    CaptureState, Enrolled, GuardState, Kubelet, Placed, PodCounters, PodHooks, WorkerSockets,
+};
+pub use report::{DirectFill, Fallback, MapReport, PeerFill, ProgramReport, Removed, Report};
 pub use settings::{Feature, LogLevel, Settings};
 pub use sockets::SocketTable;

@@ -9,16 +9,17 @@ use aya::{
 };
 use sluice_abi::{MAX_WORKERS, map, program, tunable};
 
-use crate::{Error, MapReport, Settings, bytecode, features::Features, pins::Pins, table};
+use crate::{Error, MapReport, Settings, bytecode, exempt, features::Features, pins::Pins, table};
 
 /// Programs in the order in which they are loaded, and their hooks attached: whoever shows an
 /// application its peer first, whoever captures last.
-pub(crate) const PROGRAMS: [&str; 7] = [
+pub(crate) const PROGRAMS: [&str; 8] = [
     program::PEERNAME4,
     program::PEERNAME6,
     program::SOCKOPS,
     program::INBOUND,
     program::GUARD,
+    program::PROBE,
     program::CONNECT4,
     program::CONNECT6,
 ];
@@ -107,7 +108,7 @@ pub(crate) fn load(
 
 /// Sizes of the maps that depend on the settings. A pod has about two addresses and one veth; four
 /// times as many fit.
-fn entries(settings: &Settings) -> [(&'static str, u32); 6] {
+fn entries(settings: &Settings) -> [(&'static str, u32); 9] {
     let slots = settings.max_pods.saturating_add(1);
     let several = settings.max_pods.saturating_mul(4);
     [
@@ -117,6 +118,9 @@ fn entries(settings: &Settings) -> [(&'static str, u32); 6] {
         (map::GUARDED, several),
         (map::LISTENERS, slots.saturating_mul(MAX_WORKERS * 2)),
         (map::COUNTERS, slots),
+        (map::PORTS, settings.max_pods.saturating_mul(exempt::PORTS_PER_POD)),
+        (map::NETWORKS, settings.max_pods.saturating_mul(exempt::NETWORKS_PER_POD)),
+        (map::DIRECT, exempt::DIRECT),
     ]
 }
 
@@ -168,13 +172,14 @@ fn into_kernel(program: &mut Program) -> Result<(), ProgramError> {
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the object has maps of six kinds; aya knows thirty"
+    reason = "the object has maps of seven kinds; aya knows thirty"
 )]
 fn data(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data)
         | Map::HashMap(data)
         | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
         | Map::PerCpuArray(data)
         | Map::SkStorage(data)
         | Map::SockMap(data) => Some(data),

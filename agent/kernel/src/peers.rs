@@ -2,14 +2,12 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use sluice_abi::{IpKey, Settings};
+use sluice_abi::IpKey;
 
-use crate::{Error, PeerFill, table::Tables};
+use crate::{Error, PeerFill, exempt::change_settings, table::Tables};
 
 /// Peers have no value yet; a key that is there is a peer.
 const PRESENT: u32 = 1;
-/// The only entry of the settings.
-const SETTINGS: u32 = 0;
 
 /// What the kernel's map holds, so that a change costs only what it changes.
 #[derive(Debug)]
@@ -60,7 +58,5 @@ impl Peers {
 }
 
 fn capture_all(tables: &Tables, on: bool) -> Result<(), Error> {
-    let settings = tables.settings.get(&SETTINGS)?.unwrap_or_default();
-    let changed: Settings = settings.with_capture_all(on);
-    if changed == settings { Ok(()) } else { tables.settings.insert(&SETTINGS, &changed) }
+    change_settings(tables, |settings| settings.with_capture_all(on))
 }

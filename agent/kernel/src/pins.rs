@@ -61,6 +61,10 @@ impl Pins {
         self.pod(cookie).join(format!("guard-{ifindex}"))
     }
 
+    pub(crate) fn probe(&self, cookie: u64, ifindex: u32) -> PathBuf {
+        self.pod(cookie).join(format!("probe-{ifindex}"))
+    }
+
     fn pod(&self, cookie: u64) -> PathBuf {
         self.root.join("pod").join(cookie.to_string())
     }

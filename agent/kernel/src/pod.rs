@@ -1,6 +1,8 @@
 //! A pod as the datapath is told of it, and as it finds it.
 
-use std::{net::IpAddr, os::fd::BorrowedFd};
+use std::{net::IpAddr, os::fd::BorrowedFd, time::Duration};
+
+use crate::{Error, PodExemptions};
 
 /// What the kernel counts of a pod's connections.
 pub type PodCounters = sluice_abi::Counters;
@@ -21,6 +23,33 @@ pub struct PodHooks<'a> {
     pub guard_ifindexes: &'a [u32],
     /// The agent's sockets for the pod, one entry per worker.
     pub workers: &'a [WorkerSockets<'a>],
+    /// What of its traffic the mesh leaves alone.
+    pub exemptions: &'a PodExemptions,
+}
+
+/// A pod that has been enrolled.
+#[derive(Debug)]
+pub struct Placed {
+    /// Its slot.
+    pub slot: u32,
+    /// Whether its exemptions are in force. If not, the pod is captured all the same, and what could
+    /// not be exempted is treated like all other traffic.
+    pub exempt: Result<(), Error>,
+}
+
+/// By what the kernel is to know the kubelet, beside the node's network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kubelet {
+    /// By a cgroup v2 that only the kubelet and its children are in: the directory's inode.
+    Cgroup(u64),
+    /// By its process, where it shares its cgroup with others.
+    Process {
+        /// In the initial PID namespace.
+        id: u32,
+        /// How long this is believed unless it is said again: the kubelet may end while no agent is
+        /// there, and its number become another process's.
+        believed_for: Duration,
+    },
 }
 
 /// The sockets of one worker that serve a pod; a family that is absent is refused.
@@ -60,6 +89,8 @@ pub struct CaptureState {
     pub inbound: bool,
     /// The guards, one per interface.
     pub guards: Vec<GuardState>,
+    /// Interfaces, of a pod that declares probe ports, on which probes are not recognised.
+    pub unprobed: Vec<u32>,
 }
 
 /// Whether an interface is guarded, as the kernel has it.
@@ -80,5 +111,6 @@ impl CaptureState {
             && self.inbound
             && !self.guards.is_empty()
             && self.guards.iter().all(|guard| guard.attached)
+            && self.unprobed.is_empty()
     }
 }

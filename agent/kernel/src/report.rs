@@ -65,6 +65,18 @@ pub struct PeerFill {
     pub capture_all: bool,
 }
 
+/// How full the map of direct destinations is after it was set. What does not fit is reached through
+/// the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectFill {
+    /// Destinations that were asked for.
+    pub wanted: usize,
+    /// Destinations that the map holds.
+    pub held: usize,
+    /// Destinations that it has room for.
+    pub capacity: usize,
+}
+
 impl PeerFill {
     /// Whether the map is at least 80 % full, which is time to warn.
     #[must_use]

@@ -12,6 +12,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::Path,
+    time::Duration,
 };
 
 pub(crate) mod link;
@@ -63,6 +64,17 @@ unsafe impl Attribute for Object {}
 fn path_string(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_nul| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// What `bpf_ktime_get_boot_ns` shows.
+pub(crate) fn boot_time() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a whole `timespec`; this clock is there since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or_default(),
+        u32::try_from(now.tv_nsec).unwrap_or_default(),
+    )
 }
 
 /// Pins a map, program or link.

@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use sluice_abi::{AgentSocket, Counters, Endpoint, IpKey, Local, Pod, Settings, map};
+use sluice_abi::{
+    AgentSocket, Counters, DirectKey, Endpoint, Guarded, IpKey, Local, NetworkKey, Pod, PortKey,
+    Probe, ProbeKey, Settings, map,
+};
 
 use crate::{Error, pins::Pins, syscall};
 
@@ -75,7 +78,10 @@ pub(crate) struct Tables {
     pub(crate) pods: Table<u64, Pod>,
     pub(crate) peers: Table<IpKey, u32>,
     pub(crate) local: Table<IpKey, Local>,
-    pub(crate) guarded: Table<u32, u32>,
+    pub(crate) guarded: Table<u32, Guarded>,
+    pub(crate) ports: Table<PortKey, u32>,
+    pub(crate) networks: Table<NetworkKey, u32>,
+    pub(crate) direct: Table<DirectKey, u32>,
     /// Values are descriptors of sockets, and cannot be read back.
     pub(crate) listeners: Table<u32, u32>,
     pub(crate) settings: Table<u32, Settings>,
@@ -95,6 +101,9 @@ impl Tables {
             peers: Table::new(map::PEERS, take(map::PEERS)?),
             local: Table::new(map::LOCAL, take(map::LOCAL)?),
             guarded: Table::new(map::GUARDED, take(map::GUARDED)?),
+            ports: Table::new(map::PORTS, take(map::PORTS)?),
+            networks: Table::new(map::NETWORKS, take(map::NETWORKS)?),
+            direct: Table::new(map::DIRECT, take(map::DIRECT)?),
             listeners: Table::new(map::LISTENERS, take(map::LISTENERS)?),
             settings: Table::new(map::SETTINGS, take(map::SETTINGS)?),
             counters: Table::new(map::COUNTERS, take(map::COUNTERS)?),
@@ -139,7 +148,7 @@ impl Tables {
 }
 
 /// Sizes of each map's keys and values, by which an adopted map is recognised.
-pub(crate) fn sizes() -> [(&'static str, usize, usize); 10] {
+pub(crate) fn sizes() -> [(&'static str, usize, usize); 14] {
     const fn of<K, V>(name: &'static str) -> (&'static str, usize, usize) {
         (name, size_of::<K>(), size_of::<V>())
     }
@@ -147,7 +156,11 @@ pub(crate) fn sizes() -> [(&'static str, usize, usize); 10] {
         of::<u64, Pod>(map::PODS),
         of::<IpKey, u32>(map::PEERS),
         of::<IpKey, Local>(map::LOCAL),
-        of::<u32, u32>(map::GUARDED),
+        of::<u32, Guarded>(map::GUARDED),
+        of::<PortKey, u32>(map::PORTS),
+        of::<NetworkKey, u32>(map::NETWORKS),
+        of::<DirectKey, u32>(map::DIRECT),
+        of::<ProbeKey, Probe>(map::PROBES),
         of::<i32, Endpoint>(map::SK_ORIG),
         of::<i32, AgentSocket>(map::AGENT_SK),
         of::<sluice_abi::PendingKey, Endpoint>(map::PENDING),

@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 use sluice_mesh::{Snapshot, Workload, WorkloadUid};
 use sluice_spiffe::{SpiffeId, WorkloadName};
 
+use crate::exempt::Exempt;
+
 /// Whatever enrolment depends on: when one of these changes, the pod is enrolled anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Declared {
@@ -16,15 +18,18 @@ pub(crate) struct Declared {
     pub(crate) netns: Option<PathBuf>,
 }
 
-/// The pods that are to be captured on `node`.
-pub(crate) fn declared_on(snapshot: &Snapshot, node: &str) -> BTreeMap<WorkloadUid, Declared> {
+/// The pods that are to be captured on `node`, and what the mesh leaves alone of each.
+pub(crate) fn declared_on(
+    snapshot: &Snapshot,
+    node: &str,
+) -> BTreeMap<WorkloadUid, (Declared, Exempt)> {
     let here = |workload: &&Workload| workload.in_mesh && workload.node == node;
     snapshot
         .members()
         .iter()
         .map(|member| &*member.workload)
         .filter(here)
-        .map(|workload| (workload.uid.clone(), Declared::of(workload)))
+        .map(|workload| (workload.uid.clone(), (Declared::of(workload), Exempt::of(workload))))
         .collect()
 }
 

@@ -10,7 +10,7 @@ use sluice_kernel::PodHooks;
 use sluice_sys::{Netns, veth};
 
 use crate::{
-    Hooks, LocalPod, declared::Declared, listeners::PodListeners, located::Located,
+    Hooks, LocalPod, declared::Declared, exempt::Exempt, listeners::PodListeners, located::Located,
     record::Enrolment, refusal::Refusal,
 };
 
@@ -44,18 +44,20 @@ pub(crate) fn enrol(
     hooks: &impl Hooks,
     workers: usize,
     declared: &Declared,
+    exempt: &Exempt,
     Checked { netns, guard_ifindexes }: Checked,
 ) -> Result<Enrolment, Refusal> {
     let needs_v6 = declared.addresses.iter().any(IpAddr::is_ipv6);
     let mark = |listener: BorrowedFd<'_>| hooks.mark_listener(listener);
     let listeners = PodListeners::open(&netns, workers, needs_v6, mark)?;
-    hooks.enroll(&PodHooks {
+    let placed = hooks.enroll(&PodHooks {
         cookie: netns.cookie(),
         netns: netns.as_fd(),
         slot: None,
         addresses: &declared.addresses,
         guard_ifindexes: &guard_ifindexes,
         workers: &listeners.sockets()?,
+        exemptions: exempt.hooks(),
     })?;
     let Declared { uid, name, account, identity, addresses, netns: _ } = declared.clone();
     let cookie = netns.cookie();
@@ -71,7 +73,7 @@ pub(crate) fn enrol(
         guard_ifindexes,
         enrolled_at,
     };
-    Ok(Enrolment { pod, listeners: listeners.into_workers() })
+    Ok(Enrolment { pod, listeners: listeners.into_workers(), exempt: placed.exempt })
 }
 
 /// The interfaces of the node where packets of the pod come out, in ascending order.

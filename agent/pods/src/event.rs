@@ -1,6 +1,6 @@
 //! What happened to pods, for the log and for whoever tells the cluster.
 
-use sluice_kernel::PeerFill;
+use sluice_kernel::{DirectFill, PeerFill};
 use sluice_mesh::WorkloadUid;
 
 /// Something that enrolment did, or could not do.
@@ -15,6 +15,21 @@ pub enum PodEvent {
         adopted: bool,
         /// Connections to mesh peers that were destroyed because they were older.
         destroyed: usize,
+    },
+    /// Another part of a captured pod's traffic is left alone now than before.
+    Exempted {
+        /// The pod.
+        pod: WorkloadUid,
+        /// Connections destroyed because they are not left alone any more.
+        destroyed: usize,
+    },
+    /// More destinations are declared to be reached without the mesh than the kernel has room for; the
+    /// others are reached through it.
+    DirectOverflow(DirectFill),
+    /// The kernel does not know the present destinations; the next audit tries again.
+    DirectFailed {
+        /// Why.
+        reason: String,
     },
     /// A captured pod was enrolled anew because its declaration changed.
     Renewed {
@@ -42,7 +57,8 @@ pub enum PodEvent {
         /// What.
         reason: String,
     },
-    /// Connections were destroyed because their peer has joined the mesh.
+    /// Connections were destroyed because their peer has joined the mesh, or is not reached without it
+    /// any more.
     Cut {
         /// The pod that had them.
         pod: WorkloadUid,
@@ -104,6 +120,16 @@ impl PodEvent {
         match self {
             Self::Captured { pod, adopted, destroyed } => {
                 tracing::info!(%pod, adopted, destroyed, "pod captured");
+            }
+            Self::Exempted { pod, destroyed } => {
+                tracing::info!(%pod, destroyed, "opt-outs or probe ports of pod changed");
+            }
+            Self::DirectOverflow(fill) => {
+                let DirectFill { wanted, capacity, .. } = fill;
+                tracing::warn!(wanted, capacity, "table of direct destinations overflows");
+            }
+            Self::DirectFailed { reason } => {
+                tracing::error!(reason, "direct destinations not set");
             }
             Self::Renewed { pod } => tracing::info!(%pod, "pod enrolled anew"),
             Self::Repaired { pod, found } => tracing::warn!(%pod, found, "capture of pod mended"),

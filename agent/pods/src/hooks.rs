@@ -2,20 +2,23 @@
 
 use std::{
     collections::HashSet,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
 
 use sluice_kernel::{
-    CaptureState, Datapath, Enrolled, Error, PeerFill, PodCounters, PodHooks, SocketTable,
+    CaptureState, Datapath, DirectFill, Enrolled, Error, PeerFill, Placed, PodCounters,
+    PodExemptions, PodHooks, SocketTable,
 };
 
 /// The part of [`Datapath`] that enrolment uses, so that its decisions can be tested against a kernel
 /// that fails on demand. The methods mean what those of [`Datapath`] do.
 #[expect(missing_docs, reason = "Datapath documents each of these")]
 pub trait Hooks {
-    fn enroll(&self, pod: &PodHooks<'_>) -> Result<u32, Error>;
+    fn enroll(&self, pod: &PodHooks<'_>) -> Result<Placed, Error>;
+    fn exempt(&self, cookie: u64, exemptions: &PodExemptions) -> Result<(), Error>;
+    fn set_direct(&self, destinations: &[SocketAddr]) -> Result<DirectFill, Error>;
     fn withdraw(&self, cookie: u64) -> Result<(), Error>;
     fn enrolled(&self) -> Result<Vec<Enrolled>, Error>;
     fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error>;
@@ -25,8 +28,16 @@ pub trait Hooks {
 }
 
 impl Hooks for Arc<Datapath> {
-    fn enroll(&self, pod: &PodHooks<'_>) -> Result<u32, Error> {
+    fn enroll(&self, pod: &PodHooks<'_>) -> Result<Placed, Error> {
         self.as_ref().enroll(pod)
+    }
+
+    fn exempt(&self, cookie: u64, exemptions: &PodExemptions) -> Result<(), Error> {
+        self.as_ref().exempt(cookie, exemptions)
+    }
+
+    fn set_direct(&self, destinations: &[SocketAddr]) -> Result<DirectFill, Error> {
+        self.as_ref().set_direct(destinations)
     }
 
     fn withdraw(&self, cookie: u64) -> Result<(), Error> {

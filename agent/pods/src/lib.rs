@@ -22,6 +22,7 @@
 mod declared;
 mod enrol;
 mod event;
+mod exempt;
 mod hooks;
 #[cfg(test)]
 mod lab;

@@ -3,12 +3,13 @@
 mod adoption;
 mod audit;
 mod cut;
+mod exempt;
 mod locate;
 mod verify;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -21,6 +22,7 @@ use crate::{
     Departure, Hooks, LocalPod, PodEvent, PodState, PodStatus, Workers,
     declared::declared_on,
     enrol,
+    exempt::direct,
     located::{Located, default_processes},
     record::{Captured, Enrolment, Record},
     refusal::Refusal,
@@ -46,6 +48,9 @@ pub struct PodManager<H> {
     /// What the kernel has been told; `None` until it has been told once.
     known_peers: Option<HashSet<IpAddr>>,
     peers_nearly_full: bool,
+    /// Destinations that every pod reaches without the mesh; `None` as for peers.
+    wanted_direct: Option<HashSet<SocketAddr>>,
+    known_direct: Option<HashSet<SocketAddr>>,
     /// The node's process list.
     processes: PathBuf,
     /// Namespaces that the present pass has found by processes.
@@ -66,6 +71,8 @@ impl<H: Hooks> PodManager<H> {
             wanted_peers: None,
             known_peers: None,
             peers_nearly_full: false,
+            wanted_direct: None,
+            known_direct: None,
             processes: default_processes(),
             located: Located::default(),
             events: Vec::new(),
@@ -76,23 +83,22 @@ impl<H: Hooks> PodManager<H> {
     /// may come here: one that is empty for want of knowledge would set every pod free.
     pub fn reconcile(&mut self, snapshot: &Snapshot, node: &str) -> Vec<PodEvent> {
         self.retry_unwanted();
-        let mut declared = declared_on(snapshot, node);
+        let declared = declared_on(snapshot, node);
         let departed: Vec<_> =
             self.pods.keys().filter(|uid| !declared.contains_key(uid)).cloned().collect();
         for uid in departed {
             self.withdraw(&uid, Departure::Undeclared);
             self.pods.remove(&uid);
         }
-        for (uid, record) in &mut self.pods {
-            if let Some(declared) = declared.remove(uid) {
-                record.declare(declared);
-            }
-        }
-        self.pods.extend(declared.into_iter().map(|(uid, new)| (uid, Record::new(new))));
+        self.declare(declared);
         self.locate_due();
         self.settle_inheritance();
         self.enrol_due();
         self.wanted_peers = Some(snapshot.protected_addresses().collect());
+        self.wanted_direct = Some(direct(snapshot));
+        self.exempt_changed();
+        // Before the peers: what is direct is so from the moment that its address is a peer.
+        self.set_direct();
         self.set_peers();
         self.hand_over();
         self.take_events()
@@ -140,7 +146,7 @@ impl<H: Hooks> PodManager<H> {
 
     fn attempt(&mut self, uid: &WorkloadUid) -> Result<Enrolment, Refusal> {
         let Some(record) = self.pods.get_mut(uid) else { return Err(Refusal::NoNamespace) };
-        let declared = record.declared.clone();
+        let (declared, exempt) = (record.declared.clone(), record.exempt.clone());
         record.cookie = None;
         let netns = enrol::open(&declared, &self.located)?;
         let cookie = netns.cookie();
@@ -154,12 +160,12 @@ impl<H: Hooks> PodManager<H> {
         if self.captured(uid).is_some_and(|captured| captured.pod.cookie != cookie) {
             self.withdraw(uid, Departure::NamespaceReplaced);
         }
-        enrol::enrol(&self.hooks, self.worker_count, &declared, checked)
+        enrol::enrol(&self.hooks, self.worker_count, &declared, &exempt, checked)
     }
 
     /// Notes that the hooks have taken a pod over; `mended` says what an audit had found.
     fn enrolled(&mut self, uid: &WorkloadUid, enrolment: Enrolment, mended: Option<String>) {
-        let Enrolment { pod, listeners } = enrolment;
+        let Enrolment { pod, listeners, exempt } = enrolment;
         let cookie = pod.cookie;
         self.unwanted.remove(&cookie);
         let adopted = self.inherited.as_mut().is_some_and(|all| all.remove(&cookie).is_some());
@@ -171,6 +177,7 @@ impl<H: Hooks> PodManager<H> {
             pod: Arc::new(pod),
             declared: record.declared.clone(),
             destroyed,
+            exempt: exempt.is_ok().then(|| record.exempt.clone()),
             waiting: None,
         };
         record.trouble = None;

@@ -2,12 +2,14 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{LocalPod, WorkerListeners, declared::Declared, retry::Retry};
+use crate::{LocalPod, WorkerListeners, declared::Declared, exempt::Exempt, retry::Retry};
 
 /// A pod that is declared for this node.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) declared: Declared,
+    /// What the mesh is to leave alone of it.
+    pub(crate) exempt: Exempt,
     /// Cookie of the namespace that its path led to when last opened.
     pub(crate) cookie: Option<u64>,
     pub(crate) captured: Option<Captured>,
@@ -21,6 +23,8 @@ pub(crate) struct Captured {
     /// What the pod was declared to be when it was enrolled.
     pub(crate) declared: Declared,
     pub(crate) destroyed: usize,
+    /// What the hooks leave alone of it; `None` when they did not take what was asked.
+    pub(crate) exempt: Option<Exempt>,
     /// Listeners that the workers do not have yet, because older connections of the pod are to be
     /// destroyed first.
     pub(crate) waiting: Option<Vec<WorkerListeners>>,
@@ -37,21 +41,30 @@ pub(crate) struct Trouble {
 pub(crate) struct Enrolment {
     pub(crate) pod: LocalPod,
     pub(crate) listeners: Vec<WorkerListeners>,
+    /// Whether the hooks leave alone what they were asked to.
+    pub(crate) exempt: Result<(), sluice_kernel::Error>,
 }
 
 // === impl Record ===
 
 impl Record {
-    pub(crate) fn new(declared: Declared) -> Self {
-        Self { declared, cookie: None, captured: None, trouble: None }
+    pub(crate) fn new((declared, exempt): (Declared, Exempt)) -> Self {
+        Self { declared, exempt, cookie: None, captured: None, trouble: None }
     }
 
     /// Takes a new declaration in; a change is tried at once, however often the old one failed.
-    pub(crate) fn declare(&mut self, declared: Declared) {
-        if self.declared != declared {
+    pub(crate) fn declare(&mut self, (declared, exempt): (Declared, Exempt)) {
+        if self.declared != declared || self.exempt != exempt {
             self.declared = declared;
+            self.exempt = exempt;
             self.trouble = None;
         }
+    }
+
+    /// Whether the pod is captured, but not with the exemptions that it is declared to have.
+    pub(crate) fn is_exempt_otherwise(&self) -> bool {
+        let in_force = self.captured.as_ref().map(|captured| captured.exempt.as_ref());
+        in_force.is_some_and(|in_force| in_force != Some(&self.exempt))
     }
 
     /// Whether the pod is to be enrolled, and it is time to try.

@@ -75,6 +75,16 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// More than one process could be the kubelet.
+    #[error(
+        "processes {first} and {second} both look like this node's kubelet: name its cgroup (`kubelet:`)"
+    )]
+    SeveralKubelets {
+        /// One of them.
+        first: u32,
+        /// Another.
+        second: u32,
+    },
     /// The limit on open files cannot be raised.
     #[error("cannot raise the limit on open files: {0}")]
     OpenFiles(#[source] io::Error),

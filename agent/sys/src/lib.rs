@@ -7,6 +7,7 @@
 mod addresses;
 pub mod diag;
 mod error;
+pub mod kubelet;
 pub mod limits;
 mod netlink;
 pub mod netns;

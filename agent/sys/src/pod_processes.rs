@@ -146,6 +146,12 @@ impl<'a> Process<'a> {
     }
 }
 
+/// Whether `/proc/<pid>/cgroup` puts a process below the pods, in any of its lines.
+pub(crate) fn is_in_pod(cgroups: &str) -> bool {
+    let below = |line: &str| line.split('/').any(|component| component.starts_with("kubepods"));
+    pod_uid(cgroups).is_some() || cgroups.lines().any(below)
+}
+
 /// The pod that `/proc/<pid>/cgroup` names, in any of its lines (cgroups(7): `id:controllers:path`). On a
 /// hybrid node some hierarchies may not know of pods; those that do agree.
 fn pod_uid(cgroups: &str) -> Option<String> {

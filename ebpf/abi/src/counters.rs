@@ -22,9 +22,13 @@ pub struct Counters {
     pub udp: u64,
     /// Failures inside the hooks.
     pub errors: u64,
+    /// Connections, in and out, that an opt-out keeps out of the mesh.
+    pub bypassed: u64,
+    /// Connections of the kubelet to ports that the pod declares for probes.
+    pub probes: u64,
 }
 
-const _: () = assert!(size_of::<Counters>() == 64);
+const _: () = assert!(size_of::<Counters>() == 80);
 
 impl Counters {
     /// The sum of two CPUs' counts.
@@ -39,6 +43,8 @@ impl Counters {
             guard_drops: self.guard_drops.wrapping_add(other.guard_drops),
             udp: self.udp.wrapping_add(other.udp),
             errors: self.errors.wrapping_add(other.errors),
+            bypassed: self.bypassed.wrapping_add(other.bypassed),
+            probes: self.probes.wrapping_add(other.probes),
         }
     }
 }

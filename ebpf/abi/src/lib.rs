@@ -13,16 +13,22 @@
 
 mod address;
 mod counters;
+mod exempt;
 mod pod;
+mod settings;
 mod socket;
 
 pub use address::IpKey;
 pub use counters::Counters;
-pub use pod::{Family, Local, Pod, PodAddresses, Settings, listener_index};
+pub use exempt::{
+    DirectKey, Exemptions, NetworkKey, PodNetwork, PortKey, PortUse, Probe, ProbeKey,
+};
+pub use pod::{Family, Guarded, Local, Pod, PodAddresses, listener_index};
+pub use settings::{Kubelet, Settings};
 pub use socket::{AgentSocket, Endpoint, EndpointKind, PendingKey, Role};
 
 /// Changes whenever a map's key, value or meaning does; an agent adopts only maps of its own version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Workers an agent may have; fixes the stride of [`listener_index`] and the size of [`Pod`].
 pub const MAX_WORKERS: u32 = 8;
@@ -38,7 +44,7 @@ pub mod map {
     pub const PEERS: &str = "PEERS";
     /// [`IpKey`](crate::IpKey) of enrolled pods to [`Local`](crate::Local).
     pub const LOCAL: &str = "LOCAL";
-    /// Interface index (`u32`) of a pod's host veth to its slot (`u32`).
+    /// Interface index (`u32`) of a pod's host veth to [`Guarded`](crate::Guarded).
     pub const GUARDED: &str = "GUARDED";
     /// Socket to [`Endpoint`](crate::Endpoint): the address that its owner should see.
     pub const SK_ORIG: &str = "SK_ORIG";
@@ -50,6 +56,14 @@ pub mod map {
     pub const LISTENERS: &str = "LISTENERS";
     /// Slot (`u32`) to [`Counters`](crate::Counters), one per CPU.
     pub const COUNTERS: &str = "COUNTERS";
+    /// [`PortKey`](crate::PortKey) to 1: what a pod's ports are exempt for.
+    pub const PORTS: &str = "PORTS";
+    /// [`NetworkKey`](crate::NetworkKey) to 1: what a pod reaches without the mesh.
+    pub const NETWORKS: &str = "NETWORKS";
+    /// [`DirectKey`](crate::DirectKey) to 1: what every pod reaches without the mesh.
+    pub const DIRECT: &str = "DIRECT";
+    /// [`ProbeKey`](crate::ProbeKey) to [`Probe`](crate::Probe): the kubelet's connections to pods.
+    pub const PROBES: &str = "PROBES";
     /// One [`Settings`](crate::Settings).
     pub const SETTINGS: &str = "SETTINGS";
 }
@@ -70,6 +84,8 @@ pub mod program {
     pub const INBOUND: &str = "sluice_inbound";
     /// `classifier`, on the ingress of a pod's host veth.
     pub const GUARD: &str = "sluice_guard";
+    /// `classifier`, on the egress of the host veth of a pod that declares probe ports.
+    pub const PROBE: &str = "sluice_probe";
 }
 
 /// Names of the read-only globals that the loader sets; all are `u8`, 0 or 1.
@@ -93,12 +109,24 @@ mod user {
     unsafe impl aya::Pod for super::AgentSocket {}
     // SAFETY: integers and bytes whose sizes add up to the asserted 48, tail padding being a field.
     unsafe impl aya::Pod for super::PendingKey {}
-    // SAFETY: integers and byte arrays whose sizes add up to the asserted 72: nothing is left between.
+    // SAFETY: integers and byte arrays whose sizes add up to the asserted 76: nothing is left between.
     unsafe impl aya::Pod for super::Pod {}
-    // SAFETY: two `u32`.
+    // SAFETY: three `u32`.
     unsafe impl aya::Pod for super::Local {}
-    // SAFETY: one `u32`.
+    // SAFETY: two `u32`.
+    unsafe impl aya::Pod for super::Guarded {}
+    // SAFETY: a `u32` and four bytes.
+    unsafe impl aya::Pod for super::PortKey {}
+    // SAFETY: two `u32` and an `IpKey`.
+    unsafe impl aya::Pod for super::NetworkKey {}
+    // SAFETY: an `IpKey` and four bytes.
+    unsafe impl aya::Pod for super::DirectKey {}
+    // SAFETY: two `IpKey` and four bytes.
+    unsafe impl aya::Pod for super::ProbeKey {}
+    // SAFETY: a `u64` and two `u32`.
+    unsafe impl aya::Pod for super::Probe {}
+    // SAFETY: two `u32` and three `u64`.
     unsafe impl aya::Pod for super::Settings {}
-    // SAFETY: eight `u64`.
+    // SAFETY: ten `u64`.
     unsafe impl aya::Pod for super::Counters {}
 }

@@ -2,7 +2,7 @@
 
 use core::mem::{offset_of, size_of};
 
-use crate::{IpKey, MAX_WORKERS};
+use crate::{Exemptions, IpKey, MAX_WORKERS};
 
 const WORKERS: usize = MAX_WORKERS as usize;
 
@@ -46,13 +46,15 @@ pub struct Pod {
     addresses: PodAddresses,
     out_ports_v4: [[u8; 2]; WORKERS],
     out_ports_v6: [[u8; 2]; WORKERS],
+    exemptions: Exemptions,
 }
 
 const _: () = {
-    assert!(size_of::<Pod>() == 72);
+    assert!(size_of::<Pod>() == 76);
     assert!(offset_of!(Pod, addresses) == 8);
     assert!(offset_of!(Pod, out_ports_v4) == 40);
     assert!(offset_of!(Pod, out_ports_v6) == 56);
+    assert!(offset_of!(Pod, exemptions) == 72);
 };
 
 impl Pod {
@@ -65,7 +67,21 @@ impl Pod {
             addresses,
             out_ports_v4: [[0; 2]; WORKERS],
             out_ports_v6: [[0; 2]; WORKERS],
+            exemptions: Exemptions::NONE,
         }
+    }
+
+    /// The same pod with these exemptions.
+    #[must_use]
+    pub const fn with_exemptions(self, exemptions: Exemptions) -> Self {
+        Self { exemptions, ..self }
+    }
+
+    /// What of its traffic the mesh leaves alone.
+    #[must_use]
+    #[inline(always)]
+    pub const fn exemptions(&self) -> Exemptions {
+        self.exemptions
     }
 
     /// Adds a worker with its outbound ports; 0 is a family it does not listen on. `None` if there
@@ -133,9 +149,23 @@ pub struct Local {
     pub slot: u32,
     /// Number of workers that listen for it.
     pub workers: u32,
+    /// What of its traffic the mesh leaves alone.
+    pub exemptions: Exemptions,
 }
 
-const _: () = assert!(size_of::<Local>() == 8);
+const _: () = assert!(size_of::<Local>() == 12);
+
+/// What a pod's host veth leads to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guarded {
+    /// The pod's slot.
+    pub slot: u32,
+    /// What of its traffic the mesh leaves alone.
+    pub exemptions: Exemptions,
+}
+
+const _: () = assert!(size_of::<Guarded>() == 8);
 
 /// Index in the listener map; `None` when the pod has no worker.
 #[must_use]
@@ -153,32 +183,6 @@ pub fn listener_index(local: Local, cpu: u32, family: Family) -> Option<u32> {
         .checked_add(family)
 }
 
-/// Node-wide settings that change while the programs run.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
-    flags: u32,
-}
-
-const _: () = assert!(size_of::<Settings>() == 4);
-
-const CAPTURE_ALL: u32 = 1;
-
-impl Settings {
-    /// Every destination counts as a peer, because not all peers fit into their map.
-    #[must_use]
-    pub const fn with_capture_all(self, on: bool) -> Self {
-        Self { flags: if on { self.flags | CAPTURE_ALL } else { self.flags & !CAPTURE_ALL } }
-    }
-
-    /// Whether every destination counts as a peer.
-    #[must_use]
-    #[inline(always)]
-    pub const fn capture_all(&self) -> bool {
-        self.flags & CAPTURE_ALL != 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +192,14 @@ mod tests {
     #[test]
     fn a_pod_without_workers_has_no_port() {
         assert_eq!(Pod::new(1, NOWHERE).out_port(Family::V4, 0), None);
-        assert_eq!(listener_index(Local { slot: 1, workers: 0 }, 0, Family::V4), None);
+        assert_eq!(
+            listener_index(
+                Local { slot: 1, workers: 0, exemptions: Exemptions::NONE },
+                0,
+                Family::V4
+            ),
+            None
+        );
     }
 
     #[test]
@@ -217,16 +228,10 @@ mod tests {
         for slot in 1..4 {
             for cpu in 0..MAX_WORKERS {
                 for family in [Family::V4, Family::V6] {
-                    let local = Local { slot, workers: MAX_WORKERS };
+                    let local = Local { slot, workers: MAX_WORKERS, exemptions: Exemptions::NONE };
                     assert!(seen.insert(listener_index(local, cpu, family).unwrap()));
                 }
             }
         }
-    }
-
-    #[test]
-    fn capture_all_can_be_taken_back() {
-        assert!(Settings::default().with_capture_all(true).capture_all());
-        assert!(!Settings::default().with_capture_all(true).with_capture_all(false).capture_all());
     }
 }

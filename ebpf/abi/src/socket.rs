@@ -16,6 +16,8 @@ pub enum EndpointKind {
     Original,
     /// An application's accepted connection: the client behind the agent, shown as its peer.
     Client,
+    /// The kubelet's connection to a pod's probe port: the destination, as its packets must have it.
+    Probe,
 }
 
 impl EndpointKind {
@@ -24,6 +26,7 @@ impl EndpointKind {
             Self::Captured => 1,
             Self::Original => 2,
             Self::Client => 3,
+            Self::Probe => 4,
         }
     }
 }
@@ -81,6 +84,7 @@ impl Endpoint {
             1 => Some(EndpointKind::Captured),
             2 => Some(EndpointKind::Original),
             3 => Some(EndpointKind::Client),
+            4 => Some(EndpointKind::Probe),
             _ => None,
         }
     }
@@ -215,7 +219,12 @@ mod tests {
     #[test]
     fn every_kind_survives_its_byte_and_zero_is_none() {
         let endpoint = Endpoint::new(IpKey::UNSPECIFIED, [0; 2], EndpointKind::Captured);
-        for kind in [EndpointKind::Captured, EndpointKind::Original, EndpointKind::Client] {
+        for kind in [
+            EndpointKind::Captured,
+            EndpointKind::Original,
+            EndpointKind::Client,
+            EndpointKind::Probe,
+        ] {
             assert_eq!(endpoint.with_kind(kind).kind(), Some(kind));
         }
         assert_eq!(Endpoint { kind: 0, ..endpoint }.kind(), None);

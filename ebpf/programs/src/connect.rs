@@ -12,6 +12,7 @@ use sluice_ebpf::verdict::outbound::{self, Outbound};
 use crate::{
     context::{self, IPPROTO_TCP, SockAddr},
     maps::{self, AGENT_SK, Maps, SK_ORIG},
+    probe,
 };
 
 const LOOPBACK_V4: IpKey = IpKey::from_v4_word(u32::from_ne_bytes([127, 0, 0, 1]));
@@ -25,7 +26,14 @@ const FAIL: i32 = 0;
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn sluice_connect4(context: SockAddrContext) -> i32 {
     let call = SockAddr(context.sock_addr);
-    let Some(pod) = enrolled(call) else { return ALLOW };
+    if call.protocol() != IPPROTO_TCP {
+        return ALLOW;
+    }
+    let cookie = call.netns_cookie();
+    let Some(pod) = maps::pod(cookie) else {
+        probe::recognise(call, cookie, call.address_v4());
+        return ALLOW;
+    };
     match steer(&context, call, call.address_v4(), pod) {
         Steered::Leave => ALLOW,
         Steered::Refuse => fail(),
@@ -43,9 +51,16 @@ pub(crate) fn sluice_connect4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn sluice_connect6(context: SockAddrContext) -> i32 {
     let call = SockAddr(context.sock_addr);
-    let Some(pod) = enrolled(call) else { return ALLOW };
+    if call.protocol() != IPPROTO_TCP {
+        return ALLOW;
+    }
+    let cookie = call.netns_cookie();
     // A mapped destination is IPv4 on the wire and in every map.
     let destination = call.address_v6();
+    let Some(pod) = maps::pod(cookie) else {
+        probe::recognise(call, cookie, destination);
+        return ALLOW;
+    };
     match steer(&context, call, destination, pod) {
         Steered::Leave => ALLOW,
         Steered::Refuse => fail(),
@@ -71,12 +86,6 @@ enum Steered {
     To([u8; 2]),
 }
 
-/// The pod that makes a TCP call, if it is enrolled.
-#[inline(always)]
-fn enrolled(call: SockAddr) -> Option<&'static Pod> {
-    if call.protocol() == IPPROTO_TCP { maps::pod(call.netns_cookie()) } else { None }
-}
-
 /// Judges the call, counts it, and readies the socket for the agent's listener.
 #[inline(always)]
 fn steer(context: &SockAddrContext, call: SockAddr, destination: IpKey, pod: &Pod) -> Steered {
@@ -87,7 +96,7 @@ fn steer(context: &SockAddrContext, call: SockAddr, destination: IpKey, pod: &Po
     if AGENT_SK.get(socket).is_some() {
         return Steered::Leave;
     }
-    match outbound::judge(&destination, pod, maps::cpu(), &Maps) {
+    match outbound::judge(&destination, call.port(), pod, maps::cpu(), &Maps) {
         // A socket may connect anew after a captured connection: what it remembers is stale then.
         Outbound::Home => {
             forget(call);
@@ -96,6 +105,11 @@ fn steer(context: &SockAddrContext, call: SockAddr, destination: IpKey, pod: &Po
         Outbound::Direct => {
             forget(call);
             maps::count(pod.slot(), |counters| &mut counters.direct);
+            Steered::Leave
+        }
+        Outbound::Bypass => {
+            forget(call);
+            maps::count(pod.slot(), |counters| &mut counters.bypassed);
             Steered::Leave
         }
         Outbound::Deny => {

@@ -60,7 +60,7 @@ mod event;
 mod frame;
 mod request;
 
-pub(crate) use call::{SockAddr, refuse};
+pub(crate) use call::{SockAddr, boot_time, refuse, task_cgroup, task_process};
 pub(crate) use event::SockOps;
 pub(crate) use frame::SkBuff;
 pub(crate) use request::{Assigned, SkLookup};

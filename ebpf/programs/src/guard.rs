@@ -9,10 +9,10 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use aya_log_ebpf::warn;
-use sluice_abi::UNATTRIBUTED;
+use sluice_abi::{Guarded, UNATTRIBUTED};
 use sluice_ebpf::verdict::{
     guard::{self, Frame, Guard, Rule, Sender},
-    packet::{self, Malformed, Network},
+    packet::{self, Malformed, Network, protocol},
 };
 
 use crate::{
@@ -21,20 +21,21 @@ use crate::{
 };
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT` too: the next program decides.
-const NEXT: i32 = -1;
+pub(crate) const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`.
-const SHOT: i32 = 2;
+pub(crate) const SHOT: i32 = 2;
 
 #[classifier]
 pub(crate) fn sluice_guard(context: TcContext) -> i32 {
     let frame = SkBuff(context.skb.skb);
-    // SAFETY: a word that is copied before anything can replace the entry.
-    let Some(slot) = unsafe { GUARDED.get(frame.ifindex()) }.copied() else {
+    // SAFETY: two words that are copied before anything can replace the entry.
+    let Some(pod) = unsafe { GUARDED.get(frame.ifindex()) }.copied() else {
         // Attached, but whose pod is it? The entry is there before the program and goes after it.
         maps::count(UNATTRIBUTED, |counters| &mut counters.guard_drops);
         return SHOT;
     };
-    match judge(frame, slot) {
+    let slot = pod.slot;
+    match judge(frame, &pod) {
         Guard::Pass => NEXT,
         Guard::PassUdp => {
             maps::count(slot, |counters| &mut counters.udp);
@@ -54,7 +55,7 @@ pub(crate) fn sluice_guard(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn judge(frame: SkBuff, slot: u32) -> Guard {
+fn judge(frame: SkBuff, pod: &Guarded) -> Guard {
     let network = match Frame::new(frame.ethertype(), frame.is_vlan_tagged()) {
         Frame::Arp => return Guard::Pass,
         Frame::Ipv4 => read_ipv4(frame),
@@ -62,25 +63,41 @@ fn judge(frame: SkBuff, slot: u32) -> Guard {
         Frame::Other => Err(Malformed),
     };
     let Ok(network) = network else { return Guard::Drop };
-    let rule = match guard::rule(&network, slot, &Maps) {
+    let rule = match guard::rule(&network, pod.slot, &Maps) {
         Rule::ReadTcp => guard::tcp_rule(read_tcp(frame, &network)),
         rule => rule,
     };
-    guard::apply(rule, || sender(frame))
+    match guard::apply(rule, || sender(frame)) {
+        Guard::Drop if is_exempt(frame, &network, pod) => Guard::Pass,
+        verdict => verdict,
+    }
 }
 
 #[inline(always)]
-fn read_ipv4(frame: SkBuff) -> Result<Network, Malformed> {
+fn is_exempt(frame: SkBuff, network: &Network, pod: &Guarded) -> bool {
+    let segment = if network.protocol == protocol::TCP && !network.fragment {
+        match read_tcp(frame, network) {
+            Ok(segment) => Some(segment),
+            Err(Malformed) => return false,
+        }
+    } else {
+        None
+    };
+    guard::is_exempt(network, segment, pod, || sender(frame), &Maps)
+}
+
+#[inline(always)]
+pub(crate) fn read_ipv4(frame: SkBuff) -> Result<Network, Malformed> {
     packet::ipv4(&frame.words(0).ok_or(Malformed)?, frame.network_length())
 }
 
 #[inline(always)]
-fn read_ipv6(frame: SkBuff) -> Result<Network, Malformed> {
+pub(crate) fn read_ipv6(frame: SkBuff) -> Result<Network, Malformed> {
     packet::ipv6(&frame.words(0).ok_or(Malformed)?, frame.network_length())
 }
 
 #[inline(always)]
-fn read_tcp(frame: SkBuff, network: &Network) -> Result<packet::Segment, Malformed> {
+pub(crate) fn read_tcp(frame: SkBuff, network: &Network) -> Result<packet::Segment, Malformed> {
     packet::tcp(&frame.words(network.header_length).ok_or(Malformed)?, network.length)
 }
 
@@ -90,6 +107,7 @@ fn sender(frame: SkBuff) -> Sender {
     match full.socket() {
         Some(socket) if AGENT_SK.get(socket).is_some() => Sender::Agent,
         _ if full.is_udp() => Sender::Udp,
+        _ if full.is_tcp() => Sender::Tcp,
         _ => Sender::Other,
     }
 }

@@ -34,10 +34,19 @@ pub(crate) fn sluice_inbound(context: SkLookupContext) -> u32 {
         maps::count(UNATTRIBUTED, |counters| &mut counters.inbound_dropped);
         return SK_DROP;
     };
-    let request = Request { remote, local, cpu: maps::cpu() };
+    let (remote_port, local_port) = (packet.remote_port(), packet.local_port());
+    let request = Request { remote, remote_port, local, local_port, cpu: maps::cpu() };
     match inbound::judge(&request, &Maps) {
         Inbound::Home => SK_PASS,
         Inbound::Drop(slot) => refuse(&context, slot),
+        Inbound::Bypass(slot) => {
+            maps::count(slot, |counters| &mut counters.bypassed);
+            SK_PASS
+        }
+        Inbound::Probe(slot) => {
+            maps::count(slot, |counters| &mut counters.probes);
+            SK_PASS
+        }
         Inbound::Assign { index, slot } => match packet.assign(index) {
             Assigned::Taken => {
                 maps::count(slot, |counters| &mut counters.inbound);

@@ -2,11 +2,16 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SockMap},
-    helpers::bpf_get_smp_processor_id,
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap, lpm_trie::Key as Prefix,
+    },
+    helpers::{bpf_get_smp_processor_id, generated::bpf_ktime_get_ns},
     macros::btf_map,
 };
-use sluice_abi::{AgentSocket, Counters, Endpoint, IpKey, Local, PendingKey, Pod, Settings};
+use sluice_abi::{
+    AgentSocket, Counters, DirectKey, Endpoint, Guarded, IpKey, Local, PendingKey, Pod, PodNetwork,
+    PortKey, Probe, ProbeKey, Settings,
+};
 use sluice_ebpf::verdict::mesh::Mesh;
 
 use crate::storage::{INHERITED, PER_SOCKET, SkStorage};
@@ -20,7 +25,18 @@ pub(crate) static PEERS: HashMap<IpKey, u32, 65536, { BPF_F_NO_PREALLOC as usize
 #[btf_map]
 pub(crate) static LOCAL: HashMap<IpKey, Local, 4096> = HashMap::new();
 #[btf_map]
-pub(crate) static GUARDED: HashMap<u32, u32, 4096> = HashMap::new();
+pub(crate) static GUARDED: HashMap<u32, Guarded, 4096> = HashMap::new();
+// Not preallocated, these three: they are made for pods that use all they may, and few use any.
+#[btf_map]
+pub(crate) static PORTS: HashMap<PortKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static NETWORKS: LpmTrie<PodNetwork, u32, 16384> = LpmTrie::new();
+#[btf_map]
+pub(crate) static DIRECT: HashMap<DirectKey, u32, 16384, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static PROBES: LruHashMap<ProbeKey, Probe, 8192> = LruHashMap::new();
 #[btf_map]
 pub(crate) static SK_ORIG: SkStorage<Endpoint, PER_SOCKET> = SkStorage::new();
 #[btf_map]
@@ -53,6 +69,37 @@ impl Mesh for Maps {
         // SAFETY: copied at once; no hook writes this map, and user space replaces whole entries.
         unsafe { LOCAL.get(address) }.copied()
     }
+
+    #[inline(always)]
+    fn is_exempt(&self, port: &PortKey) -> bool {
+        PORTS.get_ptr(port).is_some()
+    }
+
+    #[inline(always)]
+    fn is_exempt_network(&self, slot: u32, address: &IpKey) -> bool {
+        let address = Prefix::new(PodNetwork::WHOLE, PodNetwork::new(slot, *address));
+        NETWORKS.get(&address).is_some()
+    }
+
+    #[inline(always)]
+    fn is_direct(&self, address: &IpKey, port: [u8; 2]) -> bool {
+        SETTINGS.get(0).is_some_and(Settings::has_direct)
+            && DIRECT.get_ptr(DirectKey::new(*address, port)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_probe(&self, connection: &ProbeKey, slot: u32) -> bool {
+        // SAFETY: copied at once; a hook that replaces the entry writes the same slot.
+        let Some(probe) = unsafe { PROBES.get(connection) }.copied() else { return false };
+        probe.slot == slot && probe.is_fresh(now())
+    }
+}
+
+/// The monotonic clock, in nanoseconds.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 /// The enrolled pod of a network namespace.

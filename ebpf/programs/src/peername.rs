@@ -44,6 +44,6 @@ fn shown(call: SockAddr) -> Option<Endpoint> {
     let endpoint = SK_ORIG.get(call.socket()?)?;
     match endpoint.kind()? {
         EndpointKind::Captured | EndpointKind::Client => Some(*endpoint),
-        EndpointKind::Original => None,
+        EndpointKind::Original | EndpointKind::Probe => None,
     }
 }

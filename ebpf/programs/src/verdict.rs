@@ -5,3 +5,4 @@ pub mod inbound;
 pub mod mesh;
 pub mod outbound;
 pub mod packet;
+pub mod probe;

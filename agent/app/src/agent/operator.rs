@@ -158,6 +158,8 @@ fn counters(kernel: sluice_kernel::PodCounters, agent: &PodStats) -> Counters {
         guard_drops: kernel.guard_drops,
         udp: kernel.udp,
         errors: kernel.errors,
+        bypassed: kernel.bypassed,
+        probes: kernel.probes,
         outbound_mtls: agent.outbound_mtls.get(),
         outbound_plaintext: agent.outbound_plaintext.get(),
         outbound_refused: agent.outbound_refused.get(),

@@ -73,6 +73,12 @@ pub(crate) struct Counters {
     pub(crate) udp: u64,
     /// Kernel: failures inside the hooks, each of which refused a connection.
     pub(crate) errors: u64,
+    /// Kernel: connections, in and out, that an opt-out keeps out of the mesh.
+    #[serde(default)]
+    pub(crate) bypassed: u64,
+    /// Kernel: connections of the kubelet to ports that are declared for probes.
+    #[serde(default)]
+    pub(crate) probes: u64,
     /// Agent: captured connections that left over mutual TLS.
     pub(crate) outbound_mtls: u64,
     /// Agent: captured connections that left as plaintext.

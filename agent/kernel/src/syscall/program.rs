@@ -25,6 +25,7 @@ impl AttachType {
     pub(crate) const CGROUP_INET6_GETPEERNAME: Self = Self(30);
     pub(crate) const SK_LOOKUP: Self = Self(36);
     pub(crate) const TCX_INGRESS: Self = Self(46);
+    pub(crate) const TCX_EGRESS: Self = Self(47);
 }
 
 #[repr(C)]

@@ -2,7 +2,7 @@
 
 use std::{io::ErrorKind, net::IpAddr, os::fd::AsFd};
 
-use sluice_kernel::{Datapath, Feature, PodHooks, WorkerSockets};
+use sluice_kernel::{Datapath, Feature, PodExemptions, PodHooks, WorkerSockets};
 
 use crate::{
     lab::{Lab, port, set_peers},
@@ -51,8 +51,9 @@ fn a_refusal_by_the_hook_is_econnrefused_or_eperm() {
             addresses: &[pod.v4],
             guard_ifindexes: &[pod.ifindex],
             workers: &[v4_only],
+            exemptions: &PodExemptions::default(),
         };
-        assert_eq!(lab.on_node(|| datapath.enroll(&hooks)).unwrap(), 7);
+        assert_eq!(lab.on_node(|| datapath.enroll(&hooks)).unwrap().slot, 7);
         assert_eq!(pod.connect((peer, 80)).unwrap_err().kind(), kind);
         assert_eq!(pod.counters(&datapath).denied, 1);
     }

@@ -12,7 +12,10 @@ use std::{
     sync::atomic::{AtomicU8, Ordering},
 };
 
-use sluice_kernel::{Datapath, Feature, LogLevel, PodCounters, PodHooks, Settings, WorkerSockets};
+use sluice_kernel::{
+    Datapath, Feature, LogLevel, Placed, PodCounters, PodExemptions, PodHooks, Settings,
+    WorkerSockets,
+};
 use sluice_sys::Netns;
 
 /// Third octet of each lab's addresses in this process.
@@ -71,6 +74,19 @@ impl Lab {
     /// Runs in the node's namespace.
     pub(crate) fn on_node<T: Send>(&self, task: impl FnOnce() -> T + Send) -> T {
         self.node.netns.run(task).unwrap()
+    }
+
+    /// Lets the node's bridge pass frames on unread, as where nothing has loaded `br_netfilter`.
+    pub(crate) fn unfilter_bridge(&self) {
+        let parameter = "net/bridge/bridge-nf-call-iptables";
+        if self.on_node(|| PathBuf::from("/proc/sys").join(parameter).exists()) {
+            self.node.sysctl(parameter, "0");
+        }
+    }
+
+    /// The name of the node's namespace.
+    pub(crate) fn node_name(&self) -> &str {
+        &self.node.name
     }
 
     /// Adds a pod whose addresses end in `host`.
@@ -180,6 +196,17 @@ impl Pod {
 
     /// Enrols the pod with an agent's listeners.
     pub(crate) fn enroll(&self, lab: &Lab, datapath: &Datapath, agent: &AgentSockets) {
+        self.enroll_exempt(lab, datapath, agent, &PodExemptions::default()).exempt.unwrap();
+    }
+
+    /// Enrols the pod with an agent's listeners and these exemptions.
+    pub(crate) fn enroll_exempt(
+        &self,
+        lab: &Lab,
+        datapath: &Datapath,
+        agent: &AgentSockets,
+        exemptions: &PodExemptions,
+    ) -> Placed {
         let workers: Vec<WorkerSockets<'_>> =
             agent.workers.iter().map(WorkerListeners::sockets).collect();
         let hooks = PodHooks {
@@ -189,8 +216,14 @@ impl Pod {
             addresses: &[self.v4, self.v6],
             guard_ifindexes: &[self.ifindex],
             workers: &workers,
+            exemptions,
         };
-        lab.on_node(|| datapath.enroll(&hooks)).unwrap();
+        lab.on_node(|| datapath.enroll(&hooks)).unwrap()
+    }
+
+    /// Changes what the mesh leaves alone of the enrolled pod.
+    pub(crate) fn exempt(&self, lab: &Lab, datapath: &Datapath, exemptions: &PodExemptions) {
+        lab.on_node(|| datapath.exempt(self.cookie(), exemptions)).unwrap();
     }
 
     /// Listens for the pod with one worker, and enrols it.
@@ -302,7 +335,7 @@ fn interface(name: &str) -> u32 {
 }
 
 /// Where the machine has its cgroup v2 hierarchy.
-fn cgroup2() -> PathBuf {
+pub(crate) fn cgroup2() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let mount =

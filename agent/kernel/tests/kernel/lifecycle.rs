@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use sluice_kernel::{Datapath, Error, LogLevel, PodHooks, Report, WorkerSockets};
+use sluice_kernel::{Datapath, Error, LogLevel, PodExemptions, PodHooks, Report, WorkerSockets};
 
 use crate::lab::{Lab, Pod, eventually, is_refused, port, set_peers};
 
@@ -30,7 +30,7 @@ fn any_loaded(report: &Report) -> bool {
 fn verifying_attaches_nothing_and_leaves_nothing() {
     let lab = Lab::new("verify");
     let report = Datapath::verify_only(lab.settings()).unwrap();
-    assert_eq!((report.programs.len(), report.maps.len()), (7, 10));
+    assert_eq!((report.programs.len(), report.maps.len()), (8, 14));
     assert!(
         report.programs.iter().all(|program| program.instructions > 0 && program.pin.is_none())
     );
@@ -177,7 +177,7 @@ fn removing_leaves_no_pin_link_or_program() {
     assert!(any_loaded(&report), "pinned links keep the programs");
     let removed =
         lab.on_node(|| Datapath::remove(&lab.settings().bpffs, &lab.settings().instance)).unwrap();
-    assert_eq!((removed.pods, removed.links, removed.maps), (2, HOOKS.len() + 2 * 2, 10));
+    assert_eq!((removed.pods, removed.links, removed.maps), (2, HOOKS.len() + 2 * 2, 14));
     assert!(!instance_directory(&lab).exists());
     assert!(!any_loaded(&report));
     pod.connect((other.v4, 8080)).unwrap();
@@ -301,6 +301,7 @@ fn an_enrolment_that_fails_leaves_nothing_behind() {
         addresses: &[pod.v4],
         guard_ifindexes: &[pod.ifindex, 999_999],
         workers: &[sockets],
+        exemptions: &PodExemptions::default(),
     };
     assert!(matches!(
         lab.on_node(|| datapath.enroll(&hooks)),
@@ -342,6 +343,7 @@ fn slots_run_out_loudly() {
         addresses: &[other.v4],
         guard_ifindexes: &[other.ifindex],
         workers: &[sockets],
+        exemptions: &PodExemptions::default(),
     };
     assert!(matches!(lab.on_node(|| datapath.enroll(&hooks)), Err(Error::NoSlot { max_pods: 1 })));
 }

@@ -9,10 +9,12 @@
 #![expect(clippy::indexing_slicing, reason = "as for unwrap")]
 
 mod capture;
+mod exempt;
 mod fallbacks;
 mod guard;
 mod inbound;
 mod lab;
 mod lifecycle;
+mod probes;
 mod races;
 mod wire;

@@ -41,6 +41,17 @@ pub(crate) fn ipv4(
     packet
 }
 
+/// The same IPv4 packet with another byte in its header.
+pub(crate) fn with_header_byte(packet: &[u8], position: usize, byte: u8) -> Vec<u8> {
+    let mut changed = packet.to_vec();
+    changed[position] = byte;
+    changed[10..12].fill(0);
+    let length = usize::from(changed[0] & 0x0f) * 4;
+    let sum = checksum(&changed[..length]);
+    changed[10..12].copy_from_slice(&sum.to_be_bytes());
+    changed
+}
+
 /// An IPv6 packet.
 pub(crate) fn ipv6(
     source: Ipv6Addr,
@@ -62,6 +73,27 @@ pub(crate) fn tcp(flags: u8, data: &[u8]) -> Vec<u8> {
     let mut segment =
         vec![0x30, 0x39, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0];
     segment.extend(data);
+    segment
+}
+
+/// A TCP segment between two addresses and ports, with a checksum.
+pub(crate) fn tcp_between(
+    (source, source_port): (Ipv4Addr, u16),
+    (destination, destination_port): (Ipv4Addr, u16),
+    flags: u8,
+    data: &[u8],
+) -> Vec<u8> {
+    let mut segment = tcp(flags, data);
+    segment[..2].copy_from_slice(&source_port.to_be_bytes());
+    segment[2..4].copy_from_slice(&destination_port.to_be_bytes());
+    let length = u16::try_from(segment.len()).unwrap().to_be_bytes();
+    let mut summed =
+        [source.octets(), destination.octets(), [0, TCP, length[0], length[1]]].concat();
+    summed.extend(&segment);
+    if !summed.len().is_multiple_of(2) {
+        summed.push(0);
+    }
+    segment[16..18].copy_from_slice(&checksum(&summed).to_be_bytes());
     segment
 }
 

@@ -31,7 +31,9 @@ impl<H: Hooks> PodManager<H> {
             self.audit_pod(&uid);
         }
         self.enrol_due();
+        self.exempt_changed();
         self.set_peers();
+        self.set_direct();
         self.hand_over();
         self.take_events()
     }
@@ -53,6 +55,7 @@ impl<H: Hooks> PodManager<H> {
     fn sound(&mut self, uid: &WorkloadUid) {
         if let Some(record) = self.pods.get_mut(uid)
             && record.captured.as_ref().is_some_and(|captured| captured.declared == record.declared)
+            && !record.is_exempt_otherwise()
         {
             record.trouble = None;
         }
@@ -118,5 +121,7 @@ fn judge(state: &CaptureState, guard_ifindexes: &[u32]) -> Finding {
     }
     let unguarded = guard_ifindexes.iter().filter(|index| !attached(index));
     missing.extend(unguarded.map(|index| format!("the guard on interface {index} is detached")));
+    let unprobed = state.unprobed.iter();
+    missing.extend(unprobed.map(|index| format!("probes on interface {index} go unrecognised")));
     if missing.is_empty() { Finding::Sound } else { Finding::Amiss(missing.join(", ")) }
 }

@@ -6,15 +6,25 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use sluice_mesh::WorkloadUid;
-use sluice_sys::diag::{self, Connection};
+use sluice_sys::diag;
 
 use super::PodManager;
-use crate::{Hooks, LocalPod, PodEvent};
+use crate::{Hooks, LocalPod, PodEvent, exempt::Exempt};
+
+/// Connections that are not to be destroyed.
+struct Spared<'a> {
+    /// Sockets of the agent, by inode.
+    inodes: &'a HashSet<u32>,
+    /// What the mesh leaves alone of the pod.
+    exempt: &'a Exempt,
+    /// Destinations that every pod reaches without the mesh.
+    direct: &'a HashSet<SocketAddr>,
+}
 
 impl<H: Hooks> PodManager<H> {
     /// Tells the kernel the present peers, and cuts the connections of pods that are captured already
@@ -47,20 +57,14 @@ impl<H: Hooks> PodManager<H> {
         }
         // Agents of other nodes may know the new peers already, and speak to ours on their behalf:
         // the agent's own sockets are spared.
-        let own = match diag::own_sockets() {
-            Ok(own) => own,
-            Err(error) => {
-                tracing::warn!(%error, "older connections to new mesh peers will hang");
-                return;
-            }
-        };
+        let Some(own) = own_sockets() else { return };
         let settled = self.pods.values().filter_map(|record| record.captured.as_ref());
         let settled: Vec<_> = settled
             .filter(|captured| captured.waiting.is_none())
             .map(|captured| Arc::clone(&captured.pod))
             .collect();
         for pod in settled {
-            let outcome = destroy(&pod, new, &own);
+            let outcome = self.destroy(&pod, new, &own);
             if let Some(connections) = self.count_destroyed(&pod.uid, outcome).filter(|n| *n > 0) {
                 self.events.push(PodEvent::Cut { pod: pod.uid.clone(), connections });
             }
@@ -80,11 +84,39 @@ impl<H: Hooks> PodManager<H> {
         }
         let peers = self.wanted_peers.clone().unwrap_or_default();
         for (uid, (pod, listeners)) in waiting {
-            let outcome = destroy(&pod, &peers, &HashSet::new());
+            let outcome = self.destroy(&pod, &peers, &HashSet::new());
             let destroyed = self.count_destroyed(&uid, outcome).unwrap_or_default();
             self.workers.add(pod, listeners);
             self.events.push(PodEvent::Captured { pod: uid, adopted: false, destroyed });
         }
+    }
+
+    /// Ends connections of a captured pod to mesh peers that nothing exempts any more; how many.
+    pub(super) fn cut_unexempt(&mut self, uid: &WorkloadUid) -> usize {
+        let captured = self.captured(uid).filter(|captured| captured.waiting.is_none());
+        let Some(pod) = captured.map(|captured| Arc::clone(&captured.pod)) else { return 0 };
+        let peers = self.known_peers.clone().unwrap_or_default();
+        let Some(own) = own_sockets() else { return 0 };
+        let outcome = self.destroy(&pod, &peers, &own);
+        self.count_destroyed(uid, outcome).unwrap_or_default()
+    }
+
+    /// Destroys the connections of a pod to `peers`, except those of the agent's sockets `own` and
+    /// those that are exempt.
+    fn destroy(
+        &self,
+        pod: &LocalPod,
+        peers: &HashSet<IpAddr>,
+        own: &HashSet<u32>,
+    ) -> sluice_sys::Result<usize> {
+        let none = (Exempt::default(), HashSet::new());
+        let exempt = self.captured(&pod.uid).and_then(|captured| captured.exempt.as_ref());
+        let spared = Spared {
+            inodes: own,
+            exempt: exempt.unwrap_or(&none.0),
+            direct: self.known_direct.as_ref().unwrap_or(&none.1),
+        };
+        destroy(pod, peers, &spared)
     }
 
     fn count_destroyed(
@@ -109,16 +141,23 @@ impl<H: Hooks> PodManager<H> {
     }
 }
 
-/// Destroys the connections of a pod to `peers`, except those of the sockets `spared`. The pod's own
-/// addresses are peers too, but what it says to itself never leaves it.
+fn own_sockets() -> Option<HashSet<u32>> {
+    let failed = |error: &_| tracing::warn!(%error, "older connections to mesh peers will hang");
+    diag::own_sockets().inspect_err(failed).ok()
+}
+
+/// The pod's own addresses are peers too, but what it says to itself never leaves it.
 fn destroy(
     pod: &LocalPod,
     peers: &HashSet<IpAddr>,
-    spared: &HashSet<u32>,
+    spared: &Spared<'_>,
 ) -> sluice_sys::Result<usize> {
-    diag::destroy_tcp(&pod.netns, |Connection { remote, inode, .. }| {
+    diag::destroy_tcp(&pod.netns, |connection| {
+        let remote = connection.remote;
         peers.contains(&remote.ip())
             && !pod.addresses.contains(&remote.ip())
-            && !spared.contains(inode)
+            && !spared.inodes.contains(&connection.inode)
+            && !spared.direct.contains(&remote)
+            && !spared.exempt.leaves(connection)
     })
 }

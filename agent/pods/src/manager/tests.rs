@@ -4,6 +4,7 @@
 mod audits;
 mod cuts;
 mod enrolments;
+mod exemptions;
 mod fake;
 mod inheritance;
 mod kernel;

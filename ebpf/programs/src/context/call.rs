@@ -9,7 +9,8 @@ use core::{
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::{
-        bpf_bind, bpf_get_netns_cookie, bpf_set_retval, bpf_setsockopt, bpf_skc_to_mptcp_sock,
+        bpf_bind, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+        bpf_ktime_get_boot_ns, bpf_set_retval, bpf_setsockopt, bpf_skc_to_mptcp_sock,
     },
 };
 use sluice_abi::IpKey;
@@ -163,6 +164,28 @@ impl SockAddr {
     fn bpf_sock(self) -> *mut bpf_sock {
         pointer!(bpf_sock_addr, self.0, __bindgen_anon_1)
     }
+}
+
+/// The cgroup v2 of the calling task.
+#[inline(always)]
+pub(crate) fn task_cgroup() -> u64 {
+    // SAFETY: takes nothing; a connect call always has a task.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// The process of the calling task, in the initial PID namespace.
+#[inline(always)]
+pub(crate) fn task_process() -> u32 {
+    // SAFETY: as for `task_cgroup`.
+    let ids = unsafe { bpf_get_current_pid_tgid() };
+    (ids >> 32) as u32
+}
+
+/// The boot clock, in nanoseconds.
+#[inline(always)]
+pub(crate) fn boot_time() -> u64 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 /// `struct sockaddr_in`.

@@ -7,10 +7,11 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_fullsock, bpf_skb_load_bytes},
 };
 
-use super::{AF_INET, AF_INET6, port_of_low_half};
+use super::{AF_INET, AF_INET6, IPPROTO_TCP, port_of_low_half};
 use crate::storage::Socket;
 
 const IPPROTO_UDP: u32 = 17;
+const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
 /// `ETH_HLEN`: the guard runs on Ethernet devices only.
 const ETHERNET_HEADER: u32 = 14;
@@ -81,9 +82,20 @@ impl SenderSocket {
     /// Whether it is an ordinary UDP socket: not a raw one, whose packets its owner makes up.
     #[inline(always)]
     pub(crate) fn is_udp(self) -> bool {
+        self.is(SOCK_DGRAM, IPPROTO_UDP)
+    }
+
+    /// Whether it is an ordinary TCP socket.
+    #[inline(always)]
+    pub(crate) fn is_tcp(self) -> bool {
+        self.is(SOCK_STREAM, IPPROTO_TCP)
+    }
+
+    #[inline(always)]
+    fn is(self, kind: u32, protocol: u32) -> bool {
         let family = word!(bpf_sock, self.0, family);
         (family == AF_INET || family == AF_INET6)
-            && word!(bpf_sock, self.0, type_) == SOCK_DGRAM
-            && word!(bpf_sock, self.0, protocol) == IPPROTO_UDP
+            && word!(bpf_sock, self.0, type_) == kind
+            && word!(bpf_sock, self.0, protocol) == protocol
     }
 }

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use sluice_abi::IpKey;
 
-use super::{AF_INET, AF_INET6};
+use super::{AF_INET, AF_INET6, port_of_low_half};
 use crate::maps::LISTENERS;
 
 const SK_LOOKUP_REPLACE: u64 = 1;
@@ -60,6 +60,20 @@ impl SkLookup {
             word!(bpf_sk_lookup, self.0, local_ip6, 3),
         );
         (IpKey::from_words([r0, r1, r2, r3]), IpKey::from_words([l0, l1, l2, l3]))
+    }
+
+    /// In network order.
+    #[inline(always)]
+    pub(crate) fn remote_port(self) -> [u8; 2] {
+        port_of_low_half(word!(bpf_sk_lookup, self.0, remote_port))
+    }
+
+    /// In network order.
+    #[inline(always)]
+    pub(crate) fn local_port(self) -> [u8; 2] {
+        // This one alone the kernel keeps in the machine's order.
+        let [.., a, b] = word!(bpf_sk_lookup, self.0, local_port).to_be_bytes();
+        [a, b]
     }
 
     /// Gives the packet to a listener; whether there is one and it took it.

@@ -5,10 +5,11 @@
 //! pod's veth, out of the pod's reach, and is the boundary: towards mesh peers it lets through what
 //! the agent sends, what carries no data, and what is not TCP but comes from a real socket.
 
-use sluice_abi::IpKey;
+use sluice_abi::{Exemptions, Guarded, IpKey, PortKey, PortUse, ProbeKey};
 
 use super::{
     mesh::Mesh,
+    outbound::is_bypassed,
     packet::{
         ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Malformed, Network, Segment, protocol,
     },
@@ -49,6 +50,8 @@ pub enum Sender {
     Agent,
     /// A UDP socket of the pod.
     Udp,
+    /// A TCP socket of the pod.
+    Tcp,
     /// Any other socket, or none: forwarded or crafted.
     Other,
 }
@@ -107,7 +110,7 @@ pub fn rule(network: &Network, slot: u32, mesh: &impl Mesh) -> Rule {
 #[inline(always)]
 pub fn tcp_rule(segment: Result<Segment, Malformed>) -> Rule {
     match segment {
-        Ok(Segment { opens: false, carries_data: false }) => Rule::Pass,
+        Ok(Segment { opens: false, carries_data: false, .. }) => Rule::Pass,
         Ok(Segment { .. }) => Rule::FromAgent,
         Err(Malformed) => Rule::Drop,
     }
@@ -121,18 +124,58 @@ pub fn apply(rule: Rule, sender: impl FnOnce() -> Sender) -> Guard {
         Rule::Drop | Rule::ReadTcp => Guard::Drop,
         Rule::FromAgent => match sender() {
             Sender::Agent => Guard::Pass,
-            Sender::Udp | Sender::Other => Guard::Drop,
+            Sender::Udp | Sender::Tcp | Sender::Other => Guard::Drop,
         },
         Rule::FromUdp => match sender() {
             Sender::Udp => Guard::PassUdp,
-            Sender::Agent | Sender::Other => Guard::Drop,
+            Sender::Agent | Sender::Tcp | Sender::Other => Guard::Drop,
         },
         Rule::FromAgentOrUdp => match sender() {
             Sender::Agent => Guard::Pass,
             Sender::Udp => Guard::PassUdp,
-            Sender::Other => Guard::Drop,
+            Sender::Tcp | Sender::Other => Guard::Drop,
         },
     }
+}
+
+/// Whether a packet that would be dropped may pass after all, because of an opt-out or because it
+/// answers a probe. Asked only then, so that what the mesh carries pays nothing for it.
+///
+/// `segment` is its TCP header; `None` for what is not TCP or does not show it. What answers a
+/// connection must come from a TCP socket of the pod, which a raw packet does not: such a socket has
+/// accepted the connection, since one that the pod connects is captured or left alone by its hook.
+#[inline(always)]
+pub fn is_exempt(
+    network: &Network,
+    segment: Option<Segment>,
+    pod: &Guarded,
+    sender: impl FnOnce() -> Sender,
+    mesh: &impl Mesh,
+) -> bool {
+    let Guarded { slot, exemptions } = *pod;
+    if !may_send_from(&network.source, network.protocol, slot, mesh) {
+        return false;
+    }
+    let Some(segment) = segment else {
+        return exemptions.has(Exemptions::OUTBOUND_NETWORKS)
+            && mesh.is_exempt_network(slot, &network.destination);
+    };
+    if is_bypassed(&network.destination, segment.destination_port, slot, exemptions, mesh) {
+        return true;
+    }
+    !segment.opens && answers(network, &segment, pod, mesh) && sender() == Sender::Tcp
+}
+
+/// Whether a segment belongs to a connection that the pod's own sockets take.
+#[inline(always)]
+fn answers(network: &Network, segment: &Segment, pod: &Guarded, mesh: &impl Mesh) -> bool {
+    let Guarded { slot, exemptions } = *pod;
+    let Segment { source_port, destination_port, .. } = *segment;
+    let connection =
+        ProbeKey::new((network.destination, destination_port), (network.source, source_port));
+    (exemptions.has(Exemptions::INBOUND_PORTS)
+        && mesh.is_exempt(&PortKey::new(slot, PortUse::Inbound, source_port)))
+        || (exemptions.has(Exemptions::PROBES) && mesh.is_probe(&connection, slot))
 }
 
 /// Whether the pod in `slot` may send to a peer from this address: only from its own. Neighbour

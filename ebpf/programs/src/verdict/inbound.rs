@@ -1,6 +1,8 @@
 //! What happens to a connection that reaches an enrolled pod.
 
-use sluice_abi::{Family, IpKey, UNATTRIBUTED, listener_index};
+use sluice_abi::{
+    Exemptions, Family, IpKey, PortKey, PortUse, ProbeKey, UNATTRIBUTED, listener_index,
+};
 
 use super::mesh::Mesh;
 
@@ -19,6 +21,10 @@ pub enum Inbound {
     Drop(u32),
     /// Leave it to the pod's own sockets: it comes from inside the pod.
     Home,
+    /// Leave it to the pod's own sockets, and count it for this slot: an opt-out says so.
+    Bypass(u32),
+    /// Leave it to the pod's own sockets, and count it for this slot: the kubelet probes.
+    Probe(u32),
 }
 
 /// A connection request, as the hook sees it.
@@ -26,8 +32,12 @@ pub enum Inbound {
 pub struct Request {
     /// Who asks.
     pub remote: IpKey,
+    /// From which port, in network order.
+    pub remote_port: [u8; 2],
     /// Which address is asked.
     pub local: IpKey,
+    /// At which port, in network order.
+    pub local_port: [u8; 2],
     /// On which CPU.
     pub cpu: u32,
 }
@@ -41,7 +51,7 @@ pub struct Request {
 /// reaches who forged it.
 #[inline(always)]
 pub fn judge(request: &Request, mesh: &impl Mesh) -> Inbound {
-    let Request { remote, local, cpu } = request;
+    let Request { remote, remote_port, local, local_port, cpu } = request;
     if local.is_loopback() || remote.is_loopback() || remote == local {
         return Inbound::Home;
     }
@@ -50,6 +60,16 @@ pub fn judge(request: &Request, mesh: &impl Mesh) -> Inbound {
     };
     if mesh.local(remote).is_some_and(|other| other.slot == pod.slot) {
         return Inbound::Home;
+    }
+    if pod.exemptions.has(Exemptions::INBOUND_PORTS)
+        && mesh.is_exempt(&PortKey::new(pod.slot, PortUse::Inbound, *local_port))
+    {
+        return Inbound::Bypass(pod.slot);
+    }
+    if pod.exemptions.has(Exemptions::PROBES)
+        && mesh.is_probe(&ProbeKey::new((*remote, *remote_port), (*local, *local_port)), pod.slot)
+    {
+        return Inbound::Probe(pod.slot);
     }
     match listener_index(pod, *cpu, Family::of(local)) {
         Some(index) => Inbound::Assign { index, slot: pod.slot },
@@ -60,10 +80,53 @@ pub fn judge(request: &Request, mesh: &impl Mesh) -> Inbound {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::mesh::fake::{FAKE, key};
+    use crate::verdict::mesh::fake::{FAKE, Fake, key};
+
+    fn request(remote: (&str, u16), local: (&str, u16)) -> Request {
+        Request {
+            remote: key(remote.0),
+            remote_port: remote.1.to_be_bytes(),
+            local: key(local.0),
+            local_port: local.1.to_be_bytes(),
+            cpu: 1,
+        }
+    }
 
     fn verdict(remote: &str, local: &str) -> Inbound {
-        judge(&Request { remote: key(remote), local: key(local), cpu: 1 }, &FAKE)
+        judge(&request((remote, 40_000), (local, 8080)), &FAKE)
+    }
+
+    #[test]
+    fn an_exempt_port_of_this_pod_is_the_applications_own() {
+        let exemptions = Exemptions::INBOUND_PORTS;
+        let mesh = Fake { exemptions, ports: &[(PortUse::Inbound, 8080)], ..FAKE };
+        let to = |local| judge(&request(("10.9.9.9", 40_000), local), &mesh);
+        assert_eq!(to(("10.1.0.2", 8080)), Inbound::Bypass(1));
+        assert_eq!(to(("fd00:1::2", 8080)), Inbound::Bypass(1));
+        assert!(matches!(to(("10.1.0.2", 8081)), Inbound::Assign { .. }), "another port");
+        assert!(matches!(to(("10.1.0.3", 8080)), Inbound::Assign { .. }), "another pod");
+        let off = Fake { exemptions: Exemptions::PROBES, ..mesh };
+        let verdict = judge(&request(("10.9.9.9", 40_000), ("10.1.0.2", 8080)), &off);
+        assert!(matches!(verdict, Inbound::Assign { .. }), "taken back");
+    }
+
+    #[test]
+    fn only_the_kubelets_own_connection_is_a_probe() {
+        let mesh = Fake {
+            exemptions: Exemptions::PROBES,
+            probes: &[("10.9.9.9", 40_000, "10.1.0.2", 8080)],
+            ..FAKE
+        };
+        let from = |remote, local| judge(&request(remote, local), &mesh);
+        assert_eq!(from(("10.9.9.9", 40_000), ("10.1.0.2", 8080)), Inbound::Probe(1));
+        for (remote, local) in [
+            (("10.9.9.9", 40_001), ("10.1.0.2", 8080)),
+            (("10.9.9.8", 40_000), ("10.1.0.2", 8080)),
+            (("10.9.9.9", 40_000), ("10.1.0.2", 8081)),
+            (("10.9.9.9", 40_000), ("10.1.0.22", 8080)),
+        ] {
+            assert!(matches!(from(remote, local), Inbound::Assign { .. }), "{remote:?} {local:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the verdicts ask the maps.
 
-use sluice_abi::{IpKey, Local};
+use sluice_abi::{IpKey, Local, PortKey, ProbeKey};
 
 /// The maps, as far as verdicts need them.
 pub trait Mesh {
@@ -12,6 +12,18 @@ pub trait Mesh {
 
     /// The enrolled pod of this node that has the address.
     fn local(&self, address: &IpKey) -> Option<Local>;
+
+    /// Whether a pod's port is exempt for this use.
+    fn is_exempt(&self, port: &PortKey) -> bool;
+
+    /// Whether the pod in `slot` reaches this address without the mesh.
+    fn is_exempt_network(&self, slot: u32, address: &IpKey) -> bool;
+
+    /// Whether every pod reaches this address and port, in network order, without the mesh.
+    fn is_direct(&self, address: &IpKey, port: [u8; 2]) -> bool;
+
+    /// Whether a connection to the pod in `slot` is the kubelet's.
+    fn is_probe(&self, connection: &ProbeKey, slot: u32) -> bool;
 
     /// Whether plaintext TCP from an enrolled pod must not reach this destination.
     #[inline(always)]
@@ -35,12 +47,20 @@ pub(crate) mod fake {
 
     use std::net::IpAddr;
 
-    use super::{IpKey, Local, Mesh};
+    use sluice_abi::{Exemptions, PortUse};
+
+    use super::{IpKey, Local, Mesh, PortKey, ProbeKey};
 
     pub(crate) struct Fake {
         pub(crate) peers: &'static [&'static str],
         pub(crate) locals: &'static [(&'static str, u32)],
         pub(crate) capture_all: bool,
+        /// Of the pod in slot 1, like all that follows.
+        pub(crate) exemptions: Exemptions,
+        pub(crate) ports: &'static [(PortUse, u16)],
+        pub(crate) networks: &'static [&'static str],
+        pub(crate) direct: &'static [(&'static str, u16)],
+        pub(crate) probes: &'static [(&'static str, u16, &'static str, u16)],
     }
 
     pub(crate) const FAKE: Fake = Fake {
@@ -53,6 +73,11 @@ pub(crate) mod fake {
             ("fd00:1::3", 2),
         ],
         capture_all: false,
+        exemptions: Exemptions::NONE,
+        ports: &[],
+        networks: &[],
+        direct: &[],
+        probes: &[],
     };
 
     pub(crate) fn key(text: &str) -> IpKey {
@@ -70,7 +95,34 @@ pub(crate) mod fake {
 
         fn local(&self, address: &IpKey) -> Option<Local> {
             let (_, slot) = self.locals.iter().find(|(local, _)| key(local) == *address)?;
-            Some(Local { slot: *slot, workers: 2 })
+            let exemptions = if *slot == 1 { self.exemptions } else { Exemptions::NONE };
+            Some(Local { slot: *slot, workers: 2, exemptions })
+        }
+
+        fn is_exempt(&self, port: &PortKey) -> bool {
+            let key =
+                |(port_use, port): &(PortUse, u16)| PortKey::new(1, *port_use, port.to_be_bytes());
+            self.ports.iter().any(|exempt| key(exempt) == *port)
+        }
+
+        fn is_exempt_network(&self, slot: u32, address: &IpKey) -> bool {
+            slot == 1 && self.networks.iter().any(|network| key(network) == *address)
+        }
+
+        fn is_direct(&self, address: &IpKey, port: [u8; 2]) -> bool {
+            self.direct
+                .iter()
+                .any(|(direct, at)| key(direct) == *address && at.to_be_bytes() == port)
+        }
+
+        fn is_probe(&self, connection: &ProbeKey, slot: u32) -> bool {
+            let probe = |(remote, remote_port, local, local_port): &(&str, u16, &str, u16)| {
+                ProbeKey::new(
+                    (key(remote), remote_port.to_be_bytes()),
+                    (key(local), local_port.to_be_bytes()),
+                )
+            };
+            slot == 1 && self.probes.iter().any(|known| probe(known) == *connection)
         }
     }
 }

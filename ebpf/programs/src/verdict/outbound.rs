@@ -1,6 +1,6 @@
 //! What happens to a connection that an enrolled pod opens.
 
-use sluice_abi::{Family, IpKey, Pod};
+use sluice_abi::{Exemptions, Family, IpKey, Pod, PortKey, PortUse};
 
 use crate::verdict::mesh::Mesh;
 
@@ -16,11 +16,19 @@ pub enum Outbound {
     Direct,
     /// Leave it alone: it does not leave the pod, or not the pod's link.
     Home,
+    /// Leave it alone and count it: an opt-out keeps it out of the mesh.
+    Bypass,
 }
 
-/// Judges a connection of `pod` to `destination`, made on `cpu`.
+/// Judges a connection of `pod` to `destination` at `port` (network order), made on `cpu`.
 #[inline(always)]
-pub fn judge(destination: &IpKey, pod: &Pod, cpu: u32, mesh: &impl Mesh) -> Outbound {
+pub fn judge(
+    destination: &IpKey,
+    port: [u8; 2],
+    pod: &Pod,
+    cpu: u32,
+    mesh: &impl Mesh,
+) -> Outbound {
     let family = Family::of(destination);
     if destination.is_loopback()
         || destination.is_unspecified()
@@ -35,10 +43,30 @@ pub fn judge(destination: &IpKey, pod: &Pod, cpu: u32, mesh: &impl Mesh) -> Outb
     if mesh.local(destination).is_some_and(|local| local.slot == pod.slot()) {
         return Outbound::Home;
     }
+    if is_bypassed(destination, port, pod.slot(), pod.exemptions(), mesh) {
+        return Outbound::Bypass;
+    }
     match pod.out_port(family, cpu) {
         Some(port) => Outbound::Capture(port),
         None => Outbound::Deny,
     }
+}
+
+/// Whether an opt-out of the pod in `slot`, or of the node, keeps its TCP to a destination that the
+/// mesh covers out of the mesh.
+#[inline(always)]
+pub fn is_bypassed(
+    destination: &IpKey,
+    port: [u8; 2],
+    slot: u32,
+    exemptions: Exemptions,
+    mesh: &impl Mesh,
+) -> bool {
+    (exemptions.has(Exemptions::OUTBOUND_PORTS)
+        && mesh.is_exempt(&PortKey::new(slot, PortUse::Outbound, port)))
+        || (exemptions.has(Exemptions::OUTBOUND_NETWORKS)
+            && mesh.is_exempt_network(slot, destination))
+        || mesh.is_direct(destination, port)
 }
 
 #[cfg(test)]
@@ -48,6 +76,8 @@ mod tests {
     use super::*;
     use crate::verdict::mesh::fake::{FAKE, Fake, key};
 
+    const HTTP: [u8; 2] = 80_u16.to_be_bytes();
+
     fn pod() -> Pod {
         Pod::new(1, PodAddresses { v4: key("10.1.0.2"), v6: key("fd00:1::2") })
             .with_worker(4001, 6001)
@@ -56,7 +86,7 @@ mod tests {
     }
 
     fn verdict(destination: &str) -> Outbound {
-        judge(&key(destination), &pod(), 0, &FAKE)
+        judge(&key(destination), HTTP, &pod(), 0, &FAKE)
     }
 
     #[test]
@@ -69,34 +99,62 @@ mod tests {
     #[test]
     fn a_second_address_of_the_pod_stays_home_though_it_is_a_peer() {
         let peers = Fake { peers: &["10.1.0.22"], ..FAKE };
-        assert_eq!(judge(&key("10.1.0.22"), &pod(), 0, &peers), Outbound::Home);
+        assert_eq!(judge(&key("10.1.0.22"), HTTP, &pod(), 0, &peers), Outbound::Home);
     }
 
     #[test]
     fn a_pod_without_an_ipv6_address_does_not_take_unspecified_for_its_own() {
         let v4_only = Pod::new(1, PodAddresses { v4: key("10.1.0.2"), v6: IpKey::UNSPECIFIED });
-        assert_eq!(judge(&key("fd00:1::3"), &v4_only, 0, &FAKE), Outbound::Deny);
+        assert_eq!(judge(&key("fd00:1::3"), HTTP, &v4_only, 0, &FAKE), Outbound::Deny);
     }
 
     #[test]
     fn peers_are_captured_by_the_worker_of_the_cpu() {
         assert_eq!(verdict("10.96.0.10"), Outbound::Capture(4001_u16.to_be_bytes()));
         assert_eq!(verdict("fd00:1::3"), Outbound::Capture(6001_u16.to_be_bytes()));
-        let second = judge(&key("10.1.0.3"), &pod(), 3, &FAKE);
+        let second = judge(&key("10.1.0.3"), HTTP, &pod(), 3, &FAKE);
         assert_eq!(second, Outbound::Capture(4002_u16.to_be_bytes()));
     }
 
     #[test]
     fn a_family_that_the_worker_does_not_serve_is_denied() {
-        assert_eq!(judge(&key("fd00:1::3"), &pod(), 1, &FAKE), Outbound::Deny);
+        assert_eq!(judge(&key("fd00:1::3"), HTTP, &pod(), 1, &FAKE), Outbound::Deny);
+    }
+
+    #[test]
+    fn opt_outs_of_the_pod_and_the_node_leave_exactly_their_destinations_alone() {
+        let all = Exemptions::NONE
+            .with(Exemptions::OUTBOUND_PORTS, true)
+            .with(Exemptions::OUTBOUND_NETWORKS, true);
+        let mesh = Fake {
+            ports: &[(PortUse::Outbound, 5432), (PortUse::Inbound, 81)],
+            networks: &["10.1.0.3"],
+            direct: &[("fd00:1::3", 6379)],
+            ..FAKE
+        };
+        let verdict = |destination, port: u16, exemptions| {
+            let pod = pod().with_exemptions(exemptions);
+            judge(&key(destination), port.to_be_bytes(), &pod, 0, &mesh)
+        };
+        assert_eq!(verdict("10.96.0.10", 5432, all), Outbound::Bypass);
+        assert_eq!(verdict("10.1.0.3", 80, all), Outbound::Bypass);
+        assert_eq!(verdict("fd00:1::3", 6379, Exemptions::NONE), Outbound::Bypass);
+        let captured = |verdict| matches!(verdict, Outbound::Capture(_));
+        assert!(captured(verdict("10.96.0.10", 5433, all)), "another port");
+        assert!(captured(verdict("10.96.0.10", 81, all)), "an inbound port");
+        assert!(captured(verdict("10.96.0.10", 5432, Exemptions::OUTBOUND_NETWORKS)));
+        assert!(captured(verdict("10.1.0.3", 80, Exemptions::OUTBOUND_PORTS)));
+        assert!(captured(verdict("fd00:1::3", 80, Exemptions::NONE)));
+        assert_eq!(verdict("1.1.1.1", 5432, all), Outbound::Direct, "never of the mesh");
+        assert_eq!(verdict("127.0.0.1", 5432, all), Outbound::Home);
     }
 
     #[test]
     fn what_the_mesh_does_not_know_goes_direct_until_peers_overflow() {
         assert_eq!(verdict("1.1.1.1"), Outbound::Direct);
         let full = Fake { capture_all: true, ..FAKE };
-        let overflow = judge(&key("1.1.1.1"), &pod(), 0, &full);
+        let overflow = judge(&key("1.1.1.1"), HTTP, &pod(), 0, &full);
         assert_eq!(overflow, Outbound::Capture(4001_u16.to_be_bytes()));
-        assert_eq!(judge(&key("fe80::1"), &pod(), 0, &full), Outbound::Direct);
+        assert_eq!(judge(&key("fe80::1"), HTTP, &pod(), 0, &full), Outbound::Direct);
     }
 }

@@ -13,6 +13,9 @@ pub const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 /// Ethernet type of IPv6.
 pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
+/// Ethernet types of VLAN tags (IEEE 802.1Q, 802.1ad).
+pub const ETHERTYPE_VLAN: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
+
 /// IP protocol numbers (IANA) that are judged one by one.
 pub mod protocol {
     /// ICMP.
@@ -25,6 +28,8 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// The IPv6 routing header.
     pub const ROUTING: u8 = 43;
+    /// The IPv6 fragment header.
+    pub const FRAGMENT: u8 = 44;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
 }
@@ -123,6 +128,10 @@ pub fn ipv6(header: &[u32; 10], available: u32) -> Result<Network, Malformed> {
 /// A TCP segment, as far as the guard cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
+    /// Source port, in network order.
+    pub source_port: [u8; 2],
+    /// Destination port, in network order.
+    pub destination_port: [u8; 2],
     /// SYN without ACK: it opens a connection.
     pub opens: bool,
     /// It carries data.
@@ -134,13 +143,19 @@ pub struct Segment {
 pub fn tcp(header: &[u32; 4], length: u32) -> Result<Segment, Malformed> {
     const SYN: u8 = 0x02;
     const ACK: u8 = 0x10;
-    let [.., w3] = *header;
+    let [w0, .., w3] = *header;
+    let [s0, s1, d0, d1] = w0.to_ne_bytes();
     let [words, flags, ..] = w3.to_ne_bytes();
     let header_length = u32::from(words >> 4) * 4;
     if header_length < 20 || header_length > length {
         return Err(Malformed);
     }
-    Ok(Segment { opens: flags & (SYN | ACK) == SYN, carries_data: length > header_length })
+    Ok(Segment {
+        source_port: [s0, s1],
+        destination_port: [d0, d1],
+        opens: flags & (SYN | ACK) == SYN,
+        carries_data: length > header_length,
+    })
 }
 
 #[cfg(test)]

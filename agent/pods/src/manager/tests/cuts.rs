@@ -63,10 +63,10 @@ fn connections_to_peers_end_when_a_pod_is_captured() {
 }
 
 /// A connection that another process holds.
-struct Stranger(Child);
+pub(super) struct Stranger(Child);
 
 impl Stranger {
-    fn connect(pod: &Namespace, listener: &TcpListener) -> (Self, TcpStream) {
+    pub(super) fn connect(pod: &Namespace, listener: &TcpListener) -> (Self, TcpStream) {
         let address = listener.local_addr().unwrap();
         let script = format!("exec 3<>/dev/tcp/{}/{}; cat <&3", address.ip(), address.port());
         let child = Command::new("nsenter")

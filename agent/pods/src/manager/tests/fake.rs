@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use sluice_kernel::{CaptureState, Enrolled, Error, GuardState, PeerFill, PodCounters, PodHooks};
+use sluice_kernel::{
+    CaptureState, DirectFill, Enrolled, Error, GuardState, PeerFill, Placed, PodCounters,
+    PodExemptions, PodHooks,
+};
 use sluice_mesh::WorkloadUid;
 
 use crate::{Hooks, LocalPod, PodManager, WorkerListeners, Workers};
@@ -22,6 +25,8 @@ pub(super) struct Notes {
     pub(super) calls: Vec<String>,
     pub(super) enrolled: BTreeMap<u64, Enrolled>,
     pub(super) peers: HashSet<IpAddr>,
+    pub(super) exempt: BTreeMap<u64, PodExemptions>,
+    pub(super) direct: Vec<SocketAddr>,
     pub(super) marked: usize,
     pub(super) served: BTreeMap<WorkloadUid, (Arc<LocalPod>, Vec<WorkerListeners>)>,
     /// Which calls fail.
@@ -78,8 +83,8 @@ impl Fake {
 }
 
 impl Hooks for Fake {
-    fn enroll(&self, pod: &PodHooks<'_>) -> Result<u32, Error> {
-        let PodHooks { cookie, addresses, guard_ifindexes, .. } = *pod;
+    fn enroll(&self, pod: &PodHooks<'_>) -> Result<Placed, Error> {
+        let PodHooks { cookie, addresses, guard_ifindexes, exemptions, .. } = *pod;
         let mut notes = self.called("enroll")?;
         let enrolled = Enrolled {
             cookie,
@@ -89,7 +94,25 @@ impl Hooks for Fake {
         };
         notes.enrolled.insert(cookie, enrolled);
         notes.detached.clear();
-        Ok(1)
+        let exempt = if notes.failing.contains("exempt") {
+            Err(Error::TooManyExempt { what: "ports", room: 64 })
+        } else {
+            notes.exempt.insert(cookie, exemptions.clone());
+            Ok(())
+        };
+        Ok(Placed { slot: 1, exempt })
+    }
+
+    fn exempt(&self, cookie: u64, exemptions: &PodExemptions) -> Result<(), Error> {
+        self.called("exempt")?.exempt.insert(cookie, exemptions.clone());
+        Ok(())
+    }
+
+    fn set_direct(&self, destinations: &[SocketAddr]) -> Result<DirectFill, Error> {
+        let mut notes = self.notes();
+        notes.direct = destinations.to_vec();
+        let (wanted, capacity) = (destinations.len(), notes.capacity);
+        Ok(DirectFill { wanted, held: wanted.min(capacity), capacity })
     }
 
     fn withdraw(&self, cookie: u64) -> Result<(), Error> {
@@ -124,6 +147,7 @@ impl Hooks for Fake {
             enrolled: enrolled.is_some(),
             inbound: !notes.detached.contains("inbound"),
             guards: guards.into_iter().map(|ifindex| GuardState { ifindex, attached }).collect(),
+            unprobed: Vec::new(),
         })
     }
 

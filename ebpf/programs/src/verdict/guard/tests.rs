@@ -96,7 +96,7 @@ fn every_routed_destination_is_guarded_once_peers_overflow() {
 
 #[test]
 fn only_data_and_opening_segments_need_the_agent() {
-    let rule_of = |opens, carries_data| tcp_rule(Ok(Segment { opens, carries_data }));
+    let rule_of = |opens, carries_data| tcp_rule(Ok(segment(1, 2, opens, carries_data)));
     assert_eq!(rule_of(false, false), Rule::Pass);
     assert_eq!(rule_of(true, false), Rule::FromAgent);
     assert_eq!(rule_of(false, true), Rule::FromAgent);
@@ -118,5 +118,78 @@ fn rules_are_applied_to_the_sender() {
         assert_eq!(apply(rule, || Sender::Agent), agent, "{rule:?}");
         assert_eq!(apply(rule, || Sender::Udp), udp, "{rule:?}");
         assert_eq!(apply(rule, || Sender::Other), other, "{rule:?}");
+        assert_eq!(apply(rule, || Sender::Tcp), other, "{rule:?}");
     }
+}
+
+const PEER: &str = "10.2.0.9";
+
+fn segment(source_port: u16, destination_port: u16, opens: bool, carries_data: bool) -> Segment {
+    Segment {
+        source_port: source_port.to_be_bytes(),
+        destination_port: destination_port.to_be_bytes(),
+        opens,
+        carries_data,
+    }
+}
+
+/// Whether the mesh exempts a TCP segment of the pod to a peer.
+fn exempts(mesh: &Fake, segment: Segment, sender: Sender) -> bool {
+    let pod = Guarded { slot: 1, exemptions: mesh.exemptions };
+    is_exempt(&packet("10.1.0.2", PEER, protocol::TCP), Some(segment), &pod, || sender, mesh)
+}
+
+#[test]
+fn an_opt_out_of_a_port_lets_exactly_that_port_pass() {
+    let exemptions = Exemptions::OUTBOUND_PORTS;
+    let mesh = Fake { exemptions, ports: &[(PortUse::Outbound, 5432)], ..FAKE };
+    assert!(exempts(&mesh, segment(40_000, 5432, true, false), Sender::Other));
+    assert!(exempts(&mesh, segment(40_000, 5432, false, true), Sender::Tcp));
+    assert!(!exempts(&mesh, segment(40_000, 5433, true, false), Sender::Tcp));
+    assert!(!exempts(&mesh, segment(5432, 40_000, false, true), Sender::Tcp), "its source port");
+    let taken_back = Fake { exemptions: Exemptions::NONE, ..mesh };
+    assert!(!exempts(&taken_back, segment(40_000, 5432, true, false), Sender::Tcp));
+}
+
+#[test]
+fn an_opt_out_of_a_network_lets_its_packets_pass_from_the_pods_own_addresses() {
+    let exemptions = Exemptions::OUTBOUND_NETWORKS;
+    let mesh = Fake { exemptions, networks: &[PEER], ..FAKE };
+    let pod = Guarded { slot: 1, exemptions };
+    let passes = |source, destination, pod: &Guarded| {
+        let fragment = Network { fragment: true, ..packet(source, destination, protocol::TCP) };
+        is_exempt(&fragment, None, pod, || Sender::Other, &mesh)
+    };
+    assert!(passes("10.1.0.2", PEER, &pod));
+    assert!(passes("10.1.0.22", PEER, &pod), "its other address");
+    assert!(!passes("10.1.0.3", PEER, &pod), "a borrowed address");
+    assert!(!passes("10.1.0.2", "10.1.0.3", &pod), "another peer");
+    assert!(!passes("10.1.0.3", PEER, &Guarded { slot: 2, exemptions }), "another pod's opt-out");
+}
+
+#[test]
+fn a_destination_that_the_node_reaches_directly_passes_for_every_pod() {
+    let mesh = Fake { direct: &[(PEER, 5432)], ..FAKE };
+    assert!(exempts(&mesh, segment(40_000, 5432, true, false), Sender::Tcp));
+    assert!(!exempts(&mesh, segment(40_000, 80, true, false), Sender::Tcp));
+}
+
+#[test]
+fn answers_from_an_exempt_port_need_a_socket_that_accepted() {
+    let exemptions = Exemptions::INBOUND_PORTS;
+    let mesh = Fake { exemptions, ports: &[(PortUse::Inbound, 9000)], ..FAKE };
+    assert!(exempts(&mesh, segment(9000, 40_000, false, true), Sender::Tcp));
+    assert!(!exempts(&mesh, segment(9000, 40_000, false, true), Sender::Other), "a raw packet");
+    assert!(!exempts(&mesh, segment(9000, 40_000, true, false), Sender::Tcp), "it opens one");
+    assert!(!exempts(&mesh, segment(40_000, 9000, false, true), Sender::Tcp), "it asks");
+}
+
+#[test]
+fn a_probe_is_answered_though_the_node_counts_as_a_peer() {
+    let exemptions = Exemptions::PROBES;
+    let mesh = Fake { exemptions, probes: &[(PEER, 40_000, "10.1.0.2", 8080)], ..FAKE };
+    assert!(exempts(&mesh, segment(8080, 40_000, false, true), Sender::Tcp));
+    assert!(!exempts(&mesh, segment(8080, 40_000, false, true), Sender::Other));
+    assert!(!exempts(&mesh, segment(8080, 40_001, false, true), Sender::Tcp));
+    assert!(!exempts(&mesh, segment(8081, 40_000, false, true), Sender::Tcp));
 }

@@ -109,8 +109,13 @@ fn ipv6_that_lies_or_takes_a_detour_is_malformed() {
     assert_eq!(mapped, Err(Malformed), "mapped destination");
 }
 
+fn shape(opens: bool, carries_data: bool) -> Segment {
+    Segment { source_port: [0x30, 0x39], destination_port: [0x1f, 0x90], opens, carries_data }
+}
+
 fn segment(offset_byte: u8, flags: u8, length: u32) -> Result<Segment, Malformed> {
     let mut header = [0; 16];
+    header[..4].copy_from_slice(&[0x30, 0x39, 0x1f, 0x90]);
     header[12] = offset_byte;
     header[13] = flags;
     tcp(&words(&header), length)
@@ -119,13 +124,13 @@ fn segment(offset_byte: u8, flags: u8, length: u32) -> Result<Segment, Malformed
 #[test]
 fn segments_are_told_apart_by_opening_and_data() {
     let of = |offset, flags, length| segment(offset, flags, length).unwrap();
-    assert_eq!(of(0xa0, 0x02, 40), Segment { opens: true, carries_data: false });
-    assert_eq!(of(0xa0, 0x02, 50), Segment { opens: true, carries_data: true });
-    assert_eq!(of(0xa0, 0x12, 40), Segment { opens: false, carries_data: false });
-    assert_eq!(of(0x50, 0x10, 20), Segment { opens: false, carries_data: false });
-    assert_eq!(of(0x50, 0x18, 21), Segment { opens: false, carries_data: true });
-    assert_eq!(of(0x50, 0x04, 20), Segment { opens: false, carries_data: false });
-    assert_eq!(of(0x50, 0x03, 20), Segment { opens: true, carries_data: false });
+    assert_eq!(of(0xa0, 0x02, 40), shape(true, false));
+    assert_eq!(of(0xa0, 0x02, 50), shape(true, true));
+    assert_eq!(of(0xa0, 0x12, 40), shape(false, false));
+    assert_eq!(of(0x50, 0x10, 20), shape(false, false));
+    assert_eq!(of(0x50, 0x18, 21), shape(false, true));
+    assert_eq!(of(0x50, 0x04, 20), shape(false, false));
+    assert_eq!(of(0x50, 0x03, 20), shape(true, false));
 }
 
 #[test]
