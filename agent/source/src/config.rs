@@ -29,12 +29,14 @@ const CORES_PER_WORKER: usize = 4;
 /// `sun_path` holds 108 bytes with the terminating zero (unix(7)).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_INSTANCE_BYTES: usize = 63;
+const NODE_VARIABLE: &str = "SLUICE_NODE";
 
 /// How an agent is set up. Relative paths in the file are relative to the file's directory; here they are
 /// joined with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentConfig {
-    /// Name of the agent's node, as the mesh state names it.
+    /// Name of the agent's node, as the mesh state names it; the variable `SLUICE_NODE` when the file does
+    /// not say, so that one file serves every node of a cluster.
     pub node: String,
     /// Trust domain of the mesh; `cluster.local` by default.
     pub trust_domain: TrustDomain,
@@ -72,7 +74,8 @@ pub struct AgentConfig {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Written {
-    node: Spanned<String>,
+    #[serde(default)]
+    node: Option<Spanned<String>>,
     #[serde(default)]
     trust_domain: Option<Spanned<String>>,
     #[serde(default)]
@@ -119,13 +122,21 @@ impl AgentConfig {
         let text = fs::read_to_string(path).map_err(unreadable)?;
         // Joined now: the agent may change its directory, and does change its namespaces.
         let whole = std::path::absolute(path).map_err(unreadable)?;
-        Self::parse(path, whole.parent().unwrap_or(Path::new("/")), &text)
+        let this_node = std::env::var(NODE_VARIABLE).ok();
+        Self::parse(path, whole.parent().unwrap_or(Path::new("/")), &text, this_node)
     }
 
-    fn parse(file: &Path, directory: &Path, text: &str) -> Result<Self, FileError> {
+    fn parse(
+        file: &Path,
+        directory: &Path,
+        text: &str,
+        this_node: Option<String>,
+    ) -> Result<Self, FileError> {
         let written: Written = yaml::parse(file, text)?;
         let refuse = |at: Location, field: &str, problem| yaml::content(file, at, field, problem);
-        let Spanned { value: node, referenced, .. } = written.node;
+        let node = written.node.map(taken).or(this_node.map(|node| (node, Location::UNKNOWN)));
+        let (node, referenced) =
+            node.ok_or_else(|| refuse(Location::UNKNOWN, "node", Problem::NoNode))?;
         if !names::is_subdomain(&node) {
             return Err(refuse(referenced, "node", Problem::NotASubdomain(node)));
         }

@@ -82,6 +82,9 @@ pub enum Problem {
         "{0:?} is not a DNS name: labels of lower-case letters, digits and '-', joined by '.', at most 253"
     )]
     NotASubdomain(String),
+    /// Neither the file nor the environment says which node this is.
+    #[error("name this node here, or in the variable SLUICE_NODE")]
+    NoNode,
     /// Neither letters, digits, nor `-`, `_`, `.`.
     #[error("{0:?} cannot name a directory: letters, digits, '-', '_' and '.', at most 63")]
     NotAnInstance(String),

@@ -150,7 +150,7 @@ mod tests {
 
     fn parse(text: &str) -> Result<AgentConfig, FileError> {
         let text = format!("node: n\n{text}");
-        AgentConfig::parse(Path::new("agent.yaml"), Path::new("/etc/sluice"), &text)
+        AgentConfig::parse(Path::new("agent.yaml"), Path::new("/etc/sluice"), &text, None)
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::*;
 
 fn parse(text: &str) -> Result<AgentConfig, FileError> {
-    AgentConfig::parse(Path::new("agent.yaml"), Path::new("/etc/sluice"), text)
+    AgentConfig::parse(Path::new("agent.yaml"), Path::new("/etc/sluice"), text, None)
 }
 
 #[test]
@@ -111,4 +111,16 @@ fn faults_of_trust_name_line_and_field() {
         let error = parse(&format!("node: n\nmesh: m\n{text}\n")).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
+}
+
+#[test]
+fn the_environment_names_the_node_when_the_file_does_not() {
+    let parse = |text, node: Option<&str>| {
+        AgentConfig::parse(Path::new("a.yaml"), Path::new("/"), text, node.map(str::to_owned))
+    };
+    assert_eq!(parse("mesh: m\n", Some("node-e")).unwrap().node, "node-e");
+    assert_eq!(parse("node: node-f\nmesh: m\n", Some("node-e")).unwrap().node, "node-f");
+    assert!(parse("mesh: m\n", Some("NOT A NODE")).is_err());
+    let said = parse("mesh: m\n", None).unwrap_err().to_string();
+    assert!(said.contains("node: name this node here, or in the variable SLUICE_NODE"), "{said}");
 }

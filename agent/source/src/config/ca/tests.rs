@@ -5,7 +5,7 @@ use crate::AgentConfig;
 
 fn parse(ca: &str) -> Result<AgentConfig, FileError> {
     let text = format!("node: n\nmesh: m\nca: {ca}\n");
-    AgentConfig::parse(Path::new("agent.yaml"), Path::new("/etc/sluice"), &text)
+    AgentConfig::parse(Path::new("agent.yaml"), Path::new("/etc/sluice"), &text, None)
 }
 
 fn said(ca: &str) -> String {
