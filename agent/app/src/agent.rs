@@ -1,7 +1,7 @@
 //! `sluice agent`: puts the parts together and keeps them in step with the state of the mesh.
 //!
 //! ```text
-//!   FileSource --snapshot--> control loop --> PodManager --> kernel hooks
+//!       source --snapshot--> control loop --> PodManager --> kernel hooks
 //!                                 |               +--------> Proxy (workers)
 //!                                 +--> certificates wanted, policy re-checked
 //! ```
@@ -10,6 +10,7 @@ mod control;
 mod diagnostics;
 mod expiry;
 mod operator;
+mod source;
 mod trust;
 
 use std::sync::{Arc, Mutex};
@@ -20,7 +21,7 @@ use sluice_kernel::{Datapath, LogLevel, Settings};
 use sluice_mesh::Snapshot;
 use sluice_pods::{PodManager, Workers};
 use sluice_proxy::{Proxy, Shared};
-use sluice_source::{AgentConfig, FileSource};
+use sluice_source::AgentConfig;
 use sluice_tls::{CertStore, Clock, Issuer, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -72,7 +73,8 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
         let manager = PodManager::new(Arc::clone(&datapath), served, workers);
         manager.with_processes(config.proc.clone())
     }));
-    let FileSource { snapshots, status, .. } = FileSource::watch(&config)?;
+    let source::Started { snapshots, status, announced, reports } =
+        source::start(&config, &shared).await?;
     let operator = Operator::new(&config, settings.max_peers, &shared, &pods, status, &trust);
     let operator = Arc::new(operator);
     tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::clone(&operator) as _));
@@ -80,10 +82,9 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
         let exporter = Exporter { shared: Arc::clone(&shared), answers: operator };
         tokio::spawn(metrics::serve(metrics::bind(address).await?, Arc::new(exporter)));
     }
-    let listed = Arc::new(cni::FilePods::new(Arc::clone(&shared), config.node.clone()));
     let asked = Arc::clone(&pods);
-    let control = Control::new(config.node, shared, pods, datapath);
-    let desk = Arc::new(cni::Desk::new(listed, asked, control.turns()));
+    let control = Control::new(config.node, shared, pods, datapath).telling(reports);
+    let desk = Arc::new(cni::Desk::new(announced, asked, control.turns()));
     tokio::spawn(cni::serve(server::bind(&config.cni_socket)?, desk));
     tokio::select! {
         () = control.run(snapshots) => anyhow::bail!("BUG: the source of the mesh's state ended"),

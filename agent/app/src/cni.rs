@@ -4,4 +4,8 @@ mod announce;
 mod desk;
 mod server;
 
-pub(crate) use self::{announce::FilePods, desk::Desk, server::serve};
+pub(crate) use self::{
+    announce::{Announce, Deciding, Decision, FilePods},
+    desk::Desk,
+    server::serve,
+};

@@ -80,21 +80,29 @@ impl<H: Hooks> PodManager<H> {
     }
 
     /// Makes the pods of `node` what `snapshot` says. Only a snapshot that a source has really read
-    /// may come here: one that is empty for want of knowledge would set every pod free.
+    /// may come here: one that is empty for want of knowledge would set every pod free. A provisional one
+    /// only adds: pods and peers that it does not name stay as they are.
     pub fn reconcile(&mut self, snapshot: &Snapshot, node: &str) -> Vec<PodEvent> {
         self.retry_unwanted();
         let declared = declared_on(snapshot, node);
-        let departed: Vec<_> =
-            self.pods.keys().filter(|uid| !declared.contains_key(uid)).cloned().collect();
+        let is_provisional = snapshot.is_provisional();
+        let departed = |uid: &&WorkloadUid| !is_provisional && !declared.contains_key(*uid);
+        let departed: Vec<_> = self.pods.keys().filter(departed).cloned().collect();
         for uid in departed {
             self.withdraw(&uid, Departure::Undeclared);
             self.pods.remove(&uid);
         }
         self.declare(declared);
         self.locate_due();
-        self.settle_inheritance();
+        let peers = snapshot.protected_addresses().collect();
+        if is_provisional {
+            self.read_inheritance();
+            self.wanted_peers = self.provisional_peers(peers);
+        } else {
+            self.settle_inheritance();
+            self.wanted_peers = Some(peers);
+        }
         self.enrol_due();
-        self.wanted_peers = Some(snapshot.protected_addresses().collect());
         self.wanted_direct = Some(direct(snapshot));
         self.exempt_changed();
         // Before the peers: what is direct is so from the moment that its address is a peer.

@@ -7,8 +7,9 @@ use std::{
 };
 
 use sluice_kernel::Datapath;
+use sluice_kube::{Capture, Reports};
 use sluice_mesh::Snapshot;
-use sluice_pods::PodManager;
+use sluice_pods::{PodManager, PodState};
 use sluice_proxy::Shared;
 use sluice_spiffe::SpiffeId;
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ pub(super) struct Control {
     wanted: HashSet<SpiffeId>,
     /// Counts what has been carried out: states of the mesh first, then audits too.
     turns: watch::Sender<u64>,
+    /// Where what became of the node's pods is told.
+    reports: Option<Reports>,
 }
 
 // === impl Control ===
@@ -44,7 +47,13 @@ impl Control {
     ) -> Self {
         let turns = watch::Sender::new(0);
         let wanted = HashSet::new();
-        Self { node, shared, pods, datapath, has_predecessors: true, wanted, turns }
+        let has_predecessors = true;
+        Self { node, shared, pods, datapath, has_predecessors, wanted, turns, reports: None }
+    }
+
+    /// Has what became of the node's pods told to their owners.
+    pub(super) fn telling(self, reports: Option<Reports>) -> Self {
+        Self { reports, ..self }
     }
 
     /// Counts the states of the mesh that are in force, and the audits after the first of them.
@@ -68,6 +77,7 @@ impl Control {
                 }
                 _ = audit.tick() => {
                     self.blocking(Pods::audit).await;
+                    self.tell().await;
                     self.turns.send_if_modified(|turns| *turns > 0 && { *turns += 1; true });
                 }
             }
@@ -95,6 +105,7 @@ impl Control {
         {
             tracing::error!(%error, "taking down what another version of the agent left");
         }
+        self.tell().await;
         self.turns.send_modify(|turns| *turns += 1);
         tracing::info!(
             pods = snapshot.members().len(),
@@ -102,6 +113,21 @@ impl Control {
             connections_cut = cut,
             "state of the mesh applied"
         );
+    }
+
+    /// As the kernel has the pods, not as they were asked for.
+    async fn tell(&self) {
+        let Some(reports) = self.reports.clone() else { return };
+        let capture = |state| match state {
+            PodState::Captured => Capture::Captured,
+            PodState::Impaired { reason } | PodState::Refused { reason } => Capture::Failed(reason),
+            _ => Capture::Failed("its state is not known".to_owned()),
+        };
+        self.blocking(move |pods| {
+            let pods = pods.status().into_iter();
+            reports.report(pods.map(|pod| (pod.uid, capture(pod.state))).collect());
+        })
+        .await;
     }
 
     fn identities(&self, snapshot: &Snapshot) -> HashSet<SpiffeId> {

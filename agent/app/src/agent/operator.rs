@@ -9,11 +9,11 @@ use sluice_identity::Trust;
 use sluice_kernel::Datapath;
 use sluice_pods::{PodManager, PodState, PodStatus};
 use sluice_proxy::{Direction, Live, PodStats, Shared, Transport};
-use sluice_source::{AgentConfig, StatusHandle};
+use sluice_source::AgentConfig;
 use sluice_tls::{AuthorityStatus, CertStatus, Crl, UnixTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::expiry;
+use super::{expiry, source::StatusHandle};
 use crate::view::{
     model::{Certificate, Certs, Counters, Flow, Peers, Pod, Policy, Source, Status, TrustEntry},
     server::Answers,
@@ -82,7 +82,7 @@ impl Answers for Operator {
     fn status(&self) -> Status {
         let snapshot = self.shared.snapshot();
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner).status();
-        let source = self.source.status();
+        let source = self.source.report();
         let known = snapshot.protected_addresses().count();
         let capacity = usize::try_from(self.max_peers).unwrap_or(usize::MAX);
         Status {
@@ -95,12 +95,15 @@ impl Answers for Operator {
             source: Source {
                 version: source.version,
                 age_seconds: source.loaded_at.map(|at| at.elapsed().unwrap_or_default().as_secs()),
-                errors: source.errors.iter().map(ToString::to_string).collect(),
+                errors: source.errors,
+                findings: source.findings,
+                is_provisional: source.is_provisional,
+                lag_seconds: source.lag_seconds,
             },
             peers: Peers { known, capacity, capture_all: known > capacity },
             pods: pods.into_iter().map(|pod| self.pod(pod)).collect(),
             certificates: self.shared.certificates.status().into_iter().map(certificate).collect(),
-            policies: policies(&snapshot, &source.findings),
+            policies: policies(&snapshot, &source.policies),
         }
     }
 

@@ -27,6 +27,15 @@ pub(crate) struct Source {
     pub(crate) age_seconds: Option<u64>,
     /// What is wrong with which line of which file; the last good state of it is in force.
     pub(crate) errors: Vec<String>,
+    /// What objects of a cluster say wrongly, or what they keep out of the mesh.
+    #[serde(default)]
+    pub(crate) findings: Vec<String>,
+    /// Whether what is in force is what an earlier run remembered, because the API server does not answer.
+    #[serde(default)]
+    pub(crate) is_provisional: bool,
+    /// Seconds for which the API server could not be followed, at least in part.
+    #[serde(default)]
+    pub(crate) lag_seconds: u64,
 }
 
 /// The kernel's table of destinations that are reached through the mesh only.

@@ -1,7 +1,10 @@
 //! Pods that the agent before this one enrolled: kept captured until it is known that nobody wants
 //! them.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use sluice_kernel::Enrolled;
 
@@ -12,14 +15,7 @@ impl<H: Hooks> PodManager<H> {
     /// Withdraws what an earlier agent enrolled and no declared pod can be. What may be a declared pod
     /// stays, and is taken over without a gap when that pod is enrolled.
     pub(super) fn settle_inheritance(&mut self) {
-        if self.inherited.is_none() {
-            match self.hooks.enrolled() {
-                Ok(all) => self.inherit(all),
-                Err(error) => {
-                    self.events.push(PodEvent::AdoptionFailed { reason: error.to_string() });
-                }
-            }
-        }
+        self.read_inheritance();
         let Some(inherited) = self.inherited.as_ref().filter(|all| !all.is_empty()) else { return };
         self.pods
             .values_mut()
@@ -34,6 +30,31 @@ impl<H: Hooks> PodManager<H> {
                 inherited.remove(&cookie);
             }
             self.release(cookie, None, Departure::Undeclared);
+        }
+    }
+
+    /// Asks the hooks once what an earlier agent enrolled.
+    pub(super) fn read_inheritance(&mut self) {
+        if self.inherited.is_none() {
+            match self.hooks.enrolled() {
+                Ok(all) => self.inherit(all),
+                Err(error) => {
+                    self.events.push(PodEvent::AdoptionFailed { reason: error.to_string() });
+                }
+            }
+        }
+    }
+
+    /// The peers that a provisional snapshot adds to those that the kernel has, which it takes nothing
+    /// from. What an earlier agent told the kernel is newer than what was remembered on disk.
+    pub(super) fn provisional_peers(&self, remembered: HashSet<IpAddr>) -> Option<HashSet<IpAddr>> {
+        match &self.known_peers {
+            Some(known) => Some(known.union(&remembered).copied().collect()),
+            None => {
+                let is_bare = self.inherited.as_ref().is_some_and(BTreeMap::is_empty)
+                    && self.captured_pods().next().is_none();
+                is_bare.then_some(remembered)
+            }
         }
     }
 

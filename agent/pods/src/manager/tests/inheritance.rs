@@ -1,5 +1,6 @@
 //! What becomes of the pods that an earlier agent enrolled.
 
+use sluice_mesh::SnapshotBuilder;
 use sluice_sys::Netns;
 
 use super::fake::Fake;
@@ -52,6 +53,31 @@ fn without_a_snapshot_nothing_changes() {
         assert_eq!(manager.audit(), []);
         assert_eq!(fake.calls(), [""; 0], "nor are the peers that the kernel knows touched");
         assert!(fake.notes().enrolled.contains_key(&STRANGER));
+    });
+}
+
+#[test]
+fn a_provisional_snapshot_takes_nothing_away() {
+    Lab::run("i-provis", |lab| {
+        let pod = lab.pod("web", 2);
+        let fake = Fake::default();
+        fake.inherit(STRANGER, &["10.66.0.2"]);
+        let mut manager = fake.manager();
+        let remembered = |workloads| {
+            let builder =
+                SnapshotBuilder { workloads, provisional: true, ..SnapshotBuilder::default() };
+            builder.build("cluster.local".parse().unwrap()).unwrap()
+        };
+        let web = || workload("web", 2, Some(pod.path()));
+        manager.reconcile(&remembered(vec![web()]), NODE);
+        manager.reconcile(&remembered(Vec::new()), NODE);
+        let calls = fake.calls();
+        assert!(calls.iter().all(|call| call != "withdraw" && call != "set_peers"), "{calls:?}");
+        assert!(calls.iter().any(|call| call == "enroll"));
+        // What the source has really read may.
+        let events = manager.reconcile(&mesh(vec![web()]), NODE);
+        let departure = Departure::Undeclared;
+        assert_eq!(events[0], PodEvent::Withdrawn { pod: None, cookie: STRANGER, departure });
     });
 }
 

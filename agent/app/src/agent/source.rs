@@ -1,0 +1,150 @@
+//! The source of the mesh's state, whichever it is, as the rest of the agent sees it.
+
+use std::{sync::Arc, time::SystemTime};
+
+use sluice_cni::protocol::Attachment;
+use sluice_kube::{Announcement, Announcements, KubeConfig, KubeSource, Reports};
+use sluice_mesh::{EnrolmentRule, Snapshot, WorkloadUid};
+use sluice_proxy::Shared;
+use sluice_source::{AgentConfig, FileSource, KubernetesConfig, SourceConfig};
+use tokio::sync::watch;
+
+use crate::cni::{Announce, Deciding, Decision, FilePods};
+
+/// A source that has been started.
+pub(super) struct Started {
+    pub(super) snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+    pub(super) status: StatusHandle,
+    /// Who decides about pods that a CNI plugin asks for.
+    pub(super) announced: Arc<dyn Announce>,
+    /// Where what became of the node's pods is told, if anywhere.
+    pub(super) reports: Option<Reports>,
+}
+
+/// Reads the source's own state.
+#[derive(Clone)]
+pub(super) enum StatusHandle {
+    Files(sluice_source::StatusHandle),
+    Cluster(sluice_kube::StatusHandle),
+}
+
+/// The source's own state, in one form for all.
+pub(super) struct Report {
+    /// Counts the snapshots that were published.
+    pub(super) version: u64,
+    /// When the last one was.
+    pub(super) loaded_at: Option<SystemTime>,
+    /// What is wrong, and what is in force instead.
+    pub(super) errors: Vec<String>,
+    /// Remarks on policies in force.
+    pub(super) policies: Vec<sluice_policy::Finding>,
+    /// Remarks on other objects.
+    pub(super) findings: Vec<String>,
+    /// Whether what is in force is what an earlier run remembered.
+    pub(super) is_provisional: bool,
+    /// Seconds for which the source could not be heard in part.
+    pub(super) lag_seconds: u64,
+}
+
+pub(super) async fn start(config: &AgentConfig, shared: &Arc<Shared>) -> anyhow::Result<Started> {
+    match &config.source {
+        SourceConfig::Files { .. } => {
+            let FileSource { snapshots, status } = FileSource::watch(config)?;
+            let announced = Arc::new(FilePods::new(Arc::clone(shared), config.node.clone()));
+            let status = StatusHandle::Files(status);
+            Ok(Started { snapshots, status, announced, reports: None })
+        }
+        SourceConfig::Kubernetes(kubernetes) => {
+            let source = KubeSource::start(kube_config(config, kubernetes)).await?;
+            Ok(Started {
+                snapshots: source.snapshots,
+                status: StatusHandle::Cluster(source.status),
+                announced: Arc::new(ClusterPods(source.announcements)),
+                reports: Some(source.reports),
+            })
+        }
+    }
+}
+
+fn kube_config(config: &AgentConfig, kubernetes: &KubernetesConfig) -> KubeConfig {
+    KubeConfig {
+        kubeconfig: kubernetes.kubeconfig.clone(),
+        node: config.node.clone(),
+        directory: config.state_dir.join("kubernetes").join(&config.instance),
+        settings: sluice_cluster::Settings {
+            root_namespace: kubernetes.root_namespace.clone(),
+            own_namespace: kubernetes.own_namespace.clone(),
+            enrolment: EnrolmentRule {
+                label: kubernetes.enrolment_label.clone(),
+                value: kubernetes.enrolment_value.clone(),
+            },
+            cluster_domain: kubernetes.cluster_domain.clone(),
+            ..sluice_cluster::Settings::new(config.trust_domain.clone())
+        },
+    }
+}
+
+// === impl StatusHandle ===
+
+impl StatusHandle {
+    pub(super) fn report(&self) -> Report {
+        match self {
+            Self::Files(handle) => {
+                let status = handle.status();
+                Report {
+                    version: status.version,
+                    loaded_at: status.loaded_at,
+                    errors: status.errors.iter().map(ToString::to_string).collect(),
+                    policies: status.findings.clone(),
+                    findings: Vec::new(),
+                    is_provisional: false,
+                    lag_seconds: 0,
+                }
+            }
+            Self::Cluster(handle) => {
+                let status = handle.status();
+                Report {
+                    version: status.version,
+                    loaded_at: status.loaded_at,
+                    errors: status.errors.iter().map(ToString::to_string).collect(),
+                    policies: status.policies.to_vec(),
+                    findings: status.findings.iter().map(ToString::to_string).collect(),
+                    is_provisional: status.is_provisional,
+                    lag_seconds: status.lag().as_secs(),
+                }
+            }
+        }
+    }
+}
+
+/// Pods of a cluster: its API server knows them.
+struct ClusterPods(Announcements);
+
+impl Announce for ClusterPods {
+    fn announce<'a>(&'a self, attachment: &'a Attachment) -> Deciding<'a> {
+        Box::pin(async {
+            let Attachment { netns, addresses, pod, .. } = attachment;
+            // The runtime that asks is not Kubernetes': none of the cluster's pods.
+            let Some(pod) = pod else { return Ok(Decision::Outside) };
+            let Some(netns) = netns else {
+                return Err("the runtime names no network namespace".to_owned());
+            };
+            let announcement = Announcement {
+                uid: pod.uid.clone(),
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                netns: netns.clone(),
+                addresses: addresses.clone(),
+            };
+            match self.0.announce(announcement).await {
+                Ok(sluice_kube::Decision::Enrolled(uid)) => Ok(Decision::Enrolled(uid)),
+                Ok(sluice_kube::Decision::Outside(_)) => Ok(Decision::Outside),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+    }
+
+    fn withdraw(&self, uid: &WorkloadUid) {
+        self.0.withdraw(&uid.0);
+    }
+}

@@ -1,0 +1,177 @@
+//! The whole life of a source in one test, since a server takes its time to start.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::events::v1::Event;
+use kube::{Api, api::ListParams};
+use serde_json::json;
+use sluice_kube::{Announcement, Capture, Decision, KubeSource};
+use sluice_mesh::{Client, Destination, WorkloadUid};
+use sluice_policy::{Connection, DenyReason, Verdict};
+use tempfile::TempDir;
+
+use crate::{
+    server::Server,
+    world::{World, enrolled, source, until},
+};
+
+#[tokio::test]
+async fn a_source_follows_announces_reports_and_remembers() {
+    let Some(mut server) = Server::start().await else { return };
+    let directory = TempDir::new().unwrap();
+    let world = World(server.client().await);
+    world.namespace("shop", None).await;
+    let web = world.pod("shop", "web").await;
+    world.runs("shop", "web", "10.0.0.1").await;
+    let source_one = source(&server, &directory).await;
+    until(&source_one, "the first list", |snapshot| {
+        snapshot.member(&WorkloadUid(web.as_str().into())).is_some_and(|pod| !pod.workload.in_mesh)
+    })
+    .await;
+    labels(&world, &source_one, &web).await;
+    services(&world, &source_one, &web).await;
+    announcements(&world, &source_one).await;
+    reports(&world, &source_one, &web).await;
+    policies(&world, &source_one, &web).await;
+    outage(&mut server, &directory, source_one, &web).await;
+}
+
+/// Both ways, without a restart of anything.
+async fn labels(world: &World, source: &KubeSource, web: &str) {
+    world.namespace("shop", Some("ambient")).await;
+    let snapshot = until(source, "label on", |snapshot| enrolled(snapshot, web)).await;
+    let member = snapshot.member(&WorkloadUid(web.into())).unwrap();
+    assert_eq!(member.workload.probe_ports, [8080].into());
+    world.namespace("shop", None).await;
+    until(source, "label off", |snapshot| !enrolled(snapshot, web)).await;
+    world.namespace("shop", Some("ambient")).await;
+    until(source, "label on again", |snapshot| enrolled(snapshot, web)).await;
+}
+
+async fn services(world: &World, source: &KubeSource, web: &str) {
+    let address = world.service("shop", "web", web, "10.0.0.1").await;
+    let target = format!("{address}:80").parse().unwrap();
+    let client = Client { address: "10.0.0.9".parse().unwrap(), node: "node-b", zone: None };
+    until(source, "a service", |snapshot| {
+        matches!(snapshot.resolve(target, &client, 0),
+            Destination::Member(_, at) if at == "10.0.0.1:8080".parse().unwrap())
+    })
+    .await;
+}
+
+/// A pod that the API server gives no address yet is in the snapshot once a plugin has told of it.
+async fn announcements(world: &World, source: &KubeSource) {
+    let uid = world.pod("shop", "new").await;
+    let announcement = Announcement {
+        uid: Some(uid.clone()),
+        namespace: "shop".to_owned(),
+        name: "new".to_owned(),
+        netns: PathBuf::from("/run/netns/new"),
+        addresses: vec!["10.0.0.2".parse().unwrap()],
+    };
+    let started = Instant::now();
+    let decision = source.announcements.announce(announcement.clone()).await.unwrap();
+    println!("announced and decided in {:?}", started.elapsed());
+    assert_eq!(decision, Decision::Enrolled(WorkloadUid(uid.as_str().into())));
+    assert!(enrolled(source.snapshots.borrow().as_deref().unwrap(), &uid));
+    let nameless = Announcement { uid: None, ..announcement.clone() };
+    assert_eq!(source.announcements.announce(nameless).await, Ok(decision));
+    let impostor = Announcement { name: "other".to_owned(), ..announcement.clone() };
+    assert!(source.announcements.announce(impostor).await.is_err());
+    world.pod("default", "outside").await;
+    let outside = Announcement {
+        uid: None,
+        namespace: "default".to_owned(),
+        name: "outside".to_owned(),
+        ..announcement
+    };
+    let decision = source.announcements.announce(outside).await.unwrap();
+    assert!(matches!(decision, Decision::Outside(_)), "{decision:?}");
+    world.delete_pod("shop", "new").await;
+    until(source, "the pod's end", |snapshot| !enrolled(snapshot, &uid)).await;
+}
+
+async fn reports(world: &World, source: &KubeSource, web: &str) {
+    let uid = WorkloadUid(web.into());
+    source.reports.report([(uid.clone(), Capture::Captured)].into());
+    let annotated = json!({"ambient.istio.io/redirection": "enabled"});
+    eventually("the annotation", async || world.annotations("shop", "web").await == annotated)
+        .await;
+    source.reports.report([(uid, Capture::Failed("no veth".to_owned()))].into());
+    let events: Api<Event> = Api::namespaced(world.0.clone(), "shop");
+    eventually("the event", async || {
+        let events = events.list(&ListParams::default()).await.unwrap();
+        events.items.iter().any(|event| event.note.as_deref() == Some("no veth"))
+    })
+    .await;
+    eventually("no annotation", async || world.annotations("shop", "web").await != annotated).await;
+    source.reports.report(BTreeMap::new());
+}
+
+/// A kind that is installed later is found.
+async fn policies(world: &World, source: &KubeSource, web: &str) {
+    world.install_policies().await;
+    world.deny_all("shop").await;
+    until(source, "a policy", |snapshot| {
+        verdict(snapshot, web) == Verdict::Deny(DenyReason::NotAllowed)
+    })
+    .await;
+}
+
+fn verdict(snapshot: &sluice_mesh::Snapshot, web: &str) -> Verdict {
+    let connection = Connection {
+        principal: None,
+        source: "10.0.0.9".parse().unwrap(),
+        destination: "10.0.0.1:80".parse().unwrap(),
+    };
+    snapshot.member(&WorkloadUid(web.into())).unwrap().policy.decide(&connection)
+}
+
+/// Without the API server what is known stays in force, over a restart too, and when it is back the
+/// source catches up.
+async fn outage(server: &mut Server, directory: &TempDir, first: KubeSource, web: &str) {
+    let rules = directory.path().join("rules.json");
+    eventually("the copies", async || {
+        let members = directory.path().join("members.json").exists();
+        members
+            && std::fs::read_to_string(&rules)
+                .is_ok_and(|text| text.contains("AuthorizationPolicy"))
+    })
+    .await;
+    let mode = std::fs::metadata(&rules).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    server.down();
+    eventually("errors", async || !first.status.status().errors.is_empty()).await;
+    assert!(enrolled(first.snapshots.borrow().as_deref().unwrap(), web));
+    let second = source(server, directory).await;
+    let remembered = until(&second, "what is remembered", |snapshot| enrolled(snapshot, web)).await;
+    assert!(remembered.is_provisional() && second.status.status().is_provisional);
+    assert_eq!(verdict(&remembered, web), Verdict::Deny(DenyReason::NotAllowed));
+    server.up().await;
+    World(server.client().await).namespace("shop", None).await;
+    for source in [&first, &second] {
+        until(source, "catching up", |snapshot| {
+            !snapshot.is_provisional() && !enrolled(snapshot, web)
+        })
+        .await;
+    }
+    // A copy that is damaged is refused: then there is nothing until the API server answers.
+    std::fs::write(&rules, "{").unwrap();
+    server.down();
+    let third = source(server, directory).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(third.snapshots.borrow().is_none());
+}
+
+async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

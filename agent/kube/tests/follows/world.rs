@@ -1,0 +1,181 @@
+//! Objects in the API server, and a source that follows them.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use sluice_cluster::Settings;
+use sluice_kube::{KubeConfig, KubeSource};
+use sluice_mesh::{Snapshot, WorkloadUid};
+use tempfile::TempDir;
+
+use crate::server::Server;
+
+/// The first list, and a kind that is installed later, may take this long on a busy machine.
+const WITHIN: Duration = Duration::from_secs(90);
+
+pub(crate) const NODE: &str = "node-a";
+
+/// Makes objects.
+pub(crate) struct World(pub(crate) Client);
+
+impl World {
+    pub(crate) async fn namespace(&self, name: &str, mode: Option<&str>) {
+        let api: Api<Namespace> = Api::all(self.0.clone());
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"istio.io/dataplane-mode": mode}},
+        });
+        let patch = Patch::Apply(namespace);
+        api.patch(name, &PatchParams::apply("test").force(), &patch).await.unwrap();
+    }
+
+    /// A pod without an address yet; answers its UID.
+    pub(crate) async fn pod(&self, namespace: &str, name: &str) -> String {
+        let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"nodeName": NODE, "containers": [{
+                "name": "c", "image": "none", "env": [{"name": "A", "value": "b"}],
+                "readinessProbe": {"httpGet": {"port": 8080}},
+            }]},
+        }))
+        .unwrap();
+        api.create(&PostParams::default(), &pod).await.unwrap().metadata.uid.unwrap()
+    }
+
+    /// What the pod's node would report.
+    pub(crate) async fn runs(&self, namespace: &str, name: &str, address: &str) {
+        let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
+        let status = json!({"status": {
+            "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }});
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+
+    pub(crate) async fn annotations(&self, namespace: &str, name: &str) -> Value {
+        let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
+        json!(api.get(name).await.unwrap().metadata.annotations)
+    }
+
+    pub(crate) async fn delete_pod(&self, namespace: &str, name: &str) {
+        let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
+        let now = kube::api::DeleteParams { grace_period_seconds: Some(0), ..Default::default() };
+        api.delete(name, &now).await.unwrap();
+    }
+
+    /// A service and the slice that the controller manager would make; answers the service's address.
+    pub(crate) async fn service(
+        &self,
+        namespace: &str,
+        name: &str,
+        pod: &str,
+        address: &str,
+    ) -> String {
+        let api: Api<Service> = Api::namespaced(self.0.clone(), namespace);
+        let service = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]},
+        }))
+        .unwrap();
+        let made = api.create(&PostParams::default(), &service).await.unwrap();
+        self.post(
+            &format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"),
+            &json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+                "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+                "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+                "endpoints": [{
+                    "addresses": [address], "conditions": {"ready": true},
+                    "targetRef": {"kind": "Pod", "name": name, "namespace": namespace, "uid": pod},
+                }],
+            }),
+        )
+        .await;
+        made.spec.unwrap().cluster_ip.unwrap()
+    }
+
+    /// Istio's kind, installed while the source is running.
+    pub(crate) async fn install_policies(&self) {
+        let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        self.post(
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+            &json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": {"name": "authorizationpolicies.security.istio.io"},
+                "spec": {
+                    "group": "security.istio.io", "scope": "Namespaced",
+                    "names": {"plural": "authorizationpolicies", "kind": "AuthorizationPolicy"},
+                    "versions": [{"name": "v1", "served": true, "storage": true,
+                                  "schema": {"openAPIV3Schema": schema}}],
+                },
+            }),
+        )
+        .await;
+    }
+
+    /// Denies everything in a namespace; waits until the API server takes the kind.
+    pub(crate) async fn deny_all(&self, namespace: &str) {
+        let path =
+            format!("/apis/security.istio.io/v1/namespaces/{namespace}/authorizationpolicies");
+        let policy = json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "metadata": {"name": "deny"}, "spec": {},
+        });
+        for _ in 0..100 {
+            if self.try_post(&path, &policy).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the kind is not served");
+    }
+
+    async fn post(&self, path: &str, object: &Value) {
+        self.try_post(path, object).await.unwrap();
+    }
+
+    async fn try_post(&self, path: &str, object: &Value) -> kube::Result<Value> {
+        let request = kube::core::Request::new(path);
+        let body = serde_json::to_vec(object).unwrap();
+        self.0.request(request.create(&PostParams::default(), body).unwrap()).await
+    }
+}
+
+/// A source, with the directory where it remembers.
+pub(crate) async fn source(server: &Server, directory: &TempDir) -> KubeSource {
+    let settings = Settings::new("cluster.local".parse().unwrap());
+    let config = KubeConfig {
+        kubeconfig: Some(server.kubeconfig()),
+        node: NODE.to_owned(),
+        directory: directory.path().to_owned(),
+        settings,
+    };
+    KubeSource::start(config).await.unwrap()
+}
+
+/// Waits for a snapshot that is as it should be.
+pub(crate) async fn until(
+    source: &KubeSource,
+    what: &str,
+    is_so: impl Fn(&Snapshot) -> bool,
+) -> Arc<Snapshot> {
+    let mut snapshots = source.snapshots.clone();
+    let found = snapshots.wait_for(|snapshot| snapshot.as_deref().is_some_and(&is_so));
+    match tokio::time::timeout(WITHIN, found).await {
+        Ok(found) => Arc::clone(found.unwrap().as_ref().unwrap()),
+        Err(_elapsed) => {
+            panic!("{what}: {:?}; {:?}", source.status.status(), source.snapshots.borrow())
+        }
+    }
+}
+
+pub(crate) fn enrolled(snapshot: &Snapshot, uid: &str) -> bool {
+    let member = snapshot.member(&WorkloadUid(uid.into()));
+    member.is_some_and(|member| member.workload.in_mesh && !member.workload.addresses.is_empty())
+}
