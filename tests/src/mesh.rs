@@ -61,6 +61,22 @@ pub struct PodEntry {
     pub netns: PathBuf,
     /// Whether services may lead to it.
     pub ready: bool,
+    /// Ports that the kubelet may probe.
+    pub probe_ports: Vec<u16>,
+    /// What of its traffic stays out of the mesh.
+    pub bypass: BypassEntry,
+}
+
+/// What of a pod's traffic stays out of the mesh.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BypassEntry {
+    /// Its own ports.
+    pub inbound_ports: Vec<u16>,
+    /// Ports that it connects to.
+    pub outbound_ports: Vec<u16>,
+    /// Networks that it connects to, as `address/prefix`.
+    pub outbound_networks: Vec<String>,
 }
 
 /// One service.
@@ -101,6 +117,8 @@ impl MeshFile {
             node: pod.node.as_str().to_owned(),
             netns: pod.netns.path(),
             ready: true,
+            probe_ports: Vec::new(),
+            bypass: BypassEntry::default(),
         });
         let namespace = NamespaceEntry { name: NAMESPACE.to_owned(), labels: BTreeMap::new() };
         Self { namespaces: vec![namespace], pods: pods.collect(), services: Vec::new() }

@@ -1,18 +1,19 @@
 //! `mesh.yaml`: namespaces, pods and services of a mesh without Kubernetes.
 
+mod exempt;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
-use sluice_mesh::{
-    Bypass, Endpoints, Enrolment, Service, ServicePort, Workload, WorkloadUid, enrolment,
-};
+use sluice_mesh::{Endpoints, Enrolment, Service, ServicePort, Workload, WorkloadUid, enrolment};
 use sluice_spiffe::{TrustDomain, WorkloadName};
 
+use self::exempt::WrittenBypass;
 use crate::{FileError, Problem, files::is_blank, names, yaml};
 
 /// What the file says, checked as far as it can be by itself.
@@ -58,6 +59,10 @@ struct Pod {
     netns: Option<Spanned<PathBuf>>,
     #[serde(default)]
     ready: Option<bool>,
+    #[serde(default)]
+    probe_ports: Vec<Spanned<u16>>,
+    #[serde(default)]
+    bypass: WrittenBypass,
 }
 
 #[derive(Deserialize)]
@@ -163,6 +168,8 @@ impl Checker<'_> {
                 Problem::NotATrustDomain(error),
             )
         })?;
+        let bypass = self.bypass(&format!("{path}.bypass"), pod.bypass)?;
+        let probe_ports = self.ports(&format!("{path}.probePorts"), &pod.probe_ports)?;
         let none = Labels::new();
         let labels = pod.labels.unwrap_or_default();
         let namespace_labels = namespaces.get(&account.namespace).unwrap_or(&none);
@@ -178,8 +185,8 @@ impl Checker<'_> {
             zone: None,
             netns: pod.netns.map(|netns| netns.value),
             ready: pod.ready.unwrap_or(true),
-            bypass: Bypass::default(),
-            probe_ports: BTreeSet::new(),
+            bypass,
+            probe_ports,
         })
     }
 
