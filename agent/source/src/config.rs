@@ -53,6 +53,9 @@ pub struct AgentConfig {
     pub proc: PathBuf,
     /// Mount point of cgroup v2; `None` has it looked up in `/proc/mounts`.
     pub cgroup: Option<PathBuf>,
+    /// The kubelet's cgroup v2, a directory below the mount point's; `None` has the kubelet looked for
+    /// among the node's processes.
+    pub kubelet_cgroup: Option<PathBuf>,
     /// Mount point of the BPF file system; `/sys/fs/bpf` by default.
     pub bpffs: PathBuf,
     /// Worker threads, 1 to 8; a quarter of the cores, but at least two, by default.
@@ -91,6 +94,8 @@ struct Written {
     #[serde(default)]
     cgroup: Option<PathBuf>,
     #[serde(default)]
+    kubelet: Option<WrittenKubelet>,
+    #[serde(default)]
     bpffs: Option<PathBuf>,
     #[serde(default)]
     workers: Option<Spanned<usize>>,
@@ -108,6 +113,12 @@ struct Written {
     policies: Option<Spanned<PathBuf>>,
     #[serde(default)]
     kubernetes: Option<Spanned<WrittenKubernetes>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenKubelet {
+    cgroup: PathBuf,
 }
 
 // === impl AgentConfig ===
@@ -193,6 +204,7 @@ impl AgentConfig {
             cni_socket,
             proc: join(written.proc, "/proc"),
             cgroup: written.cgroup.map(|path| directory.join(path)),
+            kubelet_cgroup: written.kubelet.map(|kubelet| directory.join(kubelet.cgroup)),
             bpffs: join(written.bpffs, "/sys/fs/bpf"),
             workers,
             log_level: written.log_level.unwrap_or_else(|| "info".to_owned()),

@@ -124,3 +124,13 @@ fn the_environment_names_the_node_when_the_file_does_not() {
     let said = parse("mesh: m\n", None).unwrap_err().to_string();
     assert!(said.contains("node: name this node here, or in the variable SLUICE_NODE"), "{said}");
 }
+
+#[test]
+fn the_kubelets_cgroup_is_relative_to_the_file_like_every_path() {
+    let parse = |kubelet: &str| parse(&format!("node: node-a\nmesh: mesh.yaml\n{kubelet}\n"));
+    assert_eq!(parse("").unwrap().kubelet_cgroup, None);
+    let named = parse("kubelet: { cgroup: /sys/fs/cgroup/system.slice/kubelet.service }").unwrap();
+    let expected = Path::new("/sys/fs/cgroup/system.slice/kubelet.service");
+    assert_eq!(named.kubelet_cgroup.as_deref(), Some(expected));
+    assert!(parse("kubelet: { group: x }").is_err());
+}
