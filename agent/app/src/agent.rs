@@ -110,10 +110,7 @@ fn certificates(
 }
 
 fn kernel_settings(config: &AgentConfig) -> anyhow::Result<Settings> {
-    let cgroup = match &config.cgroup {
-        Some(cgroup) => cgroup.clone(),
-        None => find_cgroup()?,
-    };
+    let cgroup = find_cgroup(config.cgroup.as_deref())?;
     let log = if tracing::enabled!(target: "sluice_kernel", tracing::Level::DEBUG) {
         LogLevel::Debug
     } else {

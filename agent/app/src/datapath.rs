@@ -1,6 +1,9 @@
 //! `sluice datapath`: the kernel programs by hand, without an agent.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use sluice_kernel::{Datapath, Report, Settings};
@@ -32,21 +35,37 @@ pub(crate) fn run(action: &DatapathAction) -> anyhow::Result<()> {
 }
 
 fn settings(place: &Place) -> anyhow::Result<Settings> {
-    let cgroup = match &place.cgroup {
-        Some(cgroup) => cgroup.clone(),
-        None => find_cgroup()?,
-    };
+    let cgroup = find_cgroup(place.cgroup.as_deref())?;
     Ok(Settings { bpffs: place.bpffs.clone(), cgroup, ..Settings::new(place.instance.as_str()) })
 }
 
-/// Where this machine has its cgroup v2 hierarchy mounted; also beside a v1 one.
-pub(crate) fn find_cgroup() -> anyhow::Result<PathBuf> {
+/// Where this machine has its cgroup v2 hierarchy mounted: on the directory given or below it, else anywhere.
+/// On a hybrid machine v2 is a directory of the v1 hierarchies' mount point, and an agent in a container is
+/// given the node's mount point beside its own.
+pub(crate) fn find_cgroup(within: Option<&Path>) -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
-    let is_v2 = |line: &&str| line.split_whitespace().nth(2) == Some("cgroup2");
-    let line = mounts.lines().find(is_v2).context(
-        "no cgroup v2 hierarchy is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) or name it with `cgroup:`",
-    )?;
-    Ok(line.split_whitespace().nth(1).context("reading /proc/mounts")?.into())
+    cgroup_mount(&mounts, within).with_context(|| {
+        let place = within.map(|path| format!(" at {} or below", path.display()));
+        format!(
+            "no cgroup v2 hierarchy is mounted{}: mount one (mount -t cgroup2 none /sys/fs/cgroup/unified) \
+             or name it with `cgroup:`",
+            place.unwrap_or_default()
+        )
+    })
+}
+
+fn cgroup_mount(mounts: &str, within: Option<&Path>) -> Option<PathBuf> {
+    let mut found = mounts.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (place, kind) = (fields.nth(1)?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(place))
+    });
+    // A directory inside the hierarchy is as good: a hook may be attached to any.
+    let matches = |mount: &PathBuf| {
+        within.is_none_or(|within| mount.starts_with(within) || within.starts_with(mount))
+    };
+    let mount = found.find(matches)?;
+    Some(within.filter(|within| within.starts_with(&mount)).map_or(mount, Path::to_owned))
 }
 
 fn report_text(report: &Report) -> String {
@@ -87,4 +106,34 @@ fn report_text(report: &Report) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+tmpfs /sys/fs/cgroup tmpfs rw 0 0
+cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0
+cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0
+cgroup2 /host/sys/fs/cgroup/unified cgroup2 rw 0 0
+";
+
+    fn found(mounts: &str, within: Option<&str>) -> Option<String> {
+        Some(cgroup_mount(mounts, within.map(Path::new))?.display().to_string())
+    }
+
+    #[test]
+    fn the_hierarchy_is_found_anywhere_or_where_it_was_said_to_be() {
+        for (within, expected) in [
+            (None, "/sys/fs/cgroup/unified"),
+            (Some("/host/sys/fs/cgroup"), "/host/sys/fs/cgroup/unified"),
+            (Some("/host/sys/fs/cgroup/unified"), "/host/sys/fs/cgroup/unified"),
+            (Some("/sys/fs/cgroup/unified/pods"), "/sys/fs/cgroup/unified/pods"),
+        ] {
+            assert_eq!(found(HYBRID, within).as_deref(), Some(expected), "{within:?}");
+        }
+        assert_eq!(found(HYBRID, Some("/elsewhere")), None);
+        assert_eq!(found("cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n", None), None);
+    }
 }
