@@ -137,6 +137,12 @@ impl Cluster {
         })
     }
 
+    /// Namespace, service account and node of every pod that is bound to a node and has not ended.
+    pub fn bound(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        let bound = self.pods.all().filter(|facts| !facts.node.is_empty());
+        bound.map(|facts| (&*facts.namespace, &*facts.account, &*facts.node))
+    }
+
     /// Every pod on a node that has not ended.
     pub fn pods_on(&self, node: &str) -> impl Iterator<Item = PodRecord> {
         self.pods.on(node).filter_map(|uid| self.pod(uid))

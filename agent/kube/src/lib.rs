@@ -11,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 mod announce;
+mod callers;
 mod client;
 mod config;
 mod disk;
 mod follow;
 mod hub;
+mod placement;
 mod publish;
 mod report;
 mod resource;
@@ -24,8 +26,10 @@ mod status;
 mod watched;
 
 pub use announce::{AnnounceError, Announcement, Announcements, Decision};
+pub use callers::TokenReviews;
 pub use client::ConnectError;
 pub use config::KubeConfig;
+pub use placement::PodPlacement;
 pub use report::{Capture, Reports};
 pub use source::KubeSource;
 pub use status::{KubeError, KubeStatus, StatusHandle};

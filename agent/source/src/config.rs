@@ -163,21 +163,7 @@ impl AgentConfig {
         let join = |path: Option<PathBuf>, default: &str| {
             directory.join(path.unwrap_or_else(|| PathBuf::from(default)))
         };
-        let (socket, at) = match written.socket {
-            Some(Spanned { value, referenced, .. }) => (Some(value), referenced),
-            None => (None, Location::UNKNOWN),
-        };
-        let socket = join(socket, "/run/sluice/agent.sock");
-        if socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
-            return Err(refuse(at, "socket", Problem::SocketPathTooLong(socket)));
-        }
-        let (cni_socket, at) = written
-            .cni_socket
-            .map_or_else(|| (socket.with_file_name("cni.sock"), Location::UNKNOWN), taken);
-        let cni_socket = directory.join(cni_socket);
-        if cni_socket.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
-            return Err(refuse(at, "cniSocket", Problem::SocketPathTooLong(cni_socket)));
-        }
+        let (socket, cni_socket) = sockets(file, directory, written.socket, written.cni_socket)?;
         let (workers, at) =
             written.workers.map_or_else(|| (default_workers(), Location::UNKNOWN), taken);
         if !(1..=MAX_WORKERS).contains(&workers) {
@@ -211,6 +197,27 @@ impl AgentConfig {
             source,
         })
     }
+}
+
+/// The operator's socket and the CNI plugin's.
+fn sockets(
+    file: &Path,
+    directory: &Path,
+    operator: Option<Spanned<PathBuf>>,
+    cni: Option<Spanned<PathBuf>>,
+) -> Result<(PathBuf, PathBuf), FileError> {
+    let checked = |field: &str, (path, at): (PathBuf, Location)| {
+        let path = directory.join(path);
+        if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+            return Err(yaml::content(file, at, field, Problem::SocketPathTooLong(path)));
+        }
+        Ok(path)
+    };
+    let default = || (PathBuf::from("/run/sluice/agent.sock"), Location::UNKNOWN);
+    let operator = checked("socket", operator.map_or_else(default, taken))?;
+    let beside = || (operator.with_file_name("cni.sock"), Location::UNKNOWN);
+    let cni = checked("cniSocket", cni.map_or_else(beside, taken))?;
+    Ok((operator, cni))
 }
 
 fn taken<T>(spanned: Spanned<T>) -> (T, Location) {

@@ -18,7 +18,8 @@ use crate::{Finding, Meaning, ObjectName, Settings, Standing, facts::PodFacts};
 
 #[derive(Debug, Default)]
 pub(crate) struct Pods {
-    entries: HashMap<Arc<str>, Entry>,
+    /// Boxed, since a table has room to spare.
+    entries: HashMap<Arc<str>, Box<Entry>>,
     announced: HashMap<Arc<str>, Announced>,
     claims: Claims,
     /// Pods to be looked at anew.
@@ -62,7 +63,7 @@ impl Pods {
             let shared = WorkloadUid(Arc::clone(&uid));
             self.of_host.extend(facts.host_network.then(|| Arc::clone(&uid)));
             let entry = Entry { facts, uid: shared, member: None, anonymous: None };
-            self.entries.insert(Arc::clone(&uid), entry);
+            self.entries.insert(Arc::clone(&uid), Box::new(entry));
         }
         self.claim(&uid);
     }
@@ -260,7 +261,8 @@ impl Pods {
 
     pub(crate) fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        for Entry { facts, anonymous, .. } in self.entries.values() {
+        for entry in self.entries.values() {
+            let Entry { facts, anonymous, .. } = &**entry;
             let complaints = facts
                 .complaints
                 .iter()

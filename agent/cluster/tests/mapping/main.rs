@@ -12,5 +12,6 @@ mod enrolment;
 mod exemptions;
 mod policies;
 mod saved;
+mod scale;
 mod services;
 mod world;

@@ -10,6 +10,7 @@ use std::{
 use k8s_openapi::api::events::v1::Event;
 use kube::{Api, api::ListParams};
 use serde_json::json;
+use sluice_controller::{Callers as _, Placed, Placement as _};
 use sluice_kube::{Announcement, Capture, Decision, KubeSource};
 use sluice_mesh::{Client, Destination, WorkloadUid};
 use sluice_policy::{Connection, DenyReason, Verdict};
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::{
     server::Server,
-    world::{World, enrolled, source, until},
+    world::{NODE, World, enrolled, source, until},
 };
 
 #[tokio::test]
@@ -38,6 +39,7 @@ async fn a_source_follows_announces_reports_and_remembers() {
     announcements(&world, &source_one).await;
     reports(&world, &source_one, &web).await;
     policies(&world, &source_one, &web).await;
+    callers(&world, &source_one).await;
     outage(&mut server, &directory, source_one, &web).await;
 }
 
@@ -76,7 +78,7 @@ async fn announcements(world: &World, source: &KubeSource) {
     };
     let started = Instant::now();
     let decision = source.announcements.announce(announcement.clone()).await.unwrap();
-    println!("announced and decided in {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "the plugin waits 10 s");
     assert_eq!(decision, Decision::Enrolled(WorkloadUid(uid.as_str().into())));
     assert!(enrolled(source.snapshots.borrow().as_deref().unwrap(), &uid));
     let nameless = Announcement { uid: None, ..announcement.clone() };
@@ -111,6 +113,34 @@ async fn reports(world: &World, source: &KubeSource, web: &str) {
     .await;
     eventually("no annotation", async || world.annotations("shop", "web").await != annotated).await;
     source.reports.report(BTreeMap::new());
+}
+
+/// A token is its pod's, and its pod is on one node.
+async fn callers(world: &World, source: &KubeSource) {
+    let (_, token) = world.agent("agent", "sluice-ca").await;
+    let (_, other_audience) = world.agent("agent-2", "vault").await;
+    let reviews = source.token_reviews("sluice-ca", "shop", "agent");
+    let caller = reviews.authenticate(&token).await.unwrap();
+    assert_eq!(caller.node, NODE);
+    // Remembered, and the same.
+    assert_eq!(reviews.authenticate(&token).await.unwrap(), caller);
+    let refused = async |token: &str| reviews.authenticate(token).await.unwrap_err().to_string();
+    let said = refused(&other_audience).await;
+    assert!(said.contains("does not accept it"), "{said}");
+    assert!(refused("nonsense").await.contains("does not accept it"));
+    let strangers = source.token_reviews("sluice-ca", "shop", "other");
+    let said = strangers.authenticate(&token).await.unwrap_err().to_string();
+    assert!(said.contains("system:serviceaccount:shop:agent"), "{said}");
+    let id =
+        |account: &str| format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
+    let placed =
+        async |account: &str, node: &str| source.placement.runs_on(&id(account), node).await;
+    eventually("the agents' pods", async || placed("agent", NODE).await == Placed::Here).await;
+    assert_eq!(placed("agent", "node-b").await, Placed::Elsewhere);
+    assert_eq!(placed("nobody", NODE).await, Placed::Nowhere);
+    assert_eq!(placed("nobody", "node-b").await, Placed::UnknownNode);
+    let foreign = "spiffe://other/ns/shop/sa/agent".parse().unwrap();
+    assert_eq!(source.placement.runs_on(&foreign, NODE).await, Placed::Nowhere);
 }
 
 /// A kind that is installed later is found.
@@ -169,7 +199,7 @@ async fn outage(server: &mut Server, directory: &TempDir, first: KubeSource, web
 }
 
 async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !is_so().await {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(100)).await;
