@@ -9,6 +9,7 @@
 mod control;
 mod diagnostics;
 mod expiry;
+mod kubelet;
 mod operator;
 mod source;
 mod trust;
@@ -82,6 +83,12 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
         let exporter = Exporter { shared: Arc::clone(&shared), answers: operator };
         tokio::spawn(metrics::serve(metrics::bind(address).await?, Arc::new(exporter)));
     }
+    let places = kubelet::Places {
+        proc: config.proc.clone(),
+        cgroups: settings.cgroup.clone(),
+        named: config.kubelet_cgroup.clone(),
+    };
+    tokio::spawn(kubelet::follow(places, Arc::clone(&datapath)));
     let asked = Arc::clone(&pods);
     let control = Control::new(config.node, shared, pods, datapath).telling(reports);
     let desk = Arc::new(cni::Desk::new(announced, asked, control.turns()));

@@ -88,9 +88,11 @@ fn recognisable(places: &Places, found: &kubelet::Kubelet) -> Result<Kubelet, St
         _ if found.is_initial => {
             Ok(Kubelet::Process { id: found.process, believed_for: BELIEVED_FOR })
         }
-        _ => Err("it shares its cgroup, and its PID namespace is not the machine's first: give it \
+        _ => {
+            Err("it shares its cgroup, and its PID namespace is not the machine's first: give it \
                   a cgroup of its own"
-            .to_owned()),
+                .to_owned())
+        }
     }
 }
 
