@@ -98,7 +98,7 @@ impl Mesh for Maps {
 /// The monotonic clock, in nanoseconds.
 #[inline(always)]
 pub(crate) fn now() -> u64 {
-    // SAFETY: takes nothing and cannot fail.
+    // SAFETY: reads a clock; any hook may, at any time.
     unsafe { bpf_ktime_get_ns() }
 }
 

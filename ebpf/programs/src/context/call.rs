@@ -184,7 +184,7 @@ pub(crate) fn task_process() -> u32 {
 /// The boot clock, in nanoseconds.
 #[inline(always)]
 pub(crate) fn boot_time() -> u64 {
-    // SAFETY: takes nothing and cannot fail.
+    // SAFETY: reads a clock that has run since boot, like every hook after it.
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
