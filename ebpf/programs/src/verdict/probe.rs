@@ -135,13 +135,13 @@ mod tests {
         }
     }
 
-    fn segment(opens: bool, carries_data: bool) -> Result<Segment, Malformed> {
-        Ok(Segment {
+    fn segment(opens: bool, carries_data: bool) -> Segment {
+        Segment {
             source_port: 40_000_u16.to_be_bytes(),
             destination_port: 8080_u16.to_be_bytes(),
             opens,
             carries_data,
-        })
+        }
     }
 
     fn connection() -> ProbeKey {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn tcp(opens: bool, carries_data: bool) -> Arrival {
-        classify(&network(protocol::TCP, false), || segment(opens, carries_data), || None)
+        classify(&network(protocol::TCP, false), || Ok(segment(opens, carries_data)), || None)
     }
 
     #[test]
