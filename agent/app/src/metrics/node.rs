@@ -58,7 +58,7 @@ fn encode_certificates(encoder: &mut DescriptorEncoder<'_>, exporter: &Exporter)
 
 fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Encoded {
     let one = |count| vec![(vec![], count)];
-    let build = vec![(vec![("version", status.version.clone())], 1.0)];
+    let build = vec![(vec![("version", status.version.clone())], 1)];
     gauges(encoder, "sluice_build", "The agent's version", build)?;
     let open = number(status.open_connections);
     gauges(encoder, "sluice_open_connections", "Connections open now", one(open))?;
@@ -78,7 +78,7 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Encoded
     let peers = [("known", peers.known), ("capacity", peers.capacity)]
         .map(|(kind, count)| (vec![("kind", kind.to_owned())], number(count)));
     gauges(encoder, "sluice_protected_addresses", "The kernel's table of peers", peers.into())?;
-    let overflowed = if status.peers.capture_all { 1.0 } else { 0.0 };
+    let overflowed = i64::from(status.peers.capture_all);
     let help = "Whether every destination is captured because the table of peers overflowed";
     gauges(encoder, "sluice_protected_addresses_overflowed", help, one(overflowed))
 }
@@ -86,7 +86,7 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Encoded
 /// Name, help text, and which of a pod's counters it sums up.
 type Column = (&'static str, &'static str, fn(&Counters) -> u64);
 
-const KERNEL: [Column; 8] = [
+const KERNEL: [Column; 10] = [
     ("captured", "outbound connections handed to the agent", |c| c.captured),
     ("direct", "outbound connections to destinations outside the mesh", |c| c.direct),
     ("denied", "outbound connections refused", |c| c.denied),
@@ -94,6 +94,8 @@ const KERNEL: [Column; 8] = [
     ("inbound_dropped", "inbound connections refused for want of an agent", |c| c.inbound_dropped),
     ("guard_drops", "packets that tried to pass the agent by", |c| c.guard_drops),
     ("udp", "UDP packets to pods of the mesh", |c| c.udp),
+    ("bypassed", "connections that a pod's owner keeps out of the mesh", |c| c.bypassed),
+    ("probes", "connections of the kubelet to ports declared for probes", |c| c.probes),
     ("errors", "failures in the hooks, each of which refused", |c| c.errors),
 ];
 
@@ -128,21 +130,24 @@ fn gauges(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    rows: Vec<(Pairs, f64)>,
+    rows: Vec<(Pairs, i64)>,
 ) -> Encoded {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (pairs, value) in rows {
-        ConstGauge::new(value).encode(family.encode_family(&pairs)?)?;
+        let gauge = ConstGauge::new(value);
+        if pairs.is_empty() {
+            // The only row of its family: without labels there can be no other.
+            return gauge.encode(family);
+        }
+        gauge.encode(family.encode_family(&pairs)?)?;
     }
     Ok(())
 }
 
-fn number(count: usize) -> f64 {
-    seconds(count as u64)
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Exact up to 2^53.
-#[expect(clippy::cast_precision_loss, reason = "OpenMetrics has no other numbers")]
-fn seconds(count: u64) -> f64 {
-    count as f64
+fn seconds(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
