@@ -1,0 +1,190 @@
+//! A node whose pods are made by real plugins, chained with ours, through the reference runtime library's
+//! own tool.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use sluice_tests::{
+    Family, Lab, Netns, NodeName, Process, World,
+    agent::sibling,
+    mesh::{MODE, replace},
+    netns,
+};
+
+/// Name of the network.
+const NETWORK: &str = "pods";
+/// The only address that the network gives.
+const ADDRESS: &str = "10.77.1.200";
+/// The node's user who has the tools in the cache.
+const CACHE: &str = ".cache/sluice/tools";
+
+/// What `cnitool` made of a command.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) succeeded: bool,
+    pub(crate) output: String,
+}
+
+/// Two nodes with agents, and one sandbox on the first that has no interface yet.
+pub(crate) struct Node {
+    pub(crate) lab: Lab,
+    pub(crate) sandbox: Netns,
+    directory: PathBuf,
+    programs: Vec<PathBuf>,
+}
+
+impl Node {
+    /// With a pod `server` on the other node, in the mesh.
+    pub(crate) fn start() -> Result<Self> {
+        let programs = programs()?;
+        let world = World::builder().pod("near", NodeName::A).pod("server", NodeName::B).build()?;
+        let directory = world.directory().join("net.d");
+        fs::create_dir_all(&directory)?;
+        let sandbox = Netns::create(&world.directory().join(netns::DIRECTORY).join("fresh"))?;
+        // As a runtime leaves a sandbox.
+        sandbox.ip("link set lo up\n")?;
+        let lab = Lab::start(world, &["server"])?;
+        Ok(Self { lab, sandbox, directory, programs })
+    }
+
+    /// Lists the sandbox as the pod `fresh`, in the mesh or outside; does not wait.
+    pub(crate) fn list_pod(&mut self, in_mesh: bool) -> Result<()> {
+        let netns = self.sandbox.path();
+        self.lab.write_mesh(|mesh| {
+            mesh.pods.retain(|pod| pod.name != "fresh");
+            let mut pod = mesh.pod("near")?.clone();
+            "fresh".clone_into(&mut pod.name);
+            "fresh".clone_into(&mut pod.service_account);
+            pod.addresses = vec![ADDRESS.parse()?];
+            pod.netns = netns;
+            if in_mesh {
+                pod.labels.insert(MODE.to_owned(), "ambient".to_owned());
+            }
+            mesh.pods.push(pod);
+            Ok(())
+        })
+    }
+
+    /// Writes a list of ptp and our plugin.
+    pub(crate) fn write_list(&self, version: &str) -> Result<()> {
+        let data = self.lab.world.directory().join("leases");
+        let list = json!({
+            "cniVersion": version,
+            "name": NETWORK,
+            "plugins": [
+                {
+                    "type": "ptp",
+                    "mtu": 1400,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": data,
+                        "ranges": [[{
+                            "subnet": "10.77.1.192/26", "rangeStart": ADDRESS, "rangeEnd": ADDRESS,
+                        }]],
+                        "routes": [{ "dst": "0.0.0.0/0" }],
+                    },
+                },
+                {
+                    "type": "sluice-cni",
+                    "socket": self.socket(),
+                    "excludeNamespaces": ["kube-system"],
+                    "ownPods": [{ "namespace": "sluice-system", "namePrefix": "sluice-agent-" }],
+                },
+            ],
+        });
+        replace(&self.directory.join("10-pods.conflist"), &list.to_string())
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.lab.world.directory().join(NodeName::A.as_str()).join("cni.sock")
+    }
+
+    /// Has `cnitool` do something with the sandbox, on the first node.
+    pub(crate) fn tool(&self, command: &str) -> Result<Answer> {
+        self.tool_for(command, "")
+    }
+
+    /// The same with arguments as Kubernetes gives them.
+    pub(crate) fn tool_for(&self, command: &str, arguments: &str) -> Result<Answer> {
+        let mut tool = Command::new(find("cnitool", &self.programs)?);
+        tool.args([command, NETWORK]).arg(self.sandbox.path());
+        let path = std::env::join_paths(&self.programs)?;
+        tool.env("CNI_PATH", path).env("NETCONFPATH", &self.directory);
+        if !arguments.is_empty() {
+            tool.env("CNI_ARGS", arguments);
+        }
+        let output = Process::output(self.lab.world.node(NodeName::A), &mut tool)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let output_text = text(&output.stdout) + &text(&output.stderr);
+        Ok(Answer { succeeded: output.status.success(), output: output_text })
+    }
+
+    /// Where the pod on the other node answers.
+    pub(crate) fn server(&self, port: u16) -> Result<SocketAddr> {
+        Ok(self.lab.pod("server")?.at(Family::V4, port))
+    }
+}
+
+impl Answer {
+    pub(crate) fn ok(self) -> Result<String> {
+        ensure!(self.succeeded, "{}", self.output);
+        Ok(self.output)
+    }
+
+    /// An error unless it failed and said so.
+    pub(crate) fn failed_saying(&self, text: &str) -> Result<()> {
+        ensure!(!self.succeeded, "it succeeded: {}", self.output);
+        ensure!(self.output.contains(text), "not {text:?} but {}", self.output);
+        Ok(())
+    }
+
+    /// The result that ADD printed.
+    pub(crate) fn result(self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.ok()?)?)
+    }
+}
+
+/// Directories of `cnitool`, the reference plugins and ours.
+fn programs() -> Result<Vec<PathBuf>> {
+    let ours = sibling("sluice-cni").context("build it with `cargo xtask build`")?;
+    let mut found = vec![ours.parent().context("a program without a directory")?.to_owned()];
+    let cache = match std::env::var_os("SLUICE_CNI_TOOLS") {
+        Some(directory) => vec![directory.into()],
+        None => cached()?,
+    };
+    for name in ["cnitool", "ptp", "host-local"] {
+        let program = find(name, &cache).with_context(|| {
+            format!(
+                "{name} is needed to call the plugin as a runtime does: `cargo xtask cluster up` builds it \
+                 once, or set SLUICE_CNI_TOOLS to the directory that has it"
+            )
+        })?;
+        let directory = program.parent().context("a program without a directory")?.to_owned();
+        if !found.contains(&directory) {
+            found.push(directory);
+        }
+    }
+    Ok(found)
+}
+
+/// Every directory of the cache of tools, and what is below them.
+fn cached() -> Result<Vec<PathBuf>> {
+    let home = std::env::var_os("HOME").context("HOME is not set")?;
+    let entries = fs::read_dir(Path::new(&home).join(CACHE)).context("no cache of tools")?;
+    Ok(entries.flatten().flat_map(|entry| [entry.path().join("bin"), entry.path()]).collect())
+}
+
+fn find(name: &str, directories: &[PathBuf]) -> Result<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 1 != 0)
+    };
+    let candidates = directories.iter().map(|directory| directory.join(name));
+    candidates.into_iter().find(is_program).with_context(|| format!("there is no {name}"))
+}
