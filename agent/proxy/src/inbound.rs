@@ -177,10 +177,11 @@ impl Arrived {
         };
         // However long the session lives, each stream is judged by the policy of its own moment.
         while let Ok(Ok(client)) = timeout(STREAM_TIME, session.next_stream()).await {
-            session = match self.mesh_stream(session, client).await {
-                Some(session) => session,
-                None => return,
-            };
+            match self.mesh_stream(&mut session, client).await {
+                Ok(()) => {}
+                Err(Some(reason)) => return session.reset(reason),
+                Err(None) => return,
+            }
         }
         session.close();
     }
@@ -201,49 +202,49 @@ impl Arrived {
         Session::handshake(stream, Channel::accept(&identity)?, &identity, links, received).await
     }
 
-    /// Serves one stream; gives the session back when it can carry another.
-    async fn mesh_stream(&self, mut session: Session, client: SocketAddr) -> Option<Session> {
-        let peer = session.peer.id.clone();
+    /// Serves one stream. Then the session can carry another, or must go, with a reason for the peer or
+    /// without.
+    async fn mesh_stream(
+        &self,
+        session: &mut Session,
+        client: SocketAddr,
+    ) -> Result<(), Option<ResetReason>> {
+        let peer = Some(session.peer.id.clone());
         // Listed before it is judged: a policy change from here on finds it.
-        let live = self.worker.list(self.facts(Transport::MutualTls, client, Some(peer.clone())));
+        let live = self.worker.list(self.facts(Transport::MutualTls, client, peer));
         live.rests_on(&session.peer.chain);
         let own = &self.pod.identity;
-        let trusted = session.still_trusted(&self.worker.shared.certificates, own);
-        let opened = match trusted {
-            Ok(()) => self.open(client, &peer).await,
+        let opened = match session.still_trusted(&self.worker.shared.certificates, own) {
+            Ok(()) => Box::pin(self.open(client, &session.peer.id)).await,
             Err(error) => Err((Some(ResetReason::Revoked), Failure::Untrusted(error))),
         };
-        let (reason, failure) = match opened {
+        match opened {
             Ok(application) => {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_mtls.increment();
-                let (application, live) = match hand_over(&mut session, application, live).await {
-                    Ok(flushed) => return flushed.ok().map(|()| session),
-                    Err(kept) => kept,
-                };
-                return self.carry(session, application, &live).await;
+                match hand_over(session, application, live).await {
+                    Ok(flushed) => flushed.map_err(|_broken| None),
+                    Err((application, live)) => self.carry(session, application, &live).await,
+                }
             }
-            Err(refusal) => {
+            Err((reason, failure)) => {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
-                refusal
+                let snapshot = self.worker.shared.snapshot();
+                access::connection_complete(&snapshot, &live, Some(&failure));
+                Err(reason)
             }
-        };
-        access::connection_complete(&self.worker.shared.snapshot(), &live, Some(&failure));
-        if let Some(reason) = reason {
-            session.reset(reason);
         }
-        None
     }
 
-    /// Carries a stream that was let in over its session.
+    /// Carries a stream that was let in over its session, as [`Arrived::mesh_stream`].
     async fn carry(
         &self,
-        mut session: Session,
+        session: &mut Session,
         application: std::net::TcpStream,
         live: &Live,
-    ) -> Option<Session> {
+    ) -> Result<(), Option<ResetReason>> {
         let outcome = match TcpStream::from_std(application) {
             Ok(mut application) => {
-                let relay = Relay::new(&mut application, &mut session, live, Side::Server, &[]);
+                let relay = Relay::new(&mut application, session, live, Side::Server, &[]);
                 let outcome = relay.run().await;
                 if !matches!(outcome, Outcome::Clean) {
                     reset_on_close(&application);
@@ -256,14 +257,11 @@ impl Arrived {
         match ended(outcome) {
             Ok(()) => {
                 access::connection_complete(&snapshot, live, None);
-                Some(session)
+                Ok(())
             }
             Err((reason, failure)) => {
                 access::connection_complete(&snapshot, live, Some(&failure));
-                if let Some(reason) = reason {
-                    session.reset(reason);
-                }
-                None
+                Err(reason)
             }
         }
     }

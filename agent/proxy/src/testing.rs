@@ -89,3 +89,15 @@ pub(crate) fn live() -> Live {
 pub(crate) fn pattern(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|position| u8::try_from((position * 31 + seed) % 251).unwrap()).collect()
 }
+
+/// Bytes of the task that carries a connection, for as long as it is open.
+fn size<A, B, C, D, F: Future>(_serve: fn(A, B, C, D) -> F) -> usize {
+    size_of::<F>()
+}
+
+#[test]
+fn a_connection_that_idles_has_a_small_task() {
+    let (outbound, inbound) = (size(crate::outbound::serve), size(crate::inbound::serve));
+    println!("outbound {outbound}, inbound {inbound} bytes");
+    assert!(outbound <= 1200 && inbound <= 1800, "outbound {outbound}, inbound {inbound} bytes");
+}
