@@ -23,6 +23,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+mod mesh;
+
+pub use self::mesh::SYSTEM;
 use crate::{Netns, cleanup};
 
 /// Where tests are told which cluster to use.

@@ -135,7 +135,7 @@ fn a_root_is_replaced_at_load_and_the_old_one_ends_what_rests_on_it() -> Result<
     bench.wait("both roots", Duration::from_secs(5), |certs| roots(certs) == 2)?;
     bench.files.issue_from(&new)?;
     let issued = |certs: &Value| all_issued_by(certs, "second");
-    bench.wait("certificates from the new root", Duration::from_secs(60), issued)?;
+    bench.wait("certificates from the new root", Duration::from_mins(1), issued)?;
     // Sessions that were made just before give way after half of what their certificates had left.
     thread::sleep(Duration::from_secs(20));
     let mut on_new = Probe::connect(&friend, targets[0])?;

@@ -3,10 +3,11 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -124,6 +125,27 @@ impl Node {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let output_text = text(&output.stdout) + &text(&output.stderr);
         Ok(Answer { succeeded: output.status.success(), output: output_text })
+    }
+
+    /// Calls our plugin's GC as a runtime does that knows what is valid.
+    pub(crate) fn collect_garbage(&self, valid: &Value) -> Result<()> {
+        let config = json!({
+            "cniVersion": "1.1.0", "name": NETWORK, "type": "sluice-cni", "socket": self.socket(),
+            "cni.dev/valid-attachments": valid,
+        });
+        let mut plugin = Command::new(sibling("sluice-cni")?)
+            .env("CNI_COMMAND", "GC")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        plugin
+            .stdin
+            .take()
+            .context("no standard input")?
+            .write_all(config.to_string().as_bytes())?;
+        let output = plugin.wait_with_output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        Ok(())
     }
 
     /// Where the pod on the other node answers.

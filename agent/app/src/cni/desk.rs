@@ -97,9 +97,8 @@ impl Desk {
     async fn decide(&self, attachment: &Attachment, deadline: Instant) -> Result<Decision, String> {
         let mut turns = self.turns.clone();
         loop {
-            let decision = match timeout_at(deadline, self.source.announce(attachment)).await {
-                Ok(decision) => decision,
-                Err(_) => return Err("the source of the mesh's state did not decide".to_owned()),
+            let Ok(decision) = timeout_at(deadline, self.source.announce(attachment)).await else {
+                return Err("the source of the mesh's state did not decide".to_owned());
             };
             match decision {
                 Ok(decision) => return Ok(decision),

@@ -88,8 +88,15 @@ async fn logged(request: Request, desk: &Desk) -> io::Result<Answer> {
         Answer::TryAgain { reason } | Answer::Amiss { reason } => {
             tracing::warn!(command, container, pod, reason, took_ms, "the CNI plugin was put off");
         }
-        _ => {
-            tracing::info!(command, container, pod, ?answer, took_ms, "the CNI plugin was answered")
+        Answer::Captured | Answer::Outside | Answer::Done | Answer::NotUnderstood { .. } => {
+            tracing::info!(
+                command,
+                container,
+                pod,
+                ?answer,
+                took_ms,
+                "the CNI plugin was answered"
+            );
         }
     }
     Ok(answer)

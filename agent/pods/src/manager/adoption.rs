@@ -48,14 +48,12 @@ impl<H: Hooks> PodManager<H> {
     /// The peers that a provisional snapshot adds to those that the kernel has, which it takes nothing
     /// from. What an earlier agent told the kernel is newer than what was remembered on disk.
     pub(super) fn provisional_peers(&self, remembered: HashSet<IpAddr>) -> Option<HashSet<IpAddr>> {
-        match &self.known_peers {
-            Some(known) => Some(known.union(&remembered).copied().collect()),
-            None => {
-                let is_bare = self.inherited.as_ref().is_some_and(BTreeMap::is_empty)
-                    && self.captured_pods().next().is_none();
-                is_bare.then_some(remembered)
-            }
+        if let Some(known) = &self.known_peers {
+            return Some(known.union(&remembered).copied().collect());
         }
+        let is_bare = self.inherited.as_ref().is_some_and(BTreeMap::is_empty)
+            && self.captured_pods().next().is_none();
+        is_bare.then_some(remembered)
     }
 
     /// What this manager has enrolled or given up meanwhile is not inherited.

@@ -6,6 +6,7 @@ app.kubernetes.io/name: sluice
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: sluice
 {{- end -}}
 {{- define "sluice.selector" -}}
 app.kubernetes.io/name: sluice

@@ -1,0 +1,165 @@
+//! Sluice on the cluster, installed by its chart as a user would, and what the tests ask of it.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Cluster, LAB_IMAGE, NODES, Namespace, wait_for};
+use crate::{Canary, Capture};
+
+/// Where the chart is installed.
+pub const SYSTEM: &str = "sluice-system";
+/// The annotation of a pod that is captured.
+const REDIRECTION: &str = r"ambient\.istio\.io/redirection";
+const PATIENCE: Duration = Duration::from_mins(2);
+/// A node's link to the others.
+const UPLINK: &str = "eth0";
+
+impl Cluster {
+    /// Installs the chart, or brings an installation to the chart's state, and waits until every agent is ready.
+    pub fn install(&self) -> Result<()> {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/sluice");
+        self.helm(&[
+            "upgrade",
+            "--install",
+            "sluice",
+            &chart.display().to_string(),
+            "--namespace",
+            SYSTEM,
+            "--create-namespace",
+            "--set",
+            "image.pullPolicy=Never",
+        ])?;
+        self.await_agents()
+    }
+
+    /// Waits until the agent of every node is ready.
+    pub fn await_agents(&self) -> Result<()> {
+        for workload in ["deployment/sluice-controller", "daemonset/sluice-agent"] {
+            let status = ["-n", SYSTEM, "rollout", "status", workload, "--timeout=120s"];
+            self.kubectl(&status).map_err(|error| {
+                let state = self.kubectl(&["-n", SYSTEM, "describe", "pods"]).unwrap_or_default();
+                error.context(format!("{state}\n{}", self.agents_logs()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What every agent has logged lately.
+    pub fn agents_logs(&self) -> String {
+        let selector = "-lapp.kubernetes.io/component in (agent,controller)";
+        let logs = ["-n", SYSTEM, "logs", selector, "--all-containers", "--tail=60", "--prefix"];
+        self.kubectl(&logs).unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    /// The name of a node's agent pod.
+    pub fn agent(&self, node: &str) -> Result<String> {
+        let name = self.kubectl(&[
+            "-n",
+            SYSTEM,
+            "get",
+            "pods",
+            "-lapp.kubernetes.io/component=agent",
+            "--field-selector",
+            &format!("spec.nodeName={node},status.phase=Running"),
+            "-o",
+            "jsonpath={.items[0].metadata.name}",
+        ])?;
+        Ok(name.trim().to_owned())
+    }
+
+    /// The id of a node's agent container, as containerd knows it.
+    pub fn agent_container(&self, node: &str) -> Result<String> {
+        let agent = self.agent(node)?;
+        let path = r#"jsonpath={.status.containerStatuses[?(@.name=="agent")].containerID}"#;
+        let id = self.kubectl(&["-n", SYSTEM, "get", "pod", &agent, "-o", path])?;
+        let id = id.trim().strip_prefix("containerd://").with_context(|| format!("id {id:?}"))?;
+        Ok(id.to_owned())
+    }
+
+    /// What `sluice COMMAND --output json` says on a node.
+    pub fn sluice(&self, node: &str, command: &str) -> Result<serde_json::Value> {
+        let agent = self.agent(node)?;
+        let exec = ["-n", SYSTEM, "exec", &agent, "-c", "agent", "--", "/usr/local/bin/sluice"];
+        let mut arguments = exec.to_vec();
+        arguments.extend([command, "--output", "json"]);
+        let text = self.kubectl(&arguments)?;
+        serde_json::from_str(&text).with_context(|| format!("sluice {command} said {text}"))
+    }
+
+    /// Watches the link of the first node to the others.
+    pub fn eavesdrop(&self, canary: &Canary) -> Result<Capture> {
+        let [first, _] = NODES;
+        Capture::start(&self.netns(first)?, UPLINK, canary)
+    }
+}
+
+impl Namespace {
+    /// Brings the namespace into the mesh.
+    pub fn enrol(&self) -> Result<()> {
+        self.label("istio.io/dataplane-mode=ambient")
+    }
+
+    /// Takes it out again.
+    pub fn leave(&self) -> Result<()> {
+        self.label("istio.io/dataplane-mode-")
+    }
+
+    fn label(&self, label: &str) -> Result<()> {
+        self.cluster.kubectl(&["label", "--overwrite", "namespace", &self.name, label]).map(drop)
+    }
+
+    /// Pods that carry the mark of capture.
+    pub fn captured(&self) -> Result<usize> {
+        let path = format!("jsonpath={{.items[*].metadata.annotations.{REDIRECTION}}}");
+        let marks = self.kubectl(&["get", "pods", "-o", &path])?;
+        Ok(marks.split_whitespace().filter(|mark| *mark == "enabled").count())
+    }
+
+    /// Waits until exactly so many pods carry the mark.
+    pub fn await_captured(&self, count: usize) -> Result<()> {
+        let what = format!("{count} captured pods in {}", self.name);
+        wait_for(&what, PATIENCE, || Ok(self.captured()? == count)).map_err(|error| {
+            let seen = self.captured().unwrap_or_default();
+            error.context(format!("{seen} are; agents: {}", self.cluster.agents_logs()))
+        })
+    }
+
+    /// Every container with its id and restarts: equal before and after if nothing was restarted.
+    pub fn containers(&self) -> Result<String> {
+        let path = "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[*].containerID}/{.status.containerStatuses[*].restartCount} {end}";
+        self.kubectl(&["get", "pods", "-o", path])
+    }
+
+    /// Fetches a page from a pod; what it printed.
+    pub fn fetch(&self, from: &str, url: &str) -> Result<String> {
+        let page = self.exec(from, &["timeout", "5", "wget", "-q", "-O", "-", url])?;
+        ensure!(!page.is_empty(), "{url} is empty");
+        Ok(page)
+    }
+
+    /// A pod of the lab image with its own service account.
+    pub fn pod(&self, name: &str, node: &str, command: &str, more: &str) -> String {
+        format!(
+            "apiVersion: v1
+kind: ServiceAccount
+metadata: {{name: {name}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  nodeName: {node}
+  serviceAccountName: {name}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: {LAB_IMAGE}
+    imagePullPolicy: Never
+    command: [sh, -c, '{command}']
+{more}
+---
+"
+        )
+    }
+}
