@@ -173,6 +173,11 @@ impl LocalCa {
         &self.roots
     }
 
+    /// The same as one PEM text.
+    pub fn roots_pem(&self) -> String {
+        self.roots.iter().map(request::pem_of).collect()
+    }
+
     /// Last second of the authority's own certificate.
     pub fn not_after(&self) -> UnixTime {
         self.not_after

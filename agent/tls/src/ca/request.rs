@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pem::Pem;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{CertificateSigningRequestParams, PublicKey, SanType};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject};
 use sluice_spiffe::SpiffeId;
@@ -160,10 +160,13 @@ impl LocalCa {
     /// An issued chain in PEM as CAs of Istio's kind answer: the leaf, each authority above it, and last all
     /// roots in one text.
     pub fn answer(&self, chain: &IssuedChain) -> Vec<String> {
-        let text = |der: &CertificateDer<'_>| pem::encode(&Pem::new("CERTIFICATE", der.as_ref()));
-        let roots = self.roots.iter().map(text).collect();
-        chain.certificates.iter().map(text).chain([roots]).collect()
+        chain.certificates.iter().map(pem_of).chain([self.roots_pem()]).collect()
     }
+}
+
+pub(super) fn pem_of(der: &CertificateDer<'_>) -> String {
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new("CERTIFICATE", der.as_ref()), lines)
 }
 
 #[cfg(test)]
