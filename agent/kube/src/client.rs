@@ -1,20 +1,25 @@
 //! The connection to the API server.
 
-use std::path::PathBuf;
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use crate::KubeConfig;
+/// How long one request may take that is no watch.
+const WITHIN: Duration = Duration::from_secs(10);
 
 /// Why the API server cannot even be tried.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The kubeconfig file is not usable.
-    #[error("{}: {reason}: correct kubernetes.kubeconfig, or remove it to use the pod's service account", file.display())]
+    #[error("{}: {reason}: correct `kubeconfig` in the configuration, or remove it to use the pod's service account", file.display())]
     Kubeconfig {
         /// The file.
         file: PathBuf,
@@ -22,7 +27,9 @@ pub enum ConnectError {
         reason: String,
     },
     /// Not in a pod, or one without a service account.
-    #[error("no service account ({0}): run in a pod with one, or set kubernetes.kubeconfig")]
+    #[error(
+        "no service account ({0}): run in a pod with one, or set `kubeconfig` in the configuration"
+    )]
     NoAccount(String),
     /// The credentials are not usable.
     #[error("the credentials for the API server cannot be used: {0}")]
@@ -30,11 +37,11 @@ pub enum ConnectError {
 }
 
 /// Reads the credentials; connects when it is first used.
-pub(crate) async fn open(config: &KubeConfig) -> Result<Client, ConnectError> {
-    let client = match &config.kubeconfig {
+pub(crate) async fn open(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
+    let client = match kubeconfig {
         Some(file) => {
             let refuse = |error: kube::config::KubeconfigError| ConnectError::Kubeconfig {
-                file: file.clone(),
+                file: file.to_owned(),
                 reason: error.to_string(),
             };
             let kubeconfig = Kubeconfig::read_from(file).map_err(refuse)?;
@@ -44,6 +51,65 @@ pub(crate) async fn open(config: &KubeConfig) -> Result<Client, ConnectError> {
         None => Config::incluster().map_err(|error| ConnectError::NoAccount(error.to_string()))?,
     };
     Client::try_from(client).map_err(|error| ConnectError::Credentials(error.to_string()))
+}
+
+/// A connection to the API server, for who does not follow a whole cluster; cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer(pub(crate) Client);
+
+/// The API server did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {reason}")]
+pub struct ApiFault {
+    what: String,
+    reason: String,
+    passes: bool,
+}
+
+// === impl ApiServer ===
+
+impl ApiServer {
+    /// Reads the credentials of a kubeconfig file, or of the service account of our own pod; connects when it is
+    /// first used.
+    ///
+    /// # Errors
+    ///
+    /// When the credentials cannot even be read.
+    pub async fn open(kubeconfig: Option<&Path>) -> Result<Self, ConnectError> {
+        open(kubeconfig).await.map(Self)
+    }
+}
+
+// === impl ApiFault ===
+
+impl ApiFault {
+    /// `what` was tried; `needs` is what RBAC must grant for it.
+    pub(crate) fn new(what: &str, needs: &str, error: &kube::Error) -> Self {
+        let (reason, passes) = if let kube::Error::Api(status) = error {
+            let said = &status.message;
+            match status.code {
+                403 => (format!("{said}: grant {needs} to the service account"), false),
+                401 => (format!("{said}: renew the credentials"), false),
+                code => (said.clone(), code >= 500 || code == 429),
+            }
+        } else {
+            (innermost(error), true)
+        };
+        Self { what: what.to_owned(), reason, passes }
+    }
+
+    /// Whether it may be otherwise soon without anybody doing anything.
+    pub fn passes(&self) -> bool {
+        self.passes
+    }
+}
+
+/// Has a request end: a connection that died silently would keep it for ever.
+pub(crate) async fn within<T>(
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
+    let late = |_elapsed| kube::Error::Service(format!("no answer within {WITHIN:?}").into());
+    tokio::time::timeout(WITHIN, request).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
 /// What is at the bottom of an error: the layers above only repeat that something failed.

@@ -4,6 +4,10 @@
 //!  API server --watches--> follow (one task per kind) --> Cluster --> publish --> Snapshot, status
 //!  CNI plugin ------------> Announcements --------------^                +------> copies on disk
 //!  the agent -------------> Reports --> annotations and events of pods
+//!
+//!  API server --watch of pods--> PodPlaces <-- TokenJudge <--  `sluice controller`: who calls, what runs where
+//!       |------ one object -----> CaSecret, publish_roots        its key, and whom to believe
+//!       +------ policies -------> PolicyReports (one replica, by Election) --> status.conditions
 //! ```
 //!
 //! **Invariant: a fault never admits more.** Until every kind was listed once, nothing is published, or what
@@ -11,25 +15,39 @@
 #![forbid(unsafe_code)]
 
 mod announce;
+mod ca_secret;
 mod callers;
 mod client;
+mod conditions;
 mod config;
 mod disk;
+mod election;
+mod events;
 mod follow;
 mod hub;
+mod judgement;
 mod placement;
+mod places;
 mod publish;
 mod report;
 mod resource;
+mod roots;
 mod source;
 mod status;
+mod tokens;
 mod watched;
 
 pub use announce::{AnnounceError, Announcement, Announcements, Decision};
+pub use ca_secret::{CaSecret, CaTexts, SecretError};
 pub use callers::TokenReviews;
-pub use client::ConnectError;
+pub use client::{ApiFault, ApiServer, ConnectError};
+pub use conditions::PolicyReports;
 pub use config::KubeConfig;
+pub use election::{Election, Lead};
 pub use placement::PodPlacement;
+pub use places::{Place, PodPlaces};
 pub use report::{Capture, Reports};
+pub use roots::publish_roots;
 pub use source::KubeSource;
 pub use status::{KubeError, KubeStatus, StatusHandle};
+pub use tokens::{AgentToken, TokenFault, TokenJudge};

@@ -38,7 +38,7 @@ impl KubeSource {
     ///
     /// When the credentials cannot even be read.
     pub async fn start(config: KubeConfig) -> Result<Self, ConnectError> {
-        let client = client::open(&config).await?;
+        let client = client::open(config.kubeconfig.as_deref()).await?;
         Ok(Self::with_client(config, &client))
     }
 

@@ -17,7 +17,14 @@ pub(crate) struct Watched<T> {
 
 impl<'de, T: Object + Deserialize<'de>> Deserialize<'de> for Watched<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let object = T::deserialize(deserializer)?;
+        T::deserialize(deserializer).map(Self::of)
+    }
+}
+
+// === impl Watched ===
+
+impl<T: Object> Watched<T> {
+    pub(crate) fn of(object: T) -> Self {
         let Meta { name, namespace, resource_version, .. } = object.meta();
         let meta = ObjectMeta {
             name: Some(name.clone()),
@@ -25,7 +32,7 @@ impl<'de, T: Object + Deserialize<'de>> Deserialize<'de> for Watched<T> {
             resource_version: Some(resource_version.clone()),
             ..ObjectMeta::default()
         };
-        Ok(Self { meta, object })
+        Self { meta, object }
     }
 }
 

@@ -1,0 +1,328 @@
+//! Whose service-account token it is, as the API server judges it: the node of an agent.
+
+mod outline;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use kube::{Api, api::PostParams};
+use sha2::{Digest, Sha256};
+
+use self::outline::Outline;
+use crate::{ApiServer, PodPlaces, client::ApiFault};
+
+/// How long an answer is good for. A pod that is deleted meanwhile ends its token at once, as the watch tells.
+const MEMORY: Duration = Duration::from_secs(30);
+/// How long a refusal is good for.
+const REFUSAL_MEMORY: Duration = Duration::from_secs(5);
+/// Answers that are remembered; a token has one.
+const MAX_REMEMBERED: usize = 16_384;
+/// How long the API server may take.
+const WITHIN: Duration = Duration::from_secs(5);
+/// Questions that are open at once. Those about one token follow one another, so that the first answers them all.
+const LANES: usize = 16;
+
+const NODE: &str = "authentication.kubernetes.io/node-name";
+const POD: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+
+/// The owner of a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentToken {
+    /// The node that the token is bound to, itself or by its pod.
+    pub node: String,
+    /// Service account and node.
+    pub name: String,
+}
+
+/// Why a token is not believed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenFault {
+    /// It proves nothing, or not enough.
+    #[error("{0}")]
+    Refused(String),
+    /// It cannot be judged now.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// Has the API server judge tokens (`TokenReview`, authentication.k8s.io/v1).
+///
+/// Whoever reaches the port can have any text judged: what does not even claim to be a token of an agent, for us,
+/// is refused without a question, at most 16 questions are open at once, and answers are remembered.
+pub struct TokenJudge {
+    api: Api<TokenReview>,
+    audience: String,
+    /// As the API server names service accounts.
+    accounts: BTreeSet<String>,
+    places: PodPlaces,
+    remembered: Mutex<HashMap<[u8; 32], Remembered>>,
+    lanes: [tokio::sync::Mutex<()>; LANES],
+}
+
+#[derive(Clone, Debug)]
+struct Remembered {
+    until: Instant,
+    pod_uid: Option<String>,
+    answer: Result<AgentToken, String>,
+}
+
+/// What the API server says of a token that it knows.
+#[derive(Debug, PartialEq, Eq)]
+struct Known {
+    username: String,
+    node: Option<String>,
+    /// UID and name.
+    pod: Option<(String, String)>,
+}
+
+// === impl TokenJudge ===
+
+impl TokenJudge {
+    /// Believes tokens made for `audience` that belong to `accounts`, each namespace and name.
+    pub fn new(
+        server: &ApiServer,
+        places: PodPlaces,
+        audience: String,
+        accounts: &[(String, String)],
+    ) -> Self {
+        let username = |(namespace, name): &(String, String)| {
+            format!("system:serviceaccount:{namespace}:{name}")
+        };
+        Self {
+            api: Api::all(server.0.clone()),
+            audience,
+            accounts: accounts.iter().map(username).collect(),
+            places,
+            remembered: Mutex::default(),
+            lanes: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+        }
+    }
+
+    /// Whose token `bearer` is.
+    ///
+    /// # Errors
+    ///
+    /// When it is nobody's whom we believe, or the API server cannot be asked.
+    pub async fn judge(&self, bearer: &str) -> Result<AgentToken, TokenFault> {
+        let digest: [u8; 32] = Sha256::digest(bearer).into();
+        if let Some(answer) = self.recall(&digest) {
+            return answer.map_err(TokenFault::Refused);
+        }
+        let outline = Outline::read(bearer)
+            .ok_or_else(|| TokenFault::Refused("it is no service-account token".to_owned()))?;
+        self.check_claims(&outline).map_err(TokenFault::Refused)?;
+        let lane = usize::from(digest[0]) % LANES;
+        let Some(lane) = self.lanes.get(lane) else {
+            return Err(TokenFault::Unknown("no lane".to_owned()));
+        };
+        let _turn = lane.lock().await;
+        if let Some(answer) = self.recall(&digest) {
+            return answer.map_err(TokenFault::Refused);
+        }
+        let (answer, pod_uid) = match self.ask(bearer).await? {
+            Ok(known) => {
+                let pod_uid = known.pod.as_ref().map(|(uid, _)| uid.clone());
+                (self.locate(known).await?, pod_uid)
+            }
+            Err(refusal) => (Err(refusal), None),
+        };
+        self.remember(digest, &outline, pod_uid, answer.clone());
+        answer.map_err(TokenFault::Refused)
+    }
+
+    /// Refuses what need not be asked about. Nothing in it is believed before it was.
+    fn check_claims(&self, outline: &Outline) -> Result<(), String> {
+        if !self.accounts.contains(&outline.subject) {
+            return Err("its service account is not one of an agent's".to_owned());
+        }
+        if !outline.audiences.contains(&self.audience) {
+            return Err(format!("it was not made for {}", self.audience));
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, bearer: &str) -> Result<Result<Known, String>, TokenFault> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                audiences: Some(vec![self.audience.clone()]),
+                token: Some(bearer.to_owned()),
+            },
+            ..TokenReview::default()
+        };
+        let params = PostParams::default();
+        let asked = tokio::time::timeout(WITHIN, self.api.create(&params, &review)).await;
+        let what = "asking the API server about a token";
+        match asked {
+            Ok(Ok(review)) => {
+                Ok(read_status(review.status.unwrap_or_default(), &self.audience, &self.accounts))
+            }
+            Ok(Err(error)) => {
+                let fault = ApiFault::new(what, "create on tokenreviews", &error);
+                tracing::warn!(%fault, "callers cannot be verified");
+                Err(TokenFault::Unknown(fault.to_string()))
+            }
+            Err(_elapsed) => {
+                let reason = format!("{what}: no answer within {} s", WITHIN.as_secs());
+                Err(TokenFault::Unknown(reason))
+            }
+        }
+    }
+
+    async fn locate(&self, known: Known) -> Result<Result<AgentToken, String>, TokenFault> {
+        let Known { username, node, pod } = known;
+        let node = match (pod, node) {
+            // The server may know its own answers for some seconds: what is watched is newer.
+            (Some((uid, name)), claimed) => match self.places.node_of(&uid, &name).await {
+                Ok(Some(node)) if claimed.as_ref().is_none_or(|claimed| *claimed == node) => node,
+                Ok(_) => return Ok(Err(format!("its pod {name} is gone, or not on that node"))),
+                Err(()) => {
+                    let reason = "the pods were not listed yet".to_owned();
+                    return Err(TokenFault::Unknown(reason));
+                }
+            },
+            (None, Some(node)) => node,
+            (None, None) => {
+                let reason = "it is bound to no pod: project it into the agent's pod";
+                return Ok(Err(reason.to_owned()));
+            }
+        };
+        let account = username.trim_start_matches("system:serviceaccount:").replace(':', "/");
+        Ok(Ok(AgentToken { name: format!("{account} on {node}"), node }))
+    }
+
+    fn recall(&self, digest: &[u8; 32]) -> Option<Result<AgentToken, String>> {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let Remembered { until, pod_uid, answer } = remembered.get(digest)?;
+        let is_over = *until <= Instant::now();
+        if is_over || pod_uid.as_deref().is_some_and(|uid| self.places.is_gone(uid)) {
+            remembered.remove(digest);
+            return None;
+        }
+        Some(answer.clone())
+    }
+
+    fn remember(
+        &self,
+        digest: [u8; 32],
+        outline: &Outline,
+        pod_uid: Option<String>,
+        answer: Result<AgentToken, String>,
+    ) {
+        let memory = if answer.is_ok() { MEMORY } else { REFUSAL_MEMORY };
+        let now = Instant::now();
+        let until = now + memory.min(outline.left());
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered.len() >= MAX_REMEMBERED {
+            remembered.retain(|_, entry| entry.until > now);
+        }
+        if remembered.len() < MAX_REMEMBERED {
+            remembered.insert(digest, Remembered { until, pod_uid, answer });
+        }
+    }
+}
+
+/// Judges the server's answer. The audience is looked at again: a server that knows no audiences answers without
+/// them, and its tokens are for anybody.
+fn read_status(
+    status: TokenReviewStatus,
+    audience: &str,
+    accounts: &BTreeSet<String>,
+) -> Result<Known, String> {
+    if status.authenticated != Some(true) {
+        let said = status.error.unwrap_or_default();
+        return Err(if said.is_empty() {
+            "the API server does not know it".to_owned()
+        } else {
+            format!("the API server says: {said}")
+        });
+    }
+    if !status.audiences.unwrap_or_default().iter().any(|known| known == audience) {
+        return Err(format!("it was not made for {audience}"));
+    }
+    let user = status.user.unwrap_or_default();
+    let username = user.username.unwrap_or_default();
+    if !accounts.contains(&username) {
+        return Err(format!("{username:?} is not the service account of an agent"));
+    }
+    let mut extra = user.extra.unwrap_or_default();
+    let mut only = |key: &str| match extra.remove(key)?.as_slice() {
+        [value] if !value.is_empty() => Some(value.clone()),
+        _ => None,
+    };
+    let node = only(NODE);
+    let pod = only(POD_UID).zip(only(POD));
+    Ok(Known { username, node, pod })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accounts() -> BTreeSet<String> {
+        ["system:serviceaccount:sluice-system:sluice-agent".to_owned()].into()
+    }
+
+    fn status(changed: &serde_json::Value) -> TokenReviewStatus {
+        let mut status = serde_json::json!({
+            "authenticated": true,
+            "audiences": ["sluice-ca"],
+            "user": {
+                "username": "system:serviceaccount:sluice-system:sluice-agent",
+                "extra": {NODE: ["n1"], POD: ["agent-x"], POD_UID: ["u"]},
+            },
+        });
+        for (key, value) in changed.as_object().unwrap() {
+            status[key] = value.clone();
+        }
+        serde_json::from_value(status).unwrap()
+    }
+
+    fn read(changed: &serde_json::Value) -> Result<Known, String> {
+        read_status(status(changed), "sluice-ca", &accounts())
+    }
+
+    #[test]
+    fn a_known_token_tells_its_node_and_pod() {
+        let known = read(&serde_json::json!({})).unwrap();
+        assert_eq!(known.node.as_deref(), Some("n1"));
+        assert_eq!(known.pod, Some(("u".to_owned(), "agent-x".to_owned())));
+        let bound_to_pod = serde_json::json!({"user": {
+            "username": "system:serviceaccount:sluice-system:sluice-agent",
+            "extra": {POD: ["agent-x"], POD_UID: ["u"]},
+        }});
+        assert_eq!(read(&bound_to_pod).unwrap().node, None);
+    }
+
+    #[test]
+    fn a_token_that_is_not_an_agents_is_refused_whatever_it_says() {
+        let user = |name: &str| serde_json::json!({"user": {"username": name}});
+        for (changed, said) in [
+            (serde_json::json!({"authenticated": false}), "does not know it"),
+            (serde_json::json!({"authenticated": false, "error": "expired"}), "says: expired"),
+            (serde_json::json!({"authenticated": null}), "does not know it"),
+            (serde_json::json!({"audiences": ["https://kubernetes"]}), "not made for sluice-ca"),
+            (serde_json::json!({"audiences": null}), "not made for sluice-ca"),
+            (serde_json::json!({"user": null}), "\"\" is not"),
+            (user("sluice-agent"), "is not the service account of an agent"),
+            (user("system:serviceaccount:other:sluice-agent"), "is not the service account"),
+        ] {
+            let refusal = read(&changed).unwrap_err();
+            assert!(refusal.contains(said), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_claim_with_several_values_is_none() {
+        let two = serde_json::json!({"user": {
+            "username": "system:serviceaccount:sluice-system:sluice-agent",
+            "extra": {NODE: ["n1", "n2"]},
+        }});
+        assert_eq!(read(&two).unwrap().node, None);
+    }
+}
