@@ -25,6 +25,9 @@ pub(crate) enum Command {
     Certs(ViewOptions),
     /// Show the connections that are open now.
     Flows(ViewOptions),
+    /// Check policies before they are applied.
+    #[command(subcommand)]
+    Policy(PolicyAction),
     /// Load, verify or remove the kernel programs by hand.
     #[command(subcommand)]
     Datapath(DatapathAction),
@@ -64,6 +67,27 @@ pub(crate) enum Output {
     Table,
     /// For programs.
     Json,
+}
+
+/// What to do with policies.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyAction {
+    /// Say what of them is not enforced as written; ends with 1 when something is refused. Asks nobody.
+    Check(CheckOptions),
+}
+
+/// Which policies to check, and how to print what there is to say.
+#[derive(Debug, Args)]
+pub(crate) struct CheckOptions {
+    /// Files, directories of .yaml, .yml and .json files, or - for standard input.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Namespace whose policies are those of the whole mesh.
+    #[arg(long, value_name = "NAME", default_value = "istio-system")]
+    pub(crate) root_namespace: String,
+    /// How to print.
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
 }
 
 /// What to do with the kernel programs.

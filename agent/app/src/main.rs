@@ -9,6 +9,7 @@ mod controller;
 mod datapath;
 mod logging;
 mod metrics;
+mod policy_check;
 mod view;
 
 /// Keeps the memory of thousands of idle connections dense, and gives it back when they are gone.
@@ -19,12 +20,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Command, PolicyAction};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Certs(options) => return exit_code(view::certs::run(&options)),
+        Command::Policy(PolicyAction::Check(options)) => {
+            return exit_code(policy_check::run(&options));
+        }
         Command::Agent(options) => agent::run(&options),
         Command::Controller(options) => controller::run(&options),
         Command::Status(options) => view::command::status(&options),
