@@ -1,19 +1,22 @@
 //! `sluice controller`: the certificate authority of a mesh, for the agents of all its nodes.
 
+mod cluster;
+
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use sluice_controller::{
     CaFiles, CaMaterial, CaPlace, Callers, CallersConfig, ControllerConfig, Limits, Parts,
     Placement, PodsConfig, Settings, SnapshotPlacement, TokenFile, serve,
 };
 use sluice_source::FileSource;
-use sluice_tls::SystemClock;
+use sluice_tls::{Clock, SystemClock};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 
+use self::cluster::Kubernetes;
 use crate::{args::ControllerOptions, logging};
 
 /// Serves until it is told to stop. Agents keep what they were issued; they ask again when it is half over.
@@ -27,12 +30,24 @@ pub(crate) fn run(options: &ControllerOptions) -> anyhow::Result<()> {
 async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let kubernetes = Kubernetes::open(&config).await?;
+    let kubernetes = kubernetes.as_ref();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let parts = Parts {
-        callers: callers(&config.callers)?,
-        placement: placement(&config)?,
-        material: material(&config.ca),
-        clock: Arc::new(SystemClock),
+        callers: callers(&config.callers, kubernetes)?,
+        placement: placement(&config, kubernetes)?,
+        material: material(&config, kubernetes)?,
+        clock: Arc::clone(&clock),
     };
+    // Before the port is there: a replica that cannot issue is not ready.
+    tokio::select! {
+        opened = parts.material.open(&config.trust_domain, clock) => drop(opened?),
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    let reports = config.policy_status.as_ref().zip(kubernetes);
+    let election = reports
+        .map(|(status, kubernetes)| kubernetes.report(&status.lease, &status.root_namespace));
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -55,33 +70,51 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
         }
         tracing::info!("stopping");
     };
-    Ok(serve(listener, settings, parts, stop).await?)
+    let served = serve(listener, settings, parts, stop).await;
+    if let Some(election) = election {
+        election.leave().await;
+    }
+    Ok(served?)
 }
 
-fn callers(config: &CallersConfig) -> anyhow::Result<Arc<dyn Callers>> {
+fn callers(
+    config: &CallersConfig,
+    kubernetes: Option<&Kubernetes>,
+) -> anyhow::Result<Arc<dyn Callers>> {
     match config {
         CallersConfig::Tokens(file) => Ok(Arc::new(TokenFile::open(file)?)),
-        CallersConfig::Kubernetes { .. } => {
-            bail!("callers.kubernetes: this build cannot ask a Kubernetes API; use callers.tokens")
-        }
+        CallersConfig::Kubernetes { audience, agents } => kubernetes
+            .and_then(|kubernetes| kubernetes.callers(audience, agents))
+            .context("callers.kubernetes: no API server"),
     }
 }
 
-fn placement(config: &ControllerConfig) -> anyhow::Result<Arc<dyn Placement>> {
+fn placement(
+    config: &ControllerConfig,
+    kubernetes: Option<&Kubernetes>,
+) -> anyhow::Result<Arc<dyn Placement>> {
     match &config.pods {
         PodsConfig::Mesh(file) => {
             let FileSource { snapshots, .. } = FileSource::watch_mesh(file, &config.trust_domain)?;
             Ok(Arc::new(SnapshotPlacement(snapshots)))
         }
         PodsConfig::Kubernetes => {
-            bail!("pods.kubernetes: this build cannot ask a Kubernetes API; use pods.mesh")
+            kubernetes.and_then(Kubernetes::placement).context("pods: no API server")
         }
     }
 }
 
-fn material(place: &CaPlace) -> Arc<dyn CaMaterial> {
-    Arc::new(match place {
-        CaPlace::Embedded(directory) => CaFiles::embedded(directory),
-        CaPlace::CertManager(directory) => CaFiles::cert_manager(directory),
+fn material(
+    config: &ControllerConfig,
+    kubernetes: Option<&Kubernetes>,
+) -> anyhow::Result<Arc<dyn CaMaterial>> {
+    let material: Arc<dyn CaMaterial> = match &config.ca {
+        CaPlace::Embedded(directory) => Arc::new(CaFiles::embedded(directory)),
+        CaPlace::CertManager(directory) => Arc::new(CaFiles::cert_manager(directory)),
+        CaPlace::Secret(name) => kubernetes.context("ca: no API server")?.secret(name),
+    };
+    Ok(match &config.publish_roots {
+        Some(name) => kubernetes.context("ca: no API server")?.published(material, name),
+        None => material,
     })
 }

@@ -1,5 +1,7 @@
 //! The controller's configuration: one YAML file, read once at start.
 
+mod written;
+
 use std::{
     fs,
     net::SocketAddr,
@@ -7,13 +9,14 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 use sluice_source::{FileError, yaml};
 use sluice_spiffe::{IdError, TrustDomain};
 use sluice_tls::{DEFAULT_TTL, MIN_TTL};
 
-const ACCOUNTS: &str = "callers.kubernetes.agentServiceAccounts";
+use self::written::{Written, WrittenCa, WrittenCallers, WrittenPods, WrittenReview};
+
+const ACCOUNTS: &str = "callers.kubernetes.serviceAccounts";
 
 /// How the controller is set up. Relative paths in the file are relative to the file's directory; here they are
 /// joined with it.
@@ -29,10 +32,16 @@ pub struct ControllerConfig {
     pub server_names: Vec<String>,
     /// Where the authority is.
     pub ca: CaPlace,
+    /// The `ConfigMap` that the roots are kept in, if any.
+    pub publish_roots: Option<ObjectName>,
     /// How callers prove themselves.
     pub callers: CallersConfig,
     /// Where it learns which pods run on which node.
     pub pods: PodsConfig,
+    /// Where and how it reports on policies, if it does.
+    pub policy_status: Option<PolicyStatusConfig>,
+    /// A kubeconfig file, where something is asked of Kubernetes; `None` uses the service account of the own pod.
+    pub kubeconfig: Option<PathBuf>,
     /// Level of the logs; `info` by default.
     pub log_level: String,
 }
@@ -44,6 +53,26 @@ pub enum CaPlace {
     Embedded(PathBuf),
     /// `tls.crt`, `tls.key` and `ca.crt` in this directory, as cert-manager lays them out.
     CertManager(PathBuf),
+    /// The same in a Kubernetes Secret, made on first start.
+    Secret(ObjectName),
+}
+
+/// What names a Kubernetes object of a known kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// How it reports on policies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyStatusConfig {
+    /// The `Lease` that elects the replica that writes.
+    pub lease: ObjectName,
+    /// Namespace whose policies are those of the whole mesh; `istio-system` by default.
+    pub root_namespace: String,
 }
 
 /// How callers prove themselves.
@@ -111,12 +140,19 @@ pub enum ConfigProblem {
     Empty,
     /// Neither of the modes.
     #[error(
-        "{0:?} is not a mode: `embedded` makes a CA on first start, `pem` reads tls.crt, tls.key and ca.crt"
+        "{0:?} is not a mode: `embedded` makes a CA on first start, `secret` makes one in a Secret, `pem` reads tls.crt, tls.key and \
+         ca.crt"
     )]
     CaMode(String),
     /// Files have to be somewhere.
     #[error("mode pem needs `dir`, the directory with tls.crt, tls.key and ca.crt")]
     NoDirectory,
+    /// A Secret has to be somewhere.
+    #[error("mode secret needs `namespace` and `name`, those of the Secret")]
+    NoSecret,
+    /// Belongs to another mode.
+    #[error("mode {0} has no such field: remove it")]
+    NotOfMode(&'static str),
     /// None or both of two ways.
     #[error("choose one of `{0}` and `{1}`")]
     OneOf(&'static str, &'static str),
@@ -124,64 +160,6 @@ pub enum ConfigProblem {
     #[error("{0:?} is not a service account: write namespace/name")]
     Account(String),
 }
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Written {
-    #[serde(default)]
-    listen: Option<Spanned<String>>,
-    #[serde(default)]
-    trust_domain: Option<Spanned<String>>,
-    #[serde(default)]
-    ttl: Option<Spanned<String>>,
-    #[serde(default)]
-    server_names: Option<Spanned<Vec<String>>>,
-    #[serde(default)]
-    ca: Option<Spanned<WrittenCa>>,
-    callers: Spanned<WrittenCallers>,
-    pods: Spanned<WrittenPods>,
-    #[serde(default)]
-    log_level: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WrittenCa {
-    mode: Spanned<String>,
-    #[serde(default)]
-    dir: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WrittenCallers {
-    #[serde(default)]
-    tokens: Option<PathBuf>,
-    #[serde(default)]
-    kubernetes: Option<WrittenReview>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WrittenReview {
-    #[serde(default)]
-    audience: Option<String>,
-    agent_service_accounts: Spanned<Vec<Spanned<String>>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WrittenPods {
-    #[serde(default)]
-    mesh: Option<PathBuf>,
-    #[serde(default)]
-    kubernetes: Option<Nothing>,
-}
-
-/// `{}`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
 
 /// Names the file in what is refused, and joins paths with its directory.
 struct Reader<'a> {
@@ -206,14 +184,18 @@ impl ControllerConfig {
     fn parse(file: &Path, directory: &Path, text: &str) -> Result<Self, ConfigError> {
         let written: Written = yaml::parse(file, text)?;
         let reader = Reader { file, directory };
+        let publish_roots = written.publish_roots();
         Ok(Self {
             listen: reader.listen(written.listen)?,
             trust_domain: reader.trust_domain(written.trust_domain)?,
             ttl: reader.ttl(written.ttl)?,
             server_names: reader.server_names(written.server_names)?,
+            publish_roots,
             ca: reader.ca(written.ca)?,
             callers: reader.callers(written.callers)?,
             pods: reader.pods(written.pods)?,
+            policy_status: written.policy_status.map(PolicyStatusConfig::from),
+            kubeconfig: written.kubeconfig.map(|path| directory.join(path)),
             log_level: written.log_level.unwrap_or_else(|| "info".to_owned()),
         })
     }
@@ -270,15 +252,28 @@ impl Reader<'_> {
 
     fn ca(&self, written: Option<Spanned<WrittenCa>>) -> Result<CaPlace, ConfigError> {
         let default = Path::new("/var/lib/sluice/ca");
-        let Some(Spanned { value: WrittenCa { mode, dir }, referenced: at, .. }) = written else {
+        let Some(Spanned { value, referenced: at, .. }) = written else {
             return Ok(CaPlace::Embedded(default.to_owned()));
         };
+        let WrittenCa { mode, dir, namespace, name, .. } = value;
         let dir = dir.map(|dir| self.directory.join(dir));
-        match (mode.value.as_str(), dir) {
-            ("embedded", dir) => Ok(CaPlace::Embedded(dir.unwrap_or_else(|| default.to_owned()))),
-            ("pem", Some(dir)) => Ok(CaPlace::CertManager(dir)),
-            ("pem", None) => Err(self.refuse(at, "ca.dir", ConfigProblem::NoDirectory)),
-            (other, _) => {
+        let object = namespace.zip(name).map(|(namespace, name)| ObjectName { namespace, name });
+        match (mode.value.as_str(), dir, object) {
+            ("embedded", dir, None) => {
+                Ok(CaPlace::Embedded(dir.unwrap_or_else(|| default.to_owned())))
+            }
+            ("pem", Some(dir), None) => Ok(CaPlace::CertManager(dir)),
+            ("pem", None, None) => Err(self.refuse(at, "ca.dir", ConfigProblem::NoDirectory)),
+            ("secret", None, Some(object)) => Ok(CaPlace::Secret(object)),
+            ("secret", None, None) => Err(self.refuse(at, "ca", ConfigProblem::NoSecret)),
+            ("secret", Some(_), _) => {
+                Err(self.refuse(at, "ca.dir", ConfigProblem::NotOfMode("secret")))
+            }
+            ("embedded", _, Some(_)) => {
+                Err(self.refuse(at, "ca.name", ConfigProblem::NotOfMode("embedded")))
+            }
+            ("pem", _, Some(_)) => Err(self.refuse(at, "ca.name", ConfigProblem::NotOfMode("pem"))),
+            (other, _, _) => {
                 let problem = ConfigProblem::CaMode(other.to_owned());
                 Err(self.refuse(mode.referenced, "ca.mode", problem))
             }
@@ -297,7 +292,7 @@ impl Reader<'_> {
                 return Err(self.refuse(at, "callers", problem));
             }
         };
-        let WrittenReview { audience, agent_service_accounts: accounts } = review;
+        let WrittenReview { audience, service_accounts: accounts } = review;
         if accounts.value.is_empty() {
             return Err(self.refuse(accounts.referenced, ACCOUNTS, ConfigProblem::Empty));
         }
@@ -321,10 +316,10 @@ impl Reader<'_> {
 
     fn pods(&self, written: Spanned<WrittenPods>) -> Result<PodsConfig, ConfigError> {
         match written.value {
-            WrittenPods { mesh: Some(mesh), kubernetes: None } => {
+            WrittenPods { mesh: Some(mesh), kubernetes: false } => {
                 Ok(PodsConfig::Mesh(self.directory.join(mesh)))
             }
-            WrittenPods { mesh: None, kubernetes: Some(Nothing {}) } => Ok(PodsConfig::Kubernetes),
+            WrittenPods { mesh: None, kubernetes: true } => Ok(PodsConfig::Kubernetes),
             WrittenPods { .. } => {
                 let problem = ConfigProblem::OneOf("mesh", "kubernetes");
                 Err(self.refuse(written.referenced, "pods", problem))

@@ -31,7 +31,10 @@ use std::{future::Future, pin::Pin};
 pub use self::{
     authority::OpenError,
     callers::{Caller, Callers, TokenError, TokenFile},
-    config::{CaPlace, CallersConfig, ConfigError, ConfigProblem, ControllerConfig, PodsConfig},
+    config::{
+        CaPlace, CallersConfig, ConfigError, ConfigProblem, ControllerConfig, ObjectName,
+        PodsConfig, PolicyStatusConfig,
+    },
     material::{CaFiles, CaMaterial},
     placement::{Placed, Placement, SnapshotPlacement},
     rate::Rate,

@@ -22,8 +22,8 @@ fn little_has_to_be_written() {
 fn everything_can_be_written() {
     let config = parse(
         "listen: '[::1]:443'\ntrustDomain: example.org\nttl: 90m\nserverNames: [ca.example, 127.0.0.1]\n\
-         ca: {mode: pem, dir: ca}\nlogLevel: debug\npods: {kubernetes: {}}\n\
-         callers:\n  kubernetes:\n    audience: other\n    agentServiceAccounts: [a/b, c/d]\n",
+         ca: {mode: pem, dir: ca}\nlogLevel: debug\npods: kubernetes\n\
+         callers:\n  kubernetes:\n    audience: other\n    serviceAccounts: [a/b, c/d]\n",
     )
     .unwrap();
     assert_eq!(config.ttl, Duration::from_mins(90));
@@ -32,6 +32,22 @@ fn everything_can_be_written() {
     let agents = [("a", "b"), ("c", "d")].map(|(space, name)| (space.into(), name.into()));
     let audience = "other".to_owned();
     assert_eq!(config.callers, CallersConfig::Kubernetes { audience, agents: agents.into() });
+}
+
+#[test]
+fn a_cluster_may_hold_all_of_it() {
+    let config = parse(
+        "kubeconfig: k\npods: kubernetes\ncallers: {kubernetes: {serviceAccounts: [a/b]}}\n\
+         ca: {mode: secret, namespace: s, name: ca, publishRoots: {namespace: s, configMap: roots}}\n\
+         policyStatus: {namespace: s, lease: l, rootNamespace: mesh}\n",
+    )
+    .unwrap();
+    let object = |name: &str| ObjectName { namespace: "s".to_owned(), name: name.to_owned() };
+    assert_eq!(config.ca, CaPlace::Secret(object("ca")));
+    assert_eq!(config.publish_roots, Some(object("roots")));
+    assert_eq!(config.kubeconfig, Some("/etc/sluice/k".into()));
+    let status = PolicyStatusConfig { lease: object("l"), root_namespace: "mesh".to_owned() };
+    assert_eq!(config.policy_status, Some(status));
 }
 
 #[test]
@@ -49,18 +65,29 @@ fn faults_are_named_with_line_and_field() {
         (format!("{rest}ttl: 4294967296d"), ":3: ttl:"),
         (format!("{rest}serverNames: []"), ":3: serverNames: needs"),
         (format!("{rest}ca: {{mode: pem}}"), ":3: ca.dir: mode pem needs"),
+        (format!("{rest}ca: {{mode: secret}}"), ":3: ca: mode secret needs `namespace`"),
+        (format!("{rest}ca: {{mode: secret, name: n}}"), ":3: ca: mode secret needs"),
+        (format!("{rest}ca: {{mode: secret, dir: d}}"), ":3: ca.dir: mode secret has no"),
+        (
+            format!("{rest}ca: {{mode: pem, dir: d, namespace: a, name: b}}"),
+            ":3: ca.name: mode pem",
+        ),
         (format!("{rest}ca: {{mode: vault}}"), ":3: ca.mode: \"vault\""),
         (format!("{rest}listne: x"), "controller.yaml:3:1: unknown field"),
         ("callers: {}\npods: {mesh: m}".to_owned(), ":1: callers: choose one of"),
         ("callers: {tokens: t}\npods: {}".to_owned(), ":2: pods: choose one of"),
-        ("callers: {tokens: t}\npods: {mesh: m, kubernetes: {}}".to_owned(), ":2: pods: choose"),
+        ("callers: {tokens: t}\npods: cubernetes".to_owned(), ":2: pods: choose one of"),
+        (
+            "callers: {tokens: t}\npods: {mesh: m, kubernetes: {}}".to_owned(),
+            ":2:17: unknown field",
+        ),
         ("pods: {mesh: m}".to_owned(), "missing field"),
         (
-            "pods: {mesh: m}\ncallers: {kubernetes: {agentServiceAccounts: []}}".to_owned(),
-            ":2: callers.kubernetes.agentServiceAccounts: needs",
+            "pods: {mesh: m}\ncallers: {kubernetes: {serviceAccounts: []}}".to_owned(),
+            ":2: callers.kubernetes.serviceAccounts: needs",
         ),
         (
-            "pods: {mesh: m}\ncallers: {kubernetes: {agentServiceAccounts: [a]}}".to_owned(),
+            "pods: {mesh: m}\ncallers: {kubernetes: {serviceAccounts: [a]}}".to_owned(),
             "\"a\" is not a service account",
         ),
     ] {

@@ -1,0 +1,235 @@
+//! What the controller asks of Kubernetes, in the words of the controller.
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sluice_controller::{
+    CaMaterial, CaPlace, Caller, Callers, CallersConfig, ControllerConfig, ObjectName, Pending,
+    Placed, Placement, PodsConfig, Refusal,
+};
+use sluice_kube::{
+    ApiServer, CaSecret, CaTexts, ConnectError, Election, Place, PodPlaces, PolicyReports,
+    SecretError, TokenFault, TokenJudge, publish_roots,
+};
+use sluice_spiffe::{SpiffeId, TrustDomain, WorkloadName};
+use sluice_tls::{
+    Clock,
+    ca::{CaError, LocalCa, NewRoot, PemTexts},
+};
+use tokio::sync::watch;
+
+/// How often the Secret is asked for when the API server does not answer.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The API server, with what is followed of it.
+pub(super) struct Kubernetes {
+    server: ApiServer,
+    places: Option<PodPlaces>,
+}
+
+// === impl Kubernetes ===
+
+impl Kubernetes {
+    /// `None` when nothing in the configuration is asked of Kubernetes.
+    pub(super) async fn open(config: &ControllerConfig) -> Result<Option<Self>, ConnectError> {
+        let asks_for_pods = config.pods == PodsConfig::Kubernetes
+            || matches!(config.callers, CallersConfig::Kubernetes { .. });
+        let is_needed = asks_for_pods
+            || matches!(config.ca, CaPlace::Secret(_))
+            || config.publish_roots.is_some()
+            || config.policy_status.is_some();
+        if !is_needed {
+            return Ok(None);
+        }
+        let server = ApiServer::open(config.kubeconfig.as_deref()).await?;
+        let places = asks_for_pods.then(|| PodPlaces::follow(&server));
+        Ok(Some(Self { server, places }))
+    }
+
+    pub(super) fn callers(
+        &self,
+        audience: &str,
+        agents: &[(String, String)],
+    ) -> Option<Arc<dyn Callers>> {
+        let places = self.places.clone()?;
+        let reviews = TokenJudge::new(&self.server, places, audience.to_owned(), agents);
+        Some(Arc::new(Reviewed(reviews)))
+    }
+
+    pub(super) fn placement(&self) -> Option<Arc<dyn Placement>> {
+        Some(Arc::new(Watched(self.places.clone()?)))
+    }
+
+    pub(super) fn secret(
+        &self,
+        ObjectName { namespace, name }: &ObjectName,
+    ) -> Arc<dyn CaMaterial> {
+        let secret = CaSecret::follow(&self.server, namespace, name);
+        Arc::new(InSecret { secret, was_opened: AtomicBool::new(false) })
+    }
+
+    /// The same material, whose roots are kept in a `ConfigMap` from now on.
+    pub(super) fn published(
+        &self,
+        material: Arc<dyn CaMaterial>,
+        ObjectName { namespace, name }: &ObjectName,
+    ) -> Arc<dyn CaMaterial> {
+        let (roots, followed) = watch::channel(None);
+        publish_roots(&self.server, namespace, name, followed);
+        Arc::new(Published { material, roots })
+    }
+
+    /// Reports on policies whenever this replica is the one that does.
+    pub(super) fn report(&self, lease: &ObjectName, root_namespace: &str) -> Election {
+        let ObjectName { namespace, name } = lease;
+        let election = Election::join(&self.server, namespace, name, identity());
+        PolicyReports::start(&self.server, root_namespace, election.lead.clone());
+        election
+    }
+}
+
+/// What no other replica is called.
+fn identity() -> String {
+    std::env::var("POD_NAME").unwrap_or_else(|_not_in_a_pod| {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{}-{}", host.trim(), std::process::id())
+    })
+}
+
+/// Callers by their service-account tokens.
+struct Reviewed(TokenJudge);
+
+impl Callers for Reviewed {
+    fn authenticate<'a>(&'a self, bearer: &'a str) -> Pending<'a, Result<Caller, Refusal>> {
+        Box::pin(async {
+            match self.0.judge(bearer).await {
+                Ok(owner) => Ok(Caller { node: owner.node, name: owner.name }),
+                Err(TokenFault::Refused(reason)) => Err(Refusal::BadToken { reason }),
+                Err(error) => Err(Refusal::CallersUnknown { reason: error.to_string() }),
+            }
+        })
+    }
+}
+
+/// Pods as the API server tells them.
+struct Watched(PodPlaces);
+
+impl Placement for Watched {
+    fn runs_on<'a>(&'a self, id: &'a SpiffeId, node: &'a str) -> Pending<'a, Placed> {
+        Box::pin(async move {
+            // Pods have identities of Istio's layout and no others.
+            let Some(WorkloadName { namespace, service_account }) = WorkloadName::of(id) else {
+                return Placed::Nowhere;
+            };
+            match self.0.find(&namespace, &service_account, node).await {
+                Place::Here => Placed::Here,
+                Place::Elsewhere => Placed::Elsewhere,
+                Place::Nowhere => Placed::Nowhere,
+                Place::UnknownNode => Placed::UnknownNode,
+                Place::Unknown => Placed::Unknown,
+            }
+        })
+    }
+}
+
+/// The authority of a Secret, which whichever replica comes first makes.
+struct InSecret {
+    secret: CaSecret,
+    /// Whether it was ever opened: who serves must not wait for the API server.
+    was_opened: AtomicBool,
+}
+
+/// Why a Secret gives no authority.
+enum Unusable {
+    Secret(SecretError),
+    Making(CaError),
+}
+
+impl InSecret {
+    async fn texts(&self, domain: &TrustDomain, clock: &dyn Clock) -> Result<CaTexts, Unusable> {
+        loop {
+            if let Some(texts) = self.secret.read().await.map_err(Unusable::Secret)? {
+                return Ok(texts);
+            }
+            let root = NewRoot::generate(domain, clock).map_err(Unusable::Making)?;
+            let made = self.secret.create(&root.certificate, &root.key).await;
+            if made.map_err(|fault| Unusable::Secret(fault.into()))? {
+                tracing::info!(secret = self.secret.name(), trust_domain = %domain, "made a new root CA");
+            }
+            // Whoever made it, what counts is what is there.
+        }
+    }
+}
+
+impl CaMaterial for InSecret {
+    fn open<'a>(
+        &'a self,
+        domain: &'a TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Pending<'a, Result<LocalCa, CaError>> {
+        Box::pin(async move {
+            let origin = format!("Secret {}", self.secret.name());
+            let mut said = false;
+            let texts = loop {
+                match self.texts(domain, clock.as_ref()).await {
+                    Ok(texts) => break texts,
+                    Err(Unusable::Secret(SecretError::Api(fault)))
+                        if fault.passes() && !self.was_opened.load(Ordering::Relaxed) =>
+                    {
+                        if !said {
+                            tracing::warn!(%fault, "the CA's Secret cannot be read; trying again");
+                            said = true;
+                        }
+                        tokio::time::sleep(RETRY).await;
+                    }
+                    Err(Unusable::Making(error)) => return Err(error),
+                    Err(Unusable::Secret(error)) => {
+                        let (path, source) = (origin.into(), io::Error::other(error));
+                        return Err(CaError::File { action: "use", path, source });
+                    }
+                }
+            };
+            let CaTexts { certificate, key, roots } = &texts;
+            let origin = Path::new(&origin);
+            let texts = PemTexts { origin, certificate, key, roots: roots.as_deref() };
+            let opened = LocalCa::from_texts(&texts, domain, clock)?;
+            self.was_opened.store(true, Ordering::Relaxed);
+            Ok(opened)
+        })
+    }
+
+    fn changed(&self) -> Pending<'_, ()> {
+        Box::pin(self.secret.changed())
+    }
+}
+
+/// Tells the roots of what was opened.
+struct Published {
+    material: Arc<dyn CaMaterial>,
+    roots: watch::Sender<Option<String>>,
+}
+
+impl CaMaterial for Published {
+    fn open<'a>(
+        &'a self,
+        domain: &'a TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Pending<'a, Result<LocalCa, CaError>> {
+        Box::pin(async move {
+            let opened = self.material.open(domain, clock).await?;
+            self.roots.send_replace(Some(opened.roots_pem()));
+            Ok(opened)
+        })
+    }
+
+    fn changed(&self) -> Pending<'_, ()> {
+        self.material.changed()
+    }
+}
