@@ -14,8 +14,10 @@
 pub mod agent;
 pub mod canary;
 pub mod capture;
+pub mod certificate_authority;
 pub mod cleanup;
 pub mod cluster;
+pub mod controller;
 pub mod demo;
 pub mod escape;
 pub mod machine;

@@ -41,6 +41,11 @@ impl Authority {
         self.0.pem()
     }
 
+    /// Its key, PKCS #8 in PEM.
+    pub fn key_pem(&self) -> String {
+        self.0.key().serialize_pem()
+    }
+
     /// A revocation list with these serial numbers, hexadecimal.
     pub fn crl(&self, number: u64, serials: &[&str]) -> Result<String> {
         let now = OffsetDateTime::now_utc();
@@ -101,7 +106,7 @@ impl TrustFiles {
     /// Lets `authority` issue from now on.
     pub fn issue_from(&self, authority: &Authority) -> Result<()> {
         replace(&self.directory.join("ca.crt"), &authority.pem())?;
-        replace(&self.directory.join("ca.key"), &authority.0.key().serialize_pem())
+        replace(&self.directory.join("ca.key"), &authority.key_pem())
     }
 
     /// Makes these the roots.
