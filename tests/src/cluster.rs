@@ -25,7 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 mod mesh;
 
-pub use self::mesh::SYSTEM;
+pub use self::mesh::{Away, SYSTEM};
 use crate::{Netns, cleanup};
 
 /// Where tests are told which cluster to use.

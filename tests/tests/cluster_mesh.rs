@@ -259,15 +259,16 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_what_it_knew() -> 
     namespace.exec("client", &["sh", "-c", &loop_])?;
     let agents =
         [(first, cluster.agent_container(first)?), (second, cluster.agent_container(second)?)];
-    cluster.kill("control/kube-apiserver")?;
+    let server = cluster.away("control/kube-apiserver")?;
     let away = Instant::now();
     for (node, container) in agents {
-        let mut kill = cluster.inside(node, "ctr");
+        let ctr = cluster.directory().join("bin/ctr").display().to_string();
+        let mut kill = cluster.inside(node, &ctr);
         kill.args(["--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", &container]);
         ensure!(kill.status()?.success(), "killing the agent of {node}");
     }
     thread::sleep(Duration::from_secs(if sized(0, 1) == 1 { 60 } else { 15 }));
-    cluster.start("control/kube-apiserver")?;
+    drop(server);
     wait_for("the API server", PATIENCE, || Ok(cluster.kubectl(&["get", "nodes"]).is_ok()))?;
     println!("API server away for {:?}", away.elapsed());
     let results = namespace.exec("client", &["cat", "/tmp/results"])?;

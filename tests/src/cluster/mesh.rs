@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Cluster, LAB_IMAGE, NODES, Namespace, wait_for};
-use crate::{Canary, Capture};
+use crate::{Canary, Capture, cleanup};
 
 /// Where the chart is installed.
 pub const SYSTEM: &str = "sluice-system";
@@ -15,7 +15,33 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// A node's link to the others.
 const UPLINK: &str = "eth0";
 
+/// A component that was killed; started again when dropped, also by a test that fails.
+#[derive(Debug)]
+pub struct Away<'a> {
+    cluster: &'a Cluster,
+    unit: &'a str,
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        // Controllers give up when the API server is away for long.
+        for unit in [self.unit, "control/kube-controller-manager", "control/kube-scheduler"] {
+            if self.cluster.pid(unit).is_none()
+                && let Err(error) = self.cluster.start(unit)
+            {
+                cleanup::report(&format!("{unit} stays away: {error:#}"));
+            }
+        }
+    }
+}
+
 impl Cluster {
+    /// Kills a component, `control/kube-apiserver` for instance, for as long as the result lives.
+    pub fn away<'a>(&'a self, unit: &'a str) -> Result<Away<'a>> {
+        self.kill(unit)?;
+        Ok(Away { cluster: self, unit })
+    }
+
     /// Installs the chart, or brings an installation to the chart's state, and waits until every agent is ready.
     pub fn install(&self) -> Result<()> {
         let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/sluice");
