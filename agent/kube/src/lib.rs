@@ -16,7 +16,6 @@
 
 mod announce;
 mod ca_secret;
-mod callers;
 mod client;
 mod conditions;
 mod config;
@@ -26,7 +25,6 @@ mod events;
 mod follow;
 mod hub;
 mod judgement;
-mod placement;
 mod places;
 mod publish;
 mod report;
@@ -39,12 +37,10 @@ mod watched;
 
 pub use announce::{AnnounceError, Announcement, Announcements, Decision};
 pub use ca_secret::{CaSecret, CaTexts, SecretError};
-pub use callers::TokenReviews;
 pub use client::{ApiFault, ApiServer, ConnectError};
 pub use conditions::PolicyReports;
 pub use config::KubeConfig;
 pub use election::{Election, Lead};
-pub use placement::PodPlacement;
 pub use places::{Place, PodPlaces};
 pub use report::{Capture, Reports};
 pub use roots::publish_roots;

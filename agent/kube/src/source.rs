@@ -8,8 +8,8 @@ use sluice_mesh::Snapshot;
 use tokio::sync::watch;
 
 use crate::{
-    Announcements, ConnectError, KubeConfig, PodPlacement, Reports, StatusHandle, TokenReviews,
-    client, disk::Memory, follow::Follow, hub::Hub, publish::Publisher, resource,
+    Announcements, ConnectError, KubeConfig, Reports, StatusHandle, client, disk::Memory,
+    follow::Follow, hub::Hub, publish::Publisher, resource,
 };
 
 /// Follows a cluster for as long as the runtime lives that it was started on.
@@ -22,10 +22,6 @@ pub struct KubeSource {
     pub announcements: Announcements,
     /// Takes what became of the node's pods, and tells their owners.
     pub reports: Reports,
-    /// Knows which pods run where: for the controller.
-    pub placement: PodPlacement,
-    hub: Arc<Hub>,
-    client: Client,
 }
 
 // === impl KubeSource ===
@@ -44,7 +40,6 @@ impl KubeSource {
 
     fn with_client(config: KubeConfig, client: &Client) -> Self {
         let memory = Memory::new(config.directory);
-        let trust_domain = config.settings.trust_domain.clone();
         let mut cluster = Cluster::new(config.settings);
         let remembers = memory.restore(&mut cluster);
         let hub = Arc::new(Hub::new(cluster));
@@ -56,15 +51,7 @@ impl KubeSource {
             status: StatusHandle(hub.status.subscribe()),
             announcements: Announcements::new(&hub, client, &config.node),
             reports: Reports::start(&hub, client, &config.node),
-            placement: PodPlacement::new(&hub, trust_domain),
-            client: client.clone(),
-            hub,
         }
-    }
-
-    /// Judges the tokens of agents: those of pods of one service account, made for one audience.
-    pub fn token_reviews(&self, audience: &str, namespace: &str, account: &str) -> TokenReviews {
-        TokenReviews::new(&self.hub, &self.client, audience, namespace, account)
     }
 }
 

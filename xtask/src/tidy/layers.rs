@@ -24,10 +24,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("sluice-kernel", &["sluice-abi", "sluice-sys"]),
     ("sluice-identity", &["sluice-grpc", "sluice-spiffe", "sluice-tls"]),
     ("sluice-cluster", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
-    (
-        "sluice-kube",
-        &["sluice-cluster", "sluice-controller", "sluice-mesh", "sluice-policy", "sluice-spiffe"],
-    ),
+    ("sluice-kube", &["sluice-cluster", "sluice-mesh", "sluice-policy", "sluice-spiffe"]),
     ("sluice-source", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
     (
         "sluice-controller",

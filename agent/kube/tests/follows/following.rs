@@ -10,7 +10,6 @@ use std::{
 use k8s_openapi::api::events::v1::Event;
 use kube::{Api, api::ListParams};
 use serde_json::json;
-use sluice_controller::{Callers as _, Placed, Placement as _};
 use sluice_kube::{Announcement, Capture, Decision, KubeSource};
 use sluice_mesh::{Client, Destination, WorkloadUid};
 use sluice_policy::{Connection, DenyReason, Verdict};
@@ -18,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::{
     server::Server,
-    world::{NODE, World, enrolled, source, until},
+    world::{World, enrolled, source, until},
 };
 
 #[tokio::test]
@@ -39,7 +38,6 @@ async fn a_source_follows_announces_reports_and_remembers() {
     announcements(&world, &source_one).await;
     reports(&world, &source_one, &web).await;
     policies(&world, &source_one, &web).await;
-    callers(&world, &source_one).await;
     outage(&mut server, &directory, source_one, &web).await;
 }
 
@@ -113,34 +111,6 @@ async fn reports(world: &World, source: &KubeSource, web: &str) {
     .await;
     eventually("no annotation", async || world.annotations("shop", "web").await != annotated).await;
     source.reports.report(BTreeMap::new());
-}
-
-/// A token is its pod's, and its pod is on one node.
-async fn callers(world: &World, source: &KubeSource) {
-    let (_, token) = world.agent("agent", "sluice-ca").await;
-    let (_, other_audience) = world.agent("agent-2", "vault").await;
-    let reviews = source.token_reviews("sluice-ca", "shop", "agent");
-    let caller = reviews.authenticate(&token).await.unwrap();
-    assert_eq!(caller.node, NODE);
-    // Remembered, and the same.
-    assert_eq!(reviews.authenticate(&token).await.unwrap(), caller);
-    let refused = async |token: &str| reviews.authenticate(token).await.unwrap_err().to_string();
-    let said = refused(&other_audience).await;
-    assert!(said.contains("does not accept it"), "{said}");
-    assert!(refused("nonsense").await.contains("does not accept it"));
-    let strangers = source.token_reviews("sluice-ca", "shop", "other");
-    let said = strangers.authenticate(&token).await.unwrap_err().to_string();
-    assert!(said.contains("system:serviceaccount:shop:agent"), "{said}");
-    let id =
-        |account: &str| format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
-    let placed =
-        async |account: &str, node: &str| source.placement.runs_on(&id(account), node).await;
-    eventually("the agents' pods", async || placed("agent", NODE).await == Placed::Here).await;
-    assert_eq!(placed("agent", "node-b").await, Placed::Elsewhere);
-    assert_eq!(placed("nobody", NODE).await, Placed::Nowhere);
-    assert_eq!(placed("nobody", "node-b").await, Placed::UnknownNode);
-    let foreign = "spiffe://other/ns/shop/sa/agent".parse().unwrap();
-    assert_eq!(source.placement.runs_on(&foreign, NODE).await, Placed::Nowhere);
 }
 
 /// A kind that is installed later is found.

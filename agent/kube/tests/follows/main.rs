@@ -4,7 +4,6 @@
 //! them. Under CI their absence is a failure; elsewhere the tests say that they were skipped.
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
     clippy::panic,
     clippy::print_stdout,
     reason = "a test that fails says where"

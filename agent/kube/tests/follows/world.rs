@@ -48,31 +48,6 @@ impl World {
         api.create(&PostParams::default(), &pod).await.unwrap().metadata.uid.unwrap()
     }
 
-    /// A pod of the service account `agent`, and a token of it.
-    pub(crate) async fn agent(&self, name: &str, audience: &str) -> (String, String) {
-        let account =
-            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "agent"}});
-        // The second finds it there.
-        drop(self.try_post("/api/v1/namespaces/shop/serviceaccounts", &account).await);
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-            "spec": {"nodeName": NODE, "serviceAccountName": "agent",
-                     "containers": [{"name": "c", "image": "none"}]},
-        });
-        let made = self.try_post("/api/v1/namespaces/shop/pods", &pod).await.unwrap();
-        let uid = made["metadata"]["uid"].as_str().unwrap().to_owned();
-        let request = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
-            "spec": {"audiences": [audience], "boundObjectRef": {
-                "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid,
-            }},
-        });
-        // The path of a subresource: the client library adds nothing to it.
-        let path = "/api/v1/namespaces/shop/serviceaccounts/agent/token";
-        let answer = self.try_post(path, &request).await.unwrap();
-        (uid, answer["status"]["token"].as_str().unwrap().to_owned())
-    }
-
     /// What the pod's node would report.
     pub(crate) async fn runs(&self, namespace: &str, name: &str, address: &str) {
         let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
