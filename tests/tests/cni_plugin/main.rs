@@ -181,10 +181,11 @@ fn a_sandbox_that_goes_without_del_leaves_nothing_that_keeps_the_next_one_out() 
     node.tool("del")?.ok()?;
     add_again_and_again(&node)?;
     first_connection_is_captured(&node, &server)?;
-    // The tool sends null for a list that it does not have: nothing is removed on such terms.
-    node.tool("gc")?.failed_saying("no list of valid attachments")?;
     node.collect_garbage(&json!([]))?;
     node.tool("check")?.ok()?;
+    first_connection_is_captured(&node, &server)?;
+    // The tool sends null for a list that it does not have: we remove nothing on such terms.
+    node.tool("gc")?.failed_saying("no list of valid attachments")?;
     node.tool("del")?.ok()?;
     Ok(())
 }
