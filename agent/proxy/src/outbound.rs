@@ -130,8 +130,11 @@ pub(crate) async fn serve(
     }
 }
 
+/// Nobody answers mutual TLS on a port that its pod has opted out, which a service may lead to.
 fn speaks_mesh(member: &Member, port: u16) -> bool {
-    member.workload.in_mesh && member.policy.mode(port) != MtlsMode::Disable
+    member.workload.in_mesh
+        && member.policy.mode(port) != MtlsMode::Disable
+        && !member.workload.bypass.inbound_ports.contains(&port)
 }
 
 /// A reset is what an application sees of a refusal.
