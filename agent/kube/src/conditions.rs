@@ -143,7 +143,7 @@ impl PolicyReports {
                     policy = format!("{} {}/{}", key.kind, key.namespace, key.name),
                     accepted = judgement.is_accepted,
                     reason = judgement.reason,
-                    message = judgement.message,
+                    said = judgement.message,
                     "wrote the status",
                 );
                 true
