@@ -33,6 +33,12 @@ enum Command {
         #[arg(long)]
         port: u16,
     },
+    /// An echo server on every address.
+    Echo {
+        /// Where to listen.
+        #[arg(long)]
+        port: u16,
+    },
     /// Opens many connections to an echo server, holds them, and uses each once more.
     Hold {
         /// Where to.
@@ -76,6 +82,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Clean => sluice_tests::cleanup::remove_leftovers()?,
         Command::Send { target, text } => programs::send(target, &text)?,
         Command::MailServer { port } => programs::mail_server(port)?,
+        Command::Echo { port } => programs::echo_server(port)?,
         Command::Hold { target, count, seconds } => {
             programs::hold(target, count, Duration::from_secs(seconds))?;
         }

@@ -29,16 +29,45 @@ pub fn send(target: SocketAddr, text: &str) -> Result<()> {
     Ok(stdout().write_all(&answer)?)
 }
 
-/// Serves SMTP as far as a client needs it to deliver a letter (RFC 5321), and prints every line of
-/// every letter with the address that `getpeername` gave.
-pub fn mail_server(port: u16) -> Result<()> {
+/// Returns what it receives, on as many connections as the machine grants one process.
+pub fn echo_server(port: u16) -> Result<()> {
+    crate::privilege::check()?;
+    let listener = listen(port, 4096)?;
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        say(&format!("listening on port {port}"))?;
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            tokio::spawn(async move {
+                let mut buffer = [0; 1024];
+                // A client that resets ends its own connection only.
+                while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                    let received = buffer.get(..length).unwrap_or_default();
+                    if stream.write_all(received).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    })
+}
+
+/// One socket for both families, as many servers have it.
+fn listen(port: u16, backlog: i32) -> Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
-    // One socket for both families, as many servers have it.
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from(([0_u16; 8], port)).into())?;
-    socket.listen(128)?;
-    let listener = std::net::TcpListener::from(socket);
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}
+
+/// Serves SMTP as far as a client needs it to deliver a letter (RFC 5321), and prints every line of
+/// every letter with the address that `getpeername` gave.
+pub fn mail_server(port: u16) -> Result<()> {
+    let listener = listen(port, 128)?;
     say(&format!("listening on port {port}"))?;
     for stream in listener.incoming() {
         let stream = stream?;

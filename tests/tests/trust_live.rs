@@ -4,7 +4,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    sync::{Arc, Barrier},
+    process::Command,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -12,13 +12,17 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use sluice_tests::{
-    Authority, Family, Lab, MeshFile, Netns, NodeName, TrustFiles, World, full_size,
+    Authority, Family, Lab, MeshFile, Netns, NodeName, TrustFiles, World,
+    agent::sibling,
+    full_size,
     privilege::descriptor_limit,
     traffic::{Load, Probe, Server, Service},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const PORT: u16 = 7000;
+/// Of the server with a process of its own.
+const MANY_PORT: u16 = 7001;
 const STRANGER: &str = "spiffe://cluster.local/ns/shop/sa/stranger";
 /// The promise for a deny list, and the goal for roots.
 const IN_FORCE: Duration = Duration::from_secs(1);
@@ -161,8 +165,7 @@ struct Held {
 /// Opens `count` connections over each family; returns once all of them carry bytes.
 fn hold(netns: &Netns, targets: [SocketAddr; 2], count: usize) -> Held {
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let ready = Arc::new(Barrier::new(2));
-    let all_open = Arc::clone(&ready);
+    let (ready, all_open) = std::sync::mpsc::channel();
     let ends = netns.spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -184,23 +187,25 @@ fn hold(netns: &Netns, targets: [SocketAddr; 2], count: usize) -> Held {
                         _ = stream.read(&mut byte) => Some(Instant::now()),
                         _ = stopped.changed() => None,
                     };
-                    if ended.is_none() {
-                        // What was not to be touched carries bytes as before.
-                        stream.write_all(b"y").await?;
-                        stream.read_exact(&mut byte).await.context("the last byte")?;
+                    if ended.is_some() {
+                        return ended;
                     }
-                    Ok::<_, anyhow::Error>(ended)
+                    // What was not to be touched carries bytes as before.
+                    let sent = stream.write_all(b"y").await;
+                    let answered = stream.read_exact(&mut byte).await;
+                    (sent.is_err() || answered.is_err()).then(Instant::now)
                 }));
             }
-            tokio::task::spawn_blocking(move || ready.wait()).await?;
+            ready.send(())?;
             let mut ends = Vec::new();
             for connection in held {
-                ends.push(connection.await??);
+                ends.push(connection.await?);
             }
             Ok(ends)
         })
     });
-    all_open.wait();
+    // Without an answer it failed, which `finish` will say.
+    all_open.recv().ok();
     Held { ends, stop }
 }
 
@@ -212,10 +217,12 @@ impl Held {
     }
 }
 
-/// How many connections each of several meshes holds: an agent needs two descriptors for each.
+/// How many connections each of several meshes holds: an agent needs two descriptors for each, and keeps
+/// a sixteenth of those that it is granted in reserve.
 fn shares() -> Vec<usize> {
     let mut left = if full_size() { 10_000 } else { 1_000 };
-    let most = usize::try_from(descriptor_limit().saturating_sub(600) / 2).unwrap_or(usize::MAX);
+    let usable = descriptor_limit() / 16 * 15;
+    let most = usize::try_from(usable.saturating_sub(600) / 2).unwrap_or(usize::MAX);
     let mut shares = Vec::new();
     while left > 0 {
         shares.push(left.min(most));
@@ -229,13 +236,19 @@ fn a_denied_identity_loses_its_connections_within_a_second_and_nobody_else_does(
     let mut meshes = Vec::new();
     for share in shares() {
         let bench = bench()?;
-        let targets = [bench.target(Family::V4)?, bench.target(Family::V6)?];
+        // A process of its own: this one has not the descriptors for both ends.
+        let mut command = Command::new(sibling("sluice-lab")?);
+        command.args(["echo", "--port", &MANY_PORT.to_string()]);
+        let mut echo = bench.lab.world.start("server", "echo", command)?;
+        echo.wait_for_line("listening", Duration::from_secs(10))?;
+        let server = bench.lab.pod("server")?;
+        let targets = Family::BOTH.map(|family| server.at(family, MANY_PORT));
         let strangers = hold(&bench.netns("stranger")?, targets, share / 4);
         let friends = hold(&bench.netns("friend")?, targets, share / 4);
-        meshes.push((bench, strangers, friends));
+        meshes.push((bench, strangers, friends, echo));
     }
     let mut delays = Vec::new();
-    for (bench, strangers, friends) in meshes {
+    for (bench, strangers, friends, _echo) in meshes {
         bench.files.deny(&[STRANGER])?;
         let denied = Instant::now();
         thread::sleep(IN_FORCE * 3);
@@ -315,7 +328,18 @@ fn metrics_say_who_talked_with_whom_and_health_says_ready() -> Result<()> {
     ensure!(scrape(node, "/healthz/live")?.starts_with("HTTP/1.1 200"));
     let ready = scrape(node, "/healthz/ready")?;
     ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
-    let metrics = scrape(node, "/metrics")?;
+    // A connection is counted when its end has reached both agents.
+    let start = Instant::now();
+    loop {
+        match check_metrics(&scrape(node, "/metrics")?) {
+            Err(error) if start.elapsed() > Duration::from_secs(5) => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+fn check_metrics(metrics: &str) -> Result<()> {
     let line = |name: &str, labels: &[&str]| {
         let fits =
             |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
