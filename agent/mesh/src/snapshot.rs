@@ -7,7 +7,7 @@ use std::{
 };
 
 use sluice_policy::{PolicySet, WorkloadPolicy};
-use sluice_spiffe::TrustDomain;
+use sluice_spiffe::{SpiffeId, TrustDomain};
 
 use crate::{
     Bypass, Client, Endpoint, Endpoints, Lack, Service, ServicePort, Workload, WorkloadUid,
@@ -270,6 +270,13 @@ impl Snapshot {
     /// The pod with this address.
     pub fn member_at(&self, address: IpAddr) -> Option<&Arc<Member>> {
         self.members.get(*self.by_address.get(&address)?)
+    }
+
+    /// The pod with this address, unless `identity`, which a certificate has proved, is another's: then the address
+    /// has changed hands, and this snapshot does not know yet to whom.
+    pub fn workload_of(&self, address: IpAddr, identity: Option<&SpiffeId>) -> Option<&Workload> {
+        let workload = &*self.member_at(address)?.workload;
+        identity.is_none_or(|identity| workload.identity == *identity).then_some(workload)
     }
 
     /// The pod with this unique name.

@@ -14,8 +14,9 @@ pub(crate) fn connection_complete(snapshot: &Snapshot, live: &Live, error: Optio
         live.end_as(error.flags());
     }
     let facts = &live.facts;
-    let source = snapshot.member_at(facts.source.ip()).map(|member| &member.workload);
-    let destination = snapshot.member_at(facts.destination.ip()).map(|member| &member.workload);
+    let source = snapshot.workload_of(facts.source.ip(), facts.source_identity.as_ref());
+    let destination =
+        snapshot.workload_of(facts.destination.ip(), facts.destination_identity.as_ref());
     let service = snapshot
         .service_at(facts.requested.ip())
         .map(|service| format!("{}/{}", service.namespace, service.name));

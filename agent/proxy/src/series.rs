@@ -258,9 +258,9 @@ impl SeriesTable {
 
     /// The series of a connection of this worker.
     pub(crate) fn of(&self, worker: usize, snapshot: &Snapshot, facts: &Facts) -> Arc<Series> {
-        let source = snapshot.member_at(facts.source.ip()).map(|member| &*member.workload);
+        let source = snapshot.workload_of(facts.source.ip(), facts.source_identity.as_ref());
         let destination =
-            snapshot.member_at(facts.destination.ip()).map(|member| &*member.workload);
+            snapshot.workload_of(facts.destination.ip(), facts.destination_identity.as_ref());
         let service = snapshot.service_at(facts.requested.ip());
         let key = Key {
             reporter: facts.direction,
