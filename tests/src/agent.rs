@@ -54,7 +54,7 @@ pub struct Lab {
 // === impl Agent ===
 
 impl Agent {
-    fn new(world: &World, node: NodeName, settings: Option<&str>) -> Result<Self> {
+    fn new(world: &World, node: NodeName, mesh: &Path, settings: Option<&str>) -> Result<Self> {
         let directory = world.directory().join(node.as_str());
         let (state, socket) = (directory.join("state"), directory.join("agent.sock"));
         fs::create_dir_all(&state)?;
@@ -80,7 +80,7 @@ impl Agent {
             socket = socket.display(),
             bpffs = bpffs.display(),
             settings = settings.map_or(embedded, str::to_owned),
-            mesh = mesh_path(world).display(),
+            mesh = mesh.display(),
             policies = policies_path(world).display(),
         );
         replace(&config, &text)?;
@@ -188,19 +188,38 @@ impl Lab {
         policies: &[(&str, &str)],
         settings: Option<&str>,
     ) -> Result<Self> {
-        fs::create_dir_all(policies_path(&world))?;
-        for (name, text) in policies {
-            replace(&policies_path(&world).join(name), text)?;
-        }
+        write_policies(&world, policies)?;
         mesh.write(&mesh_path(&world))?;
+        let views = NodeName::BOTH.map(|node| (node, mesh_path(&world)));
+        Self::launch(world, mesh, views, settings)
+    }
+
+    /// As [`Self::start_with`], where each agent has a file of its own that says what it knows of the mesh; see
+    /// [`view_path`].
+    pub fn start_apart(world: World, mesh: MeshFile, policies: &[(&str, &str)]) -> Result<Self> {
+        write_policies(&world, policies)?;
+        let views = NodeName::BOTH.map(|node| (node, view_path(&world, node)));
+        for (_, view) in &views {
+            fs::create_dir_all(view.parent().context("a file in no directory")?)?;
+            mesh.write(view)?;
+        }
+        Self::launch(world, mesh, views, None)
+    }
+
+    fn launch(
+        world: World,
+        mesh: MeshFile,
+        views: [(NodeName, PathBuf); 2],
+        settings: Option<&str>,
+    ) -> Result<Self> {
         // A BPF file system of its own: once it is unmounted nothing of this world can be pinned.
         let pins = pins(&world);
         let guard = Guard::new(Undo::Mount(pins.clone()));
         fs::create_dir_all(&pins)?;
         mount("bpf", &pins, "bpf", MountFlags::empty(), None).context("mount a BPF file system")?;
         let mut agents = BTreeMap::new();
-        for node in NodeName::BOTH {
-            agents.insert(node, Agent::new(&world, node, settings)?);
+        for (node, view) in views {
+            agents.insert(node, Agent::new(&world, node, &view, settings)?);
         }
         let mut lab = Self { mesh, agents, _pins: guard, world };
         for node in NodeName::BOTH {
@@ -213,6 +232,12 @@ impl Lab {
     /// The agent on `node`.
     pub fn agent(&mut self, node: NodeName) -> Result<&mut Agent> {
         self.agents.get_mut(&node).context("no agent on this node")
+    }
+
+    /// Names of the pods that the agent on `node` has captured.
+    pub fn captured_on(&self, node: NodeName) -> Result<Vec<String>> {
+        let agent = self.agents.get(&node).context("no agent on this node")?;
+        Ok(captured_pods(&agent.status()?))
     }
 
     /// Starts the agent on `node` again; does not wait.
@@ -329,6 +354,16 @@ fn pins(world: &World) -> PathBuf {
 /// Where the mesh file is: apart from the logs, so that nothing else is written beside it.
 pub fn mesh_path(world: &World) -> PathBuf {
     world.directory().join("mesh").join("mesh.yaml")
+}
+
+/// Where the mesh file of one agent is, when each has its own ([`Lab::start_apart`]).
+pub fn view_path(world: &World, node: NodeName) -> PathBuf {
+    world.directory().join(format!("view-{}", node.as_str())).join("mesh.yaml")
+}
+
+fn write_policies(world: &World, policies: &[(&str, &str)]) -> Result<()> {
+    fs::create_dir_all(policies_path(world))?;
+    policies.iter().try_for_each(|(name, text)| replace(&policies_path(world).join(name), text))
 }
 
 fn policies_path(world: &World) -> PathBuf {

@@ -28,7 +28,7 @@ fn authorization(action: &str, app: &str, accounts: &[&str]) -> String {
     let mut text = format!(
         "apiVersion: security.istio.io/v1\n\
          kind: AuthorizationPolicy\n\
-         metadata: {{ name: {name}, namespace: {NAMESPACE} }}\n\
+         metadata: {{ name: {name}-{app}, namespace: {NAMESPACE} }}\n\
          spec:\n  selector: {{ matchLabels: {{ app: {app} }} }}\n  action: {action}\n  rules:\n  - from:\n    - source:\n        principals:\n",
         name = action.to_lowercase(),
     );

@@ -20,6 +20,7 @@ use crate::{
     netns,
 };
 
+mod tenant;
 mod topology;
 
 /// The device that joins the two nodes, on both.

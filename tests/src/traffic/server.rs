@@ -38,6 +38,13 @@ pub enum Service {
     Stall,
     /// Compares the addresses that the client claims in its first line with those it sees.
     Addresses,
+    /// Keeps one line that the client sends, and answers with its own name.
+    Guestbook {
+        /// The name.
+        name: String,
+        /// The lines.
+        guests: Arc<Mutex<Vec<String>>>,
+    },
     /// One end of [`super::Exchange`].
     Bytes(Arc<Tally>),
 }
@@ -192,6 +199,14 @@ async fn handle(mut stream: TcpStream, service: &Service, accepted: Accepted) ->
             let right = claim.trim_end() == seen && accepted.peer == accepted.peer_name;
             let answer = if right { "ok\n".to_owned() } else { format!("{seen}\n") };
             Ok(stream.get_mut().write_all(answer.as_bytes()).await?)
+        }
+        Service::Guestbook { name, guests } => {
+            let mut stream = BufReader::new(stream);
+            let mut line = Vec::new();
+            stream.read_until(b'\n', &mut line).await?;
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            guests.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            Ok(stream.get_mut().write_all(format!("{name}\n").as_bytes()).await?)
         }
         Service::Bytes(tally) => bytes::serve(stream, tally).await,
     }

@@ -150,27 +150,39 @@ fn node_batch(plan: &Plan, node: NodeName, other: NodeName, bridged: bool) -> Re
         writeln!(batch, "addr add {GATEWAY6}/64 dev {BRIDGE} nodad")?;
     }
     for pod in plan.pods.iter().filter(|pod| pod.node == node) {
-        let device = host_device(&pod.name);
-        // On a bridge each port needs a hardware address of its own.
-        let fixed = if bridged { String::new() } else { format!("address {GATEWAY_MAC}") };
-        writeln!(
-            batch,
-            "link add {device} {fixed} type veth peer name {POD_DEVICE} netns {}",
-            plan.pod_path(&pod.name).display()
-        )?;
-        bring_up(&mut batch, &device)?;
-        if bridged {
-            writeln!(batch, "link set {device} master {BRIDGE}")?;
-            continue;
-        }
-        writeln!(batch, "addr add {GATEWAY4}/32 dev {device}")?;
-        writeln!(batch, "addr add {GATEWAY6}/64 dev {device} nodad")?;
-        for address in &pod.addresses {
-            let bits = if address.is_ipv6() { 128 } else { 32 };
-            writeln!(batch, "route add {address}/{bits} dev {device}")?;
-        }
+        batch += &device_batch(&plan.pod_path(&pod.name), pod, bridged)?;
     }
     Ok(batch)
+}
+
+/// Commands inside a node that make the device of one pod.
+fn device_batch(namespace: &Path, pod: &PlannedPod, bridged: bool) -> Result<String> {
+    let mut batch = String::new();
+    let device = host_device(&pod.name);
+    // On a bridge each port needs a hardware address of its own.
+    let fixed = if bridged { String::new() } else { format!("address {GATEWAY_MAC}") };
+    let namespace = namespace.display();
+    writeln!(
+        batch,
+        "link add {device} {fixed} type veth peer name {POD_DEVICE} netns {namespace}"
+    )?;
+    bring_up(&mut batch, &device)?;
+    if bridged {
+        writeln!(batch, "link set {device} master {BRIDGE}")?;
+        return Ok(batch);
+    }
+    writeln!(batch, "addr add {GATEWAY4}/32 dev {device}")?;
+    writeln!(batch, "addr add {GATEWAY6}/64 dev {device} nodad")?;
+    for address in &pod.addresses {
+        let bits = if address.is_ipv6() { 128 } else { 32 };
+        writeln!(batch, "route add {address}/{bits} dev {device}")?;
+    }
+    Ok(batch)
+}
+
+/// Commands inside the node, then inside the pod, that give a pod of its own namespace its place.
+pub(super) fn move_in(namespace: &Path, pod: &PlannedPod) -> Result<(String, String)> {
+    Ok((device_batch(namespace, pod, false)?, routed_pod_batch(pod)?))
 }
 
 fn routed_pod_batch(pod: &PlannedPod) -> Result<String> {

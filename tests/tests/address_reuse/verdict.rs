@@ -1,0 +1,221 @@
+//! What really happened beside what the agents' access logs say of it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::NodeName;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{
+    callers::Call,
+    houses::{Tenant, lock},
+};
+
+/// Times in the log are cut off at microseconds.
+const ROUNDING: Duration = Duration::from_millis(1);
+
+/// A line of an access log.
+#[derive(Debug)]
+struct Line(String);
+
+/// The lines of one agent, by direction and client's address.
+type Lines = HashMap<(String, SocketAddr), Vec<Line>>;
+
+/// Sums over all calls.
+#[derive(Debug, Default)]
+pub(crate) struct Verdict {
+    /// Delivered over mutual TLS or within one agent, both identities right.
+    pub(crate) proved: usize,
+    /// Of these, within one agent.
+    pub(crate) local: usize,
+    /// Of these, connections whose client the server's agent knew as another or not at all.
+    pub(crate) server_misled: usize,
+    /// Delivered in plaintext to pods outside the mesh.
+    pub(crate) plaintext: usize,
+    /// Refused where the client's agent believed in somebody else than who was there.
+    pub(crate) client_misled: usize,
+    /// Of these, those that the certificate told.
+    pub(crate) unmasked: usize,
+    /// Handshakes that reached a pod outside the mesh, whose address a client's agent took for a pod's of the mesh.
+    pub(crate) handshakes: usize,
+    /// Refused by policy between two whom both agents knew.
+    pub(crate) forbidden: usize,
+    /// Refused, the client being outside the mesh and the server within.
+    pub(crate) strangers: usize,
+    /// Refused although policy would have allowed it: the price of not knowing.
+    pub(crate) needless: usize,
+    /// What must not be.
+    pub(crate) wrongs: Vec<String>,
+}
+
+// === impl Line ===
+
+impl Line {
+    /// A field's text without quotation marks; `error` is the last and has all that follows.
+    fn field(&self, name: &str) -> Option<&str> {
+        let (_, rest) = self.0.split_once(&format!(" {name}="))?;
+        let end = if name == "error" { None } else { rest.find(' ') };
+        Some(end.map_or(rest, |end| rest.split_at(end).0).trim_matches('"'))
+    }
+
+    /// It is written when the connection ends.
+    fn begun(&self) -> Option<SystemTime> {
+        let (written, _) = self.0.split_once(' ')?;
+        let written = OffsetDateTime::parse(written, &Rfc3339).ok()?;
+        Some(SystemTime::from(written) - duration(self.field("duration")?)?)
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let seconds: f64 = digits.parse().ok()?;
+    let unit = match text.get(digits.len()..)? {
+        "s" => 1.0,
+        "ms" => 1e-3,
+        "µs" => 1e-6,
+        "ns" => 1e-9,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(seconds * unit).ok()
+}
+
+fn read(log: &str) -> Result<Lines> {
+    let mut lines = Lines::new();
+    for text in log.lines().filter(|line| line.contains("connection complete")) {
+        let line = Line(text.to_owned());
+        let direction = line.field("direction").context("no direction")?.to_owned();
+        let source = line.field("src.addr").context("no source")?.parse()?;
+        lines.entry((direction, source)).or_default().push(line);
+    }
+    Ok(lines)
+}
+
+/// The line of this connection at one of its ends: of those between the same addresses, the one that began within it.
+fn find<'a>(
+    lines: &'a BTreeMap<NodeName, Lines>,
+    at: &Tenant,
+    direction: &str,
+    call: &Call,
+) -> Option<&'a Line> {
+    let source = call.source?;
+    let target = call.target.to_string();
+    let mut found = lines.get(&at.pod.node)?.get(&(direction.to_owned(), source))?.iter();
+    found.find(|line| {
+        let within = line
+            .begun()
+            .is_some_and(|begun| (call.begun - ROUNDING..=call.ended + ROUNDING).contains(&begun));
+        line.field("dst.addr") == Some(&target) && within
+    })
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// Judges every call by what its server was told, and by the logs of both agents.
+    pub(crate) fn of(
+        calls: &[Call],
+        everybody: &BTreeMap<String, Arc<Tenant>>,
+        logs: &BTreeMap<NodeName, String>,
+    ) -> Result<Self> {
+        let mut lines = BTreeMap::new();
+        for (node, log) in logs {
+            lines.insert(*node, read(log)?);
+        }
+        let said: HashSet<&str> = calls.iter().map(|call| call.line.as_str()).collect();
+        let mut verdict = Self::default();
+        let mut delivered: HashMap<String, Arc<Tenant>> = HashMap::new();
+        for tenant in everybody.values() {
+            for line in lock(&tenant.guests).iter() {
+                if !said.contains(line.as_str()) {
+                    // What an agent begins with is not for applications, and not what their clients say.
+                    verdict.handshakes += 1;
+                    if tenant.in_mesh() {
+                        verdict.wrongs.push(format!("{} heard {line:?}", tenant.name));
+                    }
+                    continue;
+                }
+                ensure!(
+                    delivered.insert(line.clone(), Arc::clone(tenant)).is_none(),
+                    "{line:?} was heard twice"
+                );
+            }
+        }
+        for call in calls {
+            let server = delivered.get(&call.line);
+            if let Some(answer) = &call.answer
+                && server.is_none_or(|server| server.name != *answer)
+            {
+                verdict.wrongs.push(format!("{}: {answer} never heard it", call.line));
+            }
+            match server {
+                Some(server) => verdict.judge_delivery(call, server, &lines),
+                None => verdict.judge_refusal(call, &lines),
+            }
+        }
+        Ok(verdict)
+    }
+
+    fn judge_delivery(&mut self, call: &Call, server: &Tenant, lines: &BTreeMap<NodeName, Lines>) {
+        let client = &call.client;
+        let outbound = find(lines, client, "outbound", call);
+        let what = format!(
+            "{} ({}) to {} ({}) at {}",
+            call.line, client.account, server.name, server.account, call.target
+        );
+        if !client.may_reach(server) {
+            self.wrongs.push(format!("{what} was forbidden: {outbound:?}"));
+        }
+        if !server.in_mesh() {
+            self.plaintext += 1;
+            if outbound.is_some_and(|line| line.field("dst.identity").is_some()) {
+                self.wrongs.push(format!("{what} was meant for the mesh: {outbound:?}"));
+            }
+            return;
+        }
+        let inbound = find(lines, server, "inbound", call);
+        let (own, other) = (client.identity(), server.identity());
+        let right = |line: &Line| {
+            line.field("src.identity") == Some(&own) && line.field("dst.identity") == Some(&other)
+        };
+        let (Some(out), Some(inn)) = (outbound, inbound) else {
+            self.wrongs.push(format!("{what} is in no log: {outbound:?} {inbound:?}"));
+            return;
+        };
+        if !right(out) || !right(inn) {
+            self.wrongs.push(format!("{what} has a wrong identity: {out:?} {inn:?}"));
+        }
+        self.proved += 1;
+        self.local += usize::from(inn.field("transport") == Some("Local"));
+        let known = inn.field("src.workload");
+        self.server_misled += usize::from(known != Some(&client.name));
+        // It may be an earlier pod of the same identity, but no pod of another one.
+        if known.is_some_and(|known| !known.starts_with('p')) {
+            self.wrongs.push(format!("{what} names a workload that never was: {inn:?}"));
+        }
+    }
+
+    fn judge_refusal(&mut self, call: &Call, lines: &BTreeMap<NodeName, Lines>) {
+        let Some(there) = &call.there else { return };
+        let client = &call.client;
+        if !client.in_mesh() {
+            self.strangers += usize::from(there.in_mesh());
+            return;
+        }
+        let Some(line) = find(lines, client, "outbound", call) else { return };
+        let Some(believed) = line.field("dst.identity") else { return };
+        if !there.in_mesh() || believed != there.identity() {
+            self.client_misled += 1;
+            let told = "which is not the workload that was dialled";
+            self.unmasked += usize::from(line.field("error").is_some_and(|e| e.contains(told)));
+        } else if client.may_reach(there) {
+            self.needless += 1;
+        } else {
+            self.forbidden += 1;
+        }
+    }
+}
