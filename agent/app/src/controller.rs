@@ -17,7 +17,11 @@ use tokio::{
 };
 
 use self::cluster::Kubernetes;
-use crate::{args::ControllerOptions, logging};
+use crate::{
+    args::ControllerOptions,
+    logging,
+    metrics::{self, AuthorityExporter},
+};
 
 /// Serves until it is told to stop. Agents keep what they were issued; they ask again when it is half over.
 pub(crate) fn run(options: &ControllerOptions) -> anyhow::Result<()> {
@@ -38,7 +42,16 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
         placement: placement(&config, kubernetes)?,
         material: material(&config, kubernetes)?,
         clock: Arc::clone(&clock),
+        standing: Arc::default(),
     };
+    if let Some(address) = config.metrics {
+        let exporter = AuthorityExporter {
+            standing: Arc::clone(&parts.standing),
+            placement: Arc::clone(&parts.placement),
+            clock: Arc::clone(&clock),
+        };
+        tokio::spawn(metrics::serve(metrics::bind(address).await?, Arc::new(exporter)));
+    }
     // Before the port is there: a replica that cannot issue is not ready.
     tokio::select! {
         opened = parts.material.open(&config.trust_domain, clock) => drop(opened?),

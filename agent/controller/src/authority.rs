@@ -13,7 +13,7 @@ use sluice_tls::{
     ca::{CaError, Endpoint, EndpointError, LocalCa},
 };
 
-use crate::{CaMaterial, server::Settings};
+use crate::{CaMaterial, Standing, server::Settings};
 
 /// gRPC is spoken over HTTP/2 (RFC 9113 section 3.2).
 const ALPN: &[u8] = b"h2";
@@ -45,6 +45,7 @@ pub(crate) struct Authority {
     current: ArcSwap<LocalCa>,
     endpoint: Endpoint,
     first: Validity,
+    standing: Arc<Standing>,
 }
 
 /// When the server's certificate was made, and its last second.
@@ -61,6 +62,7 @@ impl Authority {
         settings: &Settings,
         material: Arc<dyn CaMaterial>,
         clock: Arc<dyn Clock>,
+        standing: Arc<Standing>,
     ) -> Result<Self, OpenError> {
         let domain = settings.trust_domain.clone();
         let current = material.open(&domain, Arc::clone(&clock)).await?;
@@ -68,9 +70,11 @@ impl Authority {
         let names = &settings.server_names;
         let (endpoint, last) = Endpoint::open(&current, names, ALPN, settings.ttl)?;
         let first = Validity { made, last };
+        standing.authority_is(current.not_after());
+        standing.server_is(last);
         let ttl = settings.ttl;
         let current = ArcSwap::from_pointee(current);
-        Ok(Self { domain, ttl, clock, material, current, endpoint, first })
+        Ok(Self { domain, ttl, clock, material, current, endpoint, first, standing })
     }
 
     pub(crate) fn current(&self) -> Arc<LocalCa> {
@@ -125,6 +129,7 @@ impl Authority {
         let new = self.material.open(&self.domain, Arc::clone(&self.clock)).await?;
         let not_after = new.not_after().as_secs();
         tracing::info!(trust_domain = %self.domain, not_after, "issuing with the CA as it is now");
+        self.standing.authority_is(new.not_after());
         self.current.store(Arc::new(new));
         Ok(())
     }
@@ -133,6 +138,7 @@ impl Authority {
         let made = self.clock.now();
         match self.endpoint.renew(&self.current(), self.ttl) {
             Ok(last) => {
+                self.standing.server_is(last);
                 tracing::info!(not_after = last.as_secs(), "renewed the server's certificate");
                 Some(Validity { made, last })
             }

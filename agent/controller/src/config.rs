@@ -24,6 +24,8 @@ const ACCOUNTS: &str = "callers.kubernetes.serviceAccounts";
 pub struct ControllerConfig {
     /// Where it listens; `0.0.0.0:15012` by default.
     pub listen: SocketAddr,
+    /// Where metrics and health are served (HTTP); `None` serves none.
+    pub metrics: Option<SocketAddr>,
     /// Whose workloads it issues for; `cluster.local` by default.
     pub trust_domain: TrustDomain,
     /// The longest lifetime of a certificate, at least a minute; 24 h by default.
@@ -186,7 +188,10 @@ impl ControllerConfig {
         let reader = Reader { file, directory };
         let publish_roots = written.publish_roots();
         Ok(Self {
-            listen: reader.listen(written.listen)?,
+            listen: reader
+                .address("listen", written.listen)?
+                .unwrap_or(SocketAddr::from(([0, 0, 0, 0], 15012))),
+            metrics: reader.address("metrics", written.metrics)?,
             trust_domain: reader.trust_domain(written.trust_domain)?,
             ttl: reader.ttl(written.ttl)?,
             server_names: reader.server_names(written.server_names)?,
@@ -208,11 +213,14 @@ impl Reader<'_> {
         ConfigError::Content { file: self.file.to_owned(), line: at.line(), field, problem }
     }
 
-    fn listen(&self, written: Option<Spanned<String>>) -> Result<SocketAddr, ConfigError> {
-        let Some(Spanned { value, referenced: at, .. }) = written else {
-            return Ok(SocketAddr::from(([0, 0, 0, 0], 15012)));
-        };
-        value.parse().map_err(|_error| self.refuse(at, "listen", ConfigProblem::Listen(value)))
+    fn address(
+        &self,
+        field: &'static str,
+        written: Option<Spanned<String>>,
+    ) -> Result<Option<SocketAddr>, ConfigError> {
+        let Some(Spanned { value, referenced: at, .. }) = written else { return Ok(None) };
+        let parsed = value.parse();
+        parsed.map(Some).map_err(|_error| self.refuse(at, field, ConfigProblem::Listen(value)))
     }
 
     fn trust_domain(&self, written: Option<Spanned<String>>) -> Result<TrustDomain, ConfigError> {

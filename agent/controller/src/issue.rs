@@ -18,8 +18,8 @@ use sluice_tls::{MIN_TTL, Svid, ca::SigningRequest};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    Caller, Callers, Placed, Placement, Refusal, authority::Authority, listener::Client,
-    rate::Buckets,
+    Caller, Callers, Placed, Placement, Refusal, Standing, authority::Authority, door::Door,
+    listener::Client, rate::Buckets,
 };
 
 /// SPIFFE-ID section 2.3. Asked before the text is looked at, because an error repeats it.
@@ -34,8 +34,10 @@ pub(crate) struct CertificateService {
     pub(crate) placement: Arc<dyn Placement>,
     pub(crate) ttl: Duration,
     pub(crate) granted: Buckets,
+    pub(crate) door: Door,
     /// Refusals of callers that nobody knows are logged this often, for each of their addresses.
-    pub(crate) strangers: Buckets,
+    pub(crate) told: Buckets,
+    pub(crate) standing: Arc<Standing>,
 }
 
 /// What is known of a request when it is refused.
@@ -53,9 +55,13 @@ impl IstioCertificateService for CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = request.extensions().get::<Client>().map(|client| client.0);
         let mut seen = Seen::default();
-        match self.issue(request, &mut seen).await {
-            Ok(cert_chain) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
+        match self.issue(request, peer, &mut seen).await {
+            Ok(cert_chain) => {
+                self.standing.count_issued();
+                Ok(Response::new(IstioCertificateResponse { cert_chain }))
+            }
             Err(refusal) => {
+                self.standing.count_refused(&refusal);
                 self.log(&refusal, &seen, peer);
                 Err(refusal.status())
             }
@@ -69,9 +75,10 @@ impl CertificateService {
     async fn issue(
         &self,
         request: Request<IstioCertificateRequest>,
+        peer: Option<SocketAddr>,
         seen: &mut Seen,
     ) -> Result<Vec<String>, Refusal> {
-        let caller = self.callers.authenticate(bearer(request.metadata())?).await?;
+        let caller = self.caller(bearer(request.metadata())?, peer).await?;
         let caller = &*seen.caller.insert(caller);
         if !self.granted.take(&caller.name, Instant::now()) {
             let per_second = self.granted.rate().per_second;
@@ -103,6 +110,21 @@ impl CertificateService {
             );
         }
         Ok(authority.answer(&chain))
+    }
+
+    /// Who calls, if its address may still ask for that.
+    async fn caller(&self, bearer: &str, peer: Option<SocketAddr>) -> Result<Caller, Refusal> {
+        let address = address(peer);
+        let Some(admitted) = self.door.admit(&address, bearer, Instant::now()) else {
+            return Err(Refusal::Flooded { address, per_second: self.door.rate().per_second });
+        };
+        let caller = self.callers.authenticate(bearer).await;
+        match &caller {
+            Ok(_) => self.door.proved(&address, &admitted, Instant::now()),
+            Err(Refusal::BadToken { .. }) => self.door.disproved(&admitted),
+            Err(_) => {}
+        }
+        caller
     }
 
     fn identity(&self, metadata: Option<&Struct>) -> Result<SpiffeId, Refusal> {
@@ -147,9 +169,9 @@ impl CertificateService {
     }
 
     fn log(&self, refusal: &Refusal, seen: &Seen, peer: Option<SocketAddr>) {
+        let address = address(peer);
         let peer = peer.map_or_else(String::new, |peer| peer.to_string());
-        let address = peer.rsplit_once(':').map_or("", |(address, _)| address);
-        if seen.caller.is_none() && !self.strangers.take(address, Instant::now()) {
+        if seen.caller.is_none() && !self.told.take(&address, Instant::now()) {
             tracing::debug!(peer, rule = refusal.rule(), "refused; said often enough");
             return;
         }
@@ -165,6 +187,11 @@ impl CertificateService {
             "refused a certificate",
         );
     }
+}
+
+/// The client's address without its port; IPv4 in IPv4's form.
+fn address(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(String::new, |peer| peer.ip().to_canonical().to_string())
 }
 
 /// The one bearer token among the request's metadata (RFC 6750 section 2.1).

@@ -17,6 +17,7 @@
 mod authority;
 mod callers;
 mod config;
+mod door;
 mod issue;
 mod listener;
 mod material;
@@ -25,6 +26,7 @@ mod rate;
 mod refusal;
 mod server;
 mod stamp;
+mod standing;
 
 use std::{future::Future, pin::Pin};
 
@@ -40,6 +42,7 @@ pub use self::{
     rate::Rate,
     refusal::Refusal,
     server::{Limits, Parts, ServeError, Settings, serve},
+    standing::Standing,
 };
 
 /// An answer that may take a while. It may be dropped when nobody waits for it any more.

@@ -27,6 +27,9 @@ pub enum Placed {
 pub trait Placement: Send + Sync {
     /// Whether a pod of identity `id` runs on `node`.
     fn runs_on<'a>(&'a self, id: &'a SpiffeId, node: &'a str) -> Pending<'a, Placed>;
+
+    /// Whether anything is known at all; without it nothing is issued.
+    fn is_known(&self) -> bool;
 }
 
 /// Reads it from the state of the mesh, whichever source that comes from.
@@ -62,5 +65,9 @@ impl SnapshotPlacement {
 impl Placement for SnapshotPlacement {
     fn runs_on<'a>(&'a self, id: &'a SpiffeId, node: &'a str) -> Pending<'a, Placed> {
         Box::pin(std::future::ready(self.look(id, node)))
+    }
+
+    fn is_known(&self) -> bool {
+        self.0.borrow().is_some()
     }
 }

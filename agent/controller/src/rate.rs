@@ -66,6 +66,15 @@ impl Buckets {
         }
         enough
     }
+
+    /// Puts one back that should not have been taken.
+    pub(crate) fn give_back(&self, name: &str) {
+        let full = u64::from(self.rate.burst) * ONE;
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bucket) = buckets.get_mut(name) {
+            bucket.level = (bucket.level + ONE).min(full);
+        }
+    }
 }
 
 impl Bucket {

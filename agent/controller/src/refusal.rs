@@ -31,6 +31,16 @@ pub enum Refusal {
         /// What is granted in the long run.
         per_second: u32,
     },
+    /// Too many tokens that proved nothing came from the caller's address.
+    #[error(
+        "too many tokens that proved nothing came from {address}: at most {per_second} a second are judged"
+    )]
+    Flooded {
+        /// The address.
+        address: String,
+        /// What is granted in the long run.
+        per_second: u32,
+    },
     /// The request does not say whom the certificate is for.
     #[error(
         "name the pod's identity in the metadata field `ImpersonatedIdentity`: agents have none of their own"
@@ -112,6 +122,7 @@ impl Refusal {
             Self::NoToken | Self::BadToken { .. } => "caller-token",
             Self::CallersUnknown { .. } => "caller-known",
             Self::TooOften { .. } => "caller-rate",
+            Self::Flooded { .. } => "address-rate",
             Self::NoIdentity => "identity-named",
             Self::NotSpiffe(_) | Self::TooLong(_) => "identity-spiffe",
             Self::NotOurs { .. } => "identity-trust-domain",
@@ -133,7 +144,7 @@ impl Refusal {
     pub fn code(&self) -> Code {
         match self {
             Self::NoToken | Self::BadToken { .. } => Code::Unauthenticated,
-            Self::TooOften { .. } => Code::ResourceExhausted,
+            Self::TooOften { .. } | Self::Flooded { .. } => Code::ResourceExhausted,
             Self::NoIdentity
             | Self::NotSpiffe(_)
             | Self::TooLong(_)

@@ -9,8 +9,9 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tonic::transport::Server;
 
 use crate::{
-    CaMaterial, Callers, OpenError, Placement,
+    CaMaterial, Callers, OpenError, Placement, Standing,
     authority::Authority,
+    door::Door,
     issue::CertificateService,
     listener,
     rate::{Buckets, Rate},
@@ -26,7 +27,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const MAX_CONNECTION_AGE: Duration = Duration::from_mins(10);
 const CONNECTION_GRACE: Duration = Duration::from_secs(10);
 /// Refusals of strangers that are logged.
-const STRANGERS: Rate = Rate { per_second: 1, burst: 10 };
+const TOLD: Rate = Rate { per_second: 1, burst: 10 };
 
 /// What the controller issues.
 #[derive(Debug, Clone)]
@@ -47,6 +48,9 @@ pub struct Limits {
     /// Certificates for each caller. By default 100 a second, 2,000 at once: a node whose agent starts with
     /// every pod of a large node, and then some.
     pub issued: Rate,
+    /// Tokens for each address that are judged although they have proved nothing yet. By default 5 a second, 100 at
+    /// once.
+    pub strangers: Rate,
     /// Connections at once; more wait until one ends. 4,096 by default.
     pub connections: usize,
     /// Connections from one address at once; more are closed. 64 by default.
@@ -68,6 +72,8 @@ pub struct Parts {
     pub material: Arc<dyn CaMaterial>,
     /// The time of every certificate.
     pub clock: Arc<dyn Clock>,
+    /// Where it is counted what was done.
+    pub standing: Arc<Standing>,
 }
 
 /// Why the controller does not serve.
@@ -88,6 +94,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             issued: Rate { per_second: 100, burst: 2_000 },
+            strangers: Rate { per_second: 5, burst: 100 },
             connections: 4_096,
             connections_per_address: 64,
             handshake: Duration::from_secs(5),
@@ -104,15 +111,18 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let Settings { ttl, limits, .. } = settings;
-    let Parts { callers, placement, material, clock } = parts;
-    let authority = Arc::new(Authority::open(&settings, material, clock).await?);
+    let Parts { callers, placement, material, clock, standing } = parts;
+    let known = Arc::clone(&standing);
+    let authority = Arc::new(Authority::open(&settings, material, clock, known).await?);
     let service = CertificateService {
         authority: Arc::clone(&authority),
         callers,
         placement,
         ttl,
         granted: Buckets::new(limits.issued),
-        strangers: Buckets::new(STRANGERS),
+        door: Door::new(limits.strangers),
+        told: Buckets::new(TOLD),
+        standing,
     };
     let service =
         IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES);

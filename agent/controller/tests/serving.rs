@@ -14,12 +14,18 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
     KeyUsagePurpose,
 };
-use sluice_controller::{CaFiles, Limits};
-use sluice_grpc::istio_ca::{IstioCertificateRequest, impersonating};
+use sluice_controller::{CaFiles, Limits, Rate, Standing};
+use sluice_grpc::istio_ca::{
+    IstioCertificateRequest, impersonating,
+    istio_certificate_service_client::IstioCertificateServiceClient,
+};
 use sluice_tls::{Clock, SystemClock, TestClock, UnixTime};
-use support::{Ask, CART, ONE, Setup, TWO, WEB, eventually, parts_of, verified};
+use support::{Ask, CART, Client, ONE, Setup, TWO, WEB, eventually, parts_of, verified};
 use tokio::{io::AsyncReadExt, net::TcpStream};
-use tonic::Code;
+use tonic::{
+    Code,
+    transport::{Certificate, Channel, ClientTlsConfig},
+};
 
 type Root = CertifiedIssuer<'static, KeyPair>;
 
@@ -219,4 +225,44 @@ async fn a_request_without_measure_is_not_read() {
     let status = client.send(request, Some(&format!("Bearer {ONE}"))).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status}");
     client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_of_forged_tokens_is_judged_a_few_at_a_time_and_keeps_no_agent_out() {
+    let strangers = Rate { per_second: 1, burst: 20 };
+    let limits = Limits { strangers, ..Limits::default() };
+    let standing = Arc::new(Standing::default());
+    let setup = Setup { limits, standing: Arc::clone(&standing), ..Setup::default() };
+    let controller = setup.start().await;
+    let client = controller.client().await;
+    client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    let start = Instant::now();
+    let mut flood = tokio::task::JoinSet::new();
+    for number in 0..400 {
+        let client = client.clone();
+        flood.spawn(async move {
+            client.refusal(&Ask::new(&format!("forged-{number}-{}", "x".repeat(32)), WEB)).await
+        });
+    }
+    let refusals = flood.join_all().await;
+    let count = |rule: &str| refusals.iter().filter(|(_, broken)| broken == rule).count();
+    // An agent that proved itself before is served from the same address, and so is a new one from another.
+    client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    let allowed = 20 + usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
+    assert!((20..=allowed).contains(&count("caller-token")), "{}", count("caller-token"));
+    assert_eq!(count("caller-token") + count("address-rate"), 400);
+    assert!(refusals.contains(&(Code::ResourceExhausted, "address-rate".to_owned())));
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(fs::read(controller.path("ca/ca.crt")).unwrap()))
+        .domain_name("ca.test");
+    let from = Some([127, 0, 0, 2].into());
+    let endpoint = Channel::from_shared(format!("https://{}", controller.address)).unwrap();
+    let channel = endpoint.local_address(from).tls_config(tls).unwrap().connect().await.unwrap();
+    let elsewhere = Client(IstioCertificateServiceClient::new(channel));
+    elsewhere.ask(&Ask::new(TWO, CART)).await.unwrap();
+    let refused = standing.refused();
+    assert_eq!(standing.issued(), 3);
+    assert_eq!(refused.values().sum::<u64>(), 400);
+    assert_eq!(refused.keys().copied().collect::<Vec<_>>(), ["address-rate", "caller-token"]);
+    assert!(standing.authority_ends() > standing.server_ends());
 }

@@ -109,6 +109,11 @@ impl PodPlaces {
         }
     }
 
+    /// Whether the pods were listed.
+    pub fn is_known(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     /// The node of the pod with this UID and name; `Err` while the pods were not listed yet.
     pub(crate) async fn node_of(&self, uid: &str, name: &str) -> Result<Option<String>, ()> {
         let look = |known: &Option<Pods>| {

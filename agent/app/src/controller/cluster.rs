@@ -137,6 +137,10 @@ impl Placement for Watched {
             }
         })
     }
+
+    fn is_known(&self) -> bool {
+        self.0.is_known()
+    }
 }
 
 /// The authority of a Secret, which whichever replica comes first makes.

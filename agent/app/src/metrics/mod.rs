@@ -3,6 +3,7 @@
 //! Everything is gathered when it is asked for, from the parts that know it; between two scrapes nothing is
 //! done for metrics except that a connection adds to its series when it is opened and when it ends.
 
+mod authority;
 mod connections;
 mod health;
 mod node;
@@ -13,29 +14,49 @@ use std::sync::Arc;
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Registry};
 use sluice_proxy::Shared;
 
-pub(crate) use self::server::{bind, serve};
+pub(crate) use self::{
+    authority::AuthorityExporter,
+    server::{bind, serve},
+};
 use self::{connections::encode_connections, node::encode_node};
 use crate::view::server::Answers;
 
-/// The parts that know.
+/// What is shown over HTTP.
+pub(crate) trait Export: Send + Sync {
+    /// Everything in `OpenMetrics` text.
+    fn text(&self) -> Result<String, std::fmt::Error>;
+
+    /// What is still missing before the program can do its duty; nothing once it can.
+    fn missing(&self) -> Vec<String>;
+}
+
+/// The parts of an agent that know.
+#[derive(Clone)]
 pub(crate) struct Exporter {
     pub(crate) shared: Arc<Shared>,
     pub(crate) answers: Arc<dyn Answers>,
 }
 
-impl Exporter {
-    /// Everything in `OpenMetrics` text.
-    fn text(self: &Arc<Self>) -> Result<String, std::fmt::Error> {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Gathered(Arc::clone(self))));
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry)?;
-        Ok(text)
+impl Export for Exporter {
+    fn text(&self) -> Result<String, std::fmt::Error> {
+        encode(Gathered(self.clone()))
+    }
+
+    fn missing(&self) -> Vec<String> {
+        self.missing()
     }
 }
 
+fn encode(collector: impl Collector) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(collector));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
 /// What is encoded when it is asked for.
-struct Gathered(Arc<Exporter>);
+struct Gathered(Exporter);
 
 impl std::fmt::Debug for Gathered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

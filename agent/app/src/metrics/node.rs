@@ -126,7 +126,7 @@ fn encode_pods(encoder: &mut DescriptorEncoder<'_>, pods: &[Pod]) -> Encoded {
     gauges(encoder, "sluice_refused_connections", help, vec![(vec![], seconds(refused))])
 }
 
-fn gauges(
+pub(super) fn gauges(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -148,6 +148,6 @@ fn number(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-fn seconds(count: u64) -> i64 {
+pub(super) fn seconds(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

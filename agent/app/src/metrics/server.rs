@@ -16,7 +16,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use super::Exporter;
+use super::Export;
 
 /// Callers at once: a scraper, a kubelet and somebody with curl.
 const MAX_CALLERS: usize = 16;
@@ -32,7 +32,7 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until the task is ended.
-pub(crate) async fn serve(listener: TcpListener, exporter: Arc<Exporter>) {
+pub(crate) async fn serve(listener: TcpListener, exporter: Arc<dyn Export>) {
     let callers = Arc::new(Semaphore::new(MAX_CALLERS));
     loop {
         match listener.accept().await {
@@ -53,10 +53,10 @@ pub(crate) async fn serve(listener: TcpListener, exporter: Arc<Exporter>) {
     }
 }
 
-async fn converse(stream: TcpStream, exporter: Arc<Exporter>) {
+async fn converse(stream: TcpStream, exporter: Arc<dyn Export>) {
     let service = service_fn(move |request| {
         let exporter = Arc::clone(&exporter);
-        async move { Ok::<_, Infallible>(answer(&request, &exporter)) }
+        async move { Ok::<_, Infallible>(answer(&request, &*exporter)) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -67,7 +67,7 @@ async fn converse(stream: TcpStream, exporter: Arc<Exporter>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, exporter: &Arc<Exporter>) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, exporter: &dyn Export) -> Response<Full<Bytes>> {
     let known = [Method::GET, Method::HEAD].contains(request.method());
     match request.uri().path() {
         "/metrics" if known => match exporter.text() {

@@ -15,18 +15,19 @@ fn little_has_to_be_written() {
     assert_eq!(config.ca, CaPlace::Embedded("/var/lib/sluice/ca".into()));
     assert_eq!(config.callers, CallersConfig::Tokens("/etc/sluice/tokens.yaml".into()));
     assert_eq!(config.pods, PodsConfig::Mesh("/run/mesh.yaml".into()));
-    assert_eq!(config.log_level, "info");
+    assert_eq!((config.log_level.as_str(), config.metrics), ("info", None));
 }
 
 #[test]
 fn everything_can_be_written() {
     let config = parse(
-        "listen: '[::1]:443'\ntrustDomain: example.org\nttl: 90m\nserverNames: [ca.example, 127.0.0.1]\n\
+        "listen: '[::1]:443'\ntrustDomain: example.org\nmetrics: 127.0.0.1:1\nttl: 90m\nserverNames: [ca.example, 127.0.0.1]\n\
          ca: {mode: pem, dir: ca}\nlogLevel: debug\npods: kubernetes\n\
          callers:\n  kubernetes:\n    audience: other\n    serviceAccounts: [a/b, c/d]\n",
     )
     .unwrap();
     assert_eq!(config.ttl, Duration::from_mins(90));
+    assert_eq!(config.metrics, Some("127.0.0.1:1".parse().unwrap()));
     assert_eq!(config.ca, CaPlace::CertManager("/etc/sluice/ca".into()));
     assert_eq!(config.pods, PodsConfig::Kubernetes);
     let agents = [("a", "b"), ("c", "d")].map(|(space, name)| (space.into(), name.into()));
@@ -56,6 +57,7 @@ fn faults_are_named_with_line_and_field() {
     for (text, expected) in [
         (format!("{rest}listen: localhost"), "controller.yaml:3: listen: \"localhost\""),
         (format!("{rest}listen: 15012"), "controller.yaml:3"),
+        (format!("{rest}metrics: '15020'"), ":3: metrics: \"15020\" is not an address"),
         (format!("{rest}trustDomain: A"), ":3: trustDomain: \"A\""),
         (format!("{rest}ttl: 59s"), ":3: ttl: 59 s are too short"),
         (format!("{rest}ttl: 1 h"), ":3: ttl: \"1 h\" is not a duration"),

@@ -16,6 +16,8 @@ pub(super) struct Written {
     #[serde(default)]
     pub(super) listen: Option<Spanned<String>>,
     #[serde(default)]
+    pub(super) metrics: Option<Spanned<String>>,
+    #[serde(default)]
     pub(super) trust_domain: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) ttl: Option<Spanned<String>>,

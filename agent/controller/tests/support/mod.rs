@@ -12,7 +12,7 @@ use std::{
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use sluice_controller::{
-    CaFiles, CaMaterial, Limits, Parts, Settings, SnapshotPlacement, TokenFile, serve,
+    CaFiles, CaMaterial, Limits, Parts, Settings, SnapshotPlacement, Standing, TokenFile, serve,
 };
 use sluice_grpc::istio_ca::{
     IstioCertificateRequest, impersonating,
@@ -49,6 +49,7 @@ pub(crate) struct Setup {
     pub(crate) limits: Limits,
     pub(crate) material: Option<Arc<dyn CaMaterial>>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) standing: Arc<Standing>,
 }
 
 /// A running controller, with the files that it reads.
@@ -81,6 +82,7 @@ impl Default for Setup {
             limits: Limits::default(),
             material: None,
             clock: Arc::new(SystemClock),
+            standing: Arc::default(),
         }
     }
 }
@@ -101,6 +103,7 @@ impl Setup {
             placement: Arc::new(SnapshotPlacement(source.snapshots)),
             material,
             clock: self.clock,
+            standing: self.standing,
         };
         let settings = Settings {
             trust_domain: domain,
