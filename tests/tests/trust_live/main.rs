@@ -1,6 +1,8 @@
 //! Trust changes while connections live: certificates are renewed, roots replaced, identities denied,
 //! certificates revoked. Whoever is not meant notices nothing.
 
+mod outage;
+
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
