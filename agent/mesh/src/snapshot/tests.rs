@@ -235,7 +235,7 @@ fn a_certificate_says_that_an_address_has_changed_hands() {
         SnapshotBuilder { workloads: vec![workload("a", 1)], ..SnapshotBuilder::default() };
     let snapshot = builder.build(domain()).unwrap();
     let address = "10.0.0.1".parse().unwrap();
-    let known = |identity| snapshot.workload_of(address, identity).is_some();
+    let known = |identity: Option<&SpiffeId>| snapshot.workload_of(address, identity).is_some();
     assert!(known(None));
     assert!(known(Some(&workload("a", 9).identity)));
     assert!(!known(Some(&workload("b", 1).identity)));
