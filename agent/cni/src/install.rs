@@ -15,6 +15,7 @@ mod draft;
 mod dropin;
 mod entry;
 mod list;
+mod look;
 mod options;
 mod single;
 mod watch;
@@ -28,6 +29,7 @@ use self::{
 pub use self::{
     binary::is_retired,
     entry::Entry,
+    look::look,
     options::{Options, USAGE, parse},
     watch::{Level, watch},
 };

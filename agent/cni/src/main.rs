@@ -76,6 +76,12 @@ fn maintain(command: &str, arguments: impl Iterator<Item = OsString>) -> Result<
             })?;
             Ok(())
         }
+        "look" => {
+            let found = install::look(&install::parse(arguments)?)?;
+            // Nobody is left to be told when standard output is closed.
+            drop(writeln!(io::stdout(), "{found}"));
+            Ok(())
+        }
         "uninstall" => install::uninstall(&install::parse(arguments)?),
         "--help" | "help" => {
             say(USAGE);

@@ -38,6 +38,11 @@ impl Binary {
         draft::remove(&self.directory.join(RETIRED))
     }
 
+    /// Whether it is there, and answers for us.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.directory.join(PLUGIN).exists() && !self.directory.join(RETIRED).exists()
+    }
+
     /// Leaves the binary, for runtimes that remember it, and has it do nothing any more.
     pub(super) fn retire(&self) -> Result<(), InstallError> {
         draft::remove_stale(&self.directory)?;

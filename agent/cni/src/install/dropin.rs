@@ -60,6 +60,11 @@ pub(super) fn enter(
     Ok(Installed::InPlace { file: target, changed, main })
 }
 
+/// Whether the list has our drop-in beside it.
+pub(super) fn is_entered(directory: &Directory, list: &List<'_>) -> bool {
+    is_network_name(&list.name) && directory.path().join(&list.name).join(FILE).is_file()
+}
+
 /// Removes our drop-ins of all networks, except one.
 pub(super) fn leave_all_but(
     directory: &Directory,
