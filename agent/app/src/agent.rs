@@ -9,8 +9,10 @@
 mod control;
 mod diagnostics;
 mod expiry;
+mod facts;
 mod kubelet;
 mod operator;
+mod policies;
 mod source;
 mod trust;
 
@@ -26,7 +28,10 @@ use sluice_source::AgentConfig;
 use sluice_tls::{CertStore, Clock, Issuer, SystemClock};
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::{control::Control, operator::Operator};
+use self::{
+    control::Control,
+    operator::{Operator, Parts},
+};
 use crate::{
     args::AgentOptions,
     authority, cni,
@@ -76,8 +81,14 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     }));
     let source::Started { snapshots, status, announced, reports } =
         source::start(&config, &shared).await?;
-    let operator = Operator::new(&config, settings.max_peers, &shared, &pods, status, &trust);
-    let operator = Arc::new(operator);
+    let parts = Parts {
+        shared: Arc::clone(&shared),
+        pods: Arc::clone(&pods),
+        datapath: Arc::clone(&datapath),
+        source: status,
+        trust: Arc::clone(&trust),
+    };
+    let operator = Arc::new(Operator::new(&config, settings.clone(), parts));
     tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::clone(&operator) as _));
     if let Some(address) = config.metrics {
         let exporter = Exporter { shared: Arc::clone(&shared), answers: operator };

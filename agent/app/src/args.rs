@@ -20,14 +20,20 @@ pub(crate) enum Command {
     /// Run the certificate authority for the agents of all nodes.
     Controller(ControllerOptions),
     /// Show pods, their capture, certificates, policies and counters.
+    #[command(after_help = EXIT_CODES)]
     Status(ViewOptions),
-    /// Show certificates, roots and revocation lists; ends with 2 when one has expired or is about to.
+    /// Show certificates, roots and revocation lists, and which of them has expired or is about to.
+    #[command(after_help = EXIT_CODES)]
     Certs(ViewOptions),
     /// Show the connections that are open now.
+    #[command(after_help = EXIT_CODES)]
     Flows(ViewOptions),
-    /// Check policies before they are applied.
-    #[command(subcommand)]
-    Policy(PolicyAction),
+    /// Show the policies in force, and what of them is narrowed or refused; or check files before they are applied.
+    #[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+    Policy(PolicyOptions),
+    /// Check kernels, CNI, permissions, policies, certificates and clocks, each with what to do.
+    #[command(after_help = EXIT_CODES)]
+    Check(ViewOptions),
     /// Load, verify or remove the kernel programs by hand.
     #[command(subcommand)]
     Datapath(DatapathAction),
@@ -49,15 +55,48 @@ pub(crate) struct ControllerOptions {
     pub(crate) config: PathBuf,
 }
 
-/// Which agent to ask, and how to print its answer.
+/// What the operator's commands end with.
+const EXIT_CODES: &str = "\
+Without options they ask the agent of this machine; where there is none, or when --kubeconfig, --context, --namespace \
+or --node says so, those of all nodes, through the API server.
+
+Exit codes:
+  0  all is well
+  1  something is wrong in the mesh: a pod that is not captured, an expired certificate, a refused policy, an agent
+     that is missing or not ready
+  2  somebody could not be asked: wrong kubeconfig, missing permission, unreachable agent; what others answered is
+     printed all the same";
+
+/// Which agents to ask, and how to print their answers.
 #[derive(Debug, Args)]
 pub(crate) struct ViewOptions {
-    /// The agent's socket.
-    #[arg(long, value_name = "PATH", default_value = "/run/sluice/agent.sock")]
-    pub(crate) socket: PathBuf,
+    /// The socket of this machine's agent [default: /run/sluice/agent.sock].
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "namespace", "node"])]
+    pub(crate) socket: Option<PathBuf>,
+    /// The cluster's kubeconfig [default: KUBECONFIG, or ~/.kube/config].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig [default: its current one].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// The namespace that Sluice is installed in [default: sluice-system].
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// Only the agent of this node (repeatable).
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Vec<String>,
     /// How to print.
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
+}
+
+/// Whether to show policies in force, or to check others.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyOptions {
+    #[command(subcommand)]
+    pub(crate) action: Option<PolicyAction>,
+    #[command(flatten)]
+    pub(crate) view: ViewOptions,
 }
 
 /// How to print an answer.
@@ -72,7 +111,8 @@ pub(crate) enum Output {
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyAction {
-    /// Say what of them is not enforced as written; ends with 1 when something is refused. Asks nobody.
+    /// Say what of them is not enforced as written; ends with 1 when something is refused, with 2 when a file cannot
+    /// be read. Asks nobody.
     Check(CheckOptions),
 }
 

@@ -74,7 +74,7 @@ fn report_text(report: &Report) -> String {
     for program in &report.programs {
         let pin =
             program.pin.as_ref().map_or_else(|| "-".to_owned(), |pin| pin.display().to_string());
-        programs.row(vec![
+        programs.row(&[
             program.name.to_owned(),
             program.id.to_string(),
             program.verified_instructions.to_string(),
@@ -87,11 +87,7 @@ fn report_text(report: &Report) -> String {
     let mut total = 0;
     for map in &report.maps {
         total += map.bytes;
-        maps.row(vec![
-            map.name.to_owned(),
-            map.entries.to_string(),
-            (map.bytes / 1024).to_string(),
-        ]);
+        maps.row(&[map.name.to_owned(), map.entries.to_string(), (map.bytes / 1024).to_string()]);
     }
     let mut lines = vec![
         programs.render("no programs"),

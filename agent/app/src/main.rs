@@ -4,6 +4,7 @@
 mod agent;
 mod args;
 mod authority;
+mod check;
 mod cni;
 mod controller;
 mod datapath;
@@ -20,27 +21,39 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Arguments, Command, PolicyAction};
+use crate::args::{Arguments, Command, PolicyAction, PolicyOptions};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = match arguments.command {
-        Command::Certs(options) => return exit_code(view::certs::run(&options)),
-        Command::Policy(PolicyAction::Check(options)) => {
-            return exit_code(policy_check::run(&options));
+    match arguments.command {
+        Command::Agent(options) => done(agent::run(&options)),
+        Command::Controller(options) => done(controller::run(&options)),
+        Command::Datapath(action) => done(datapath::run(&action)),
+        Command::Status(options) => asked(view::show::<view::model::Status>(&options)),
+        Command::Certs(options) => asked(view::show::<view::model::Certs>(&options)),
+        Command::Flows(options) => asked(view::show::<view::model::Flows>(&options)),
+        Command::Check(options) => asked(check::run(&options)),
+        Command::Policy(PolicyOptions { action: Some(PolicyAction::Check(options)), .. }) => {
+            asked(policy_check::run(&options))
         }
-        Command::Agent(options) => agent::run(&options),
-        Command::Controller(options) => controller::run(&options),
-        Command::Status(options) => view::command::status(&options),
-        Command::Flows(options) => view::command::flows(&options),
-        Command::Datapath(action) => datapath::run(&action),
-    };
-    exit_code(result.map(|()| ExitCode::SUCCESS))
+        Command::Policy(PolicyOptions { action: None, view }) => {
+            asked(view::show::<view::model::Policies>(&view))
+        }
+    }
 }
 
-fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
+fn done(result: anyhow::Result<()>) -> ExitCode {
+    if let Err(error) = result {
+        logging::complain(&format!("sluice: {error:#}"));
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// An operator's command that fails could not ask.
+fn asked(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         logging::complain(&format!("sluice: {error:#}"));
-        ExitCode::FAILURE
+        view::Health::Unknown.into()
     })
 }

@@ -160,7 +160,7 @@ impl Report {
         let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
         for remark in remarks {
             let Remark { severity, file, line, object, field, message } = remark;
-            table.row(vec![
+            table.row(&[
                 (*severity).to_owned(),
                 format!("{file}:{line}"),
                 shown(object),

@@ -27,4 +27,4 @@ mod state;
 pub use finding::{Finding, Meaning, ObjectName};
 pub use settings::Settings;
 pub use standing::{Outside, Standing};
-pub use state::{Announced, Cluster, Kept, PodRecord, RestoreError, View};
+pub use state::{Announced, Cluster, Kept, PodRecord, PolicyStanding, RestoreError, View};

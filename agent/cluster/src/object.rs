@@ -31,6 +31,8 @@ pub struct Meta {
     pub uid: String,
     /// Version of the object, opaque.
     pub resource_version: String,
+    /// Counts changes of its spec; 0 for kinds that do not count.
+    pub generation: i64,
     /// When it was created, RFC 3339 in seconds and UTC.
     #[serde(deserialize_with = "or_default")]
     pub creation_timestamp: String,

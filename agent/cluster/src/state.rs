@@ -14,6 +14,7 @@ use sluice_mesh::{BuildError, Enrolment, Labels, Snapshot, SnapshotBuilder};
 pub use kept::Kept;
 pub use saved::RestoreError;
 
+pub use self::policies::PolicyStanding;
 use self::{pods::Pods, policies::Policies, services::Services};
 use crate::{
     Finding, Settings, Standing,
@@ -86,6 +87,8 @@ pub struct View {
     pub findings: Vec<Finding>,
     /// Remarks on policies in force.
     pub policies: Vec<sluice_policy::Finding>,
+    /// Every policy that is known, and whether it is in force.
+    pub standings: Arc<[PolicyStanding]>,
 }
 
 // === impl Cluster ===
@@ -207,7 +210,9 @@ impl Cluster {
             provisional,
         };
         let snapshot = Arc::new(builder.build(self.settings.trust_domain.clone())?);
-        Ok(Some(View { snapshot, findings, policies: self.policies.remarks().to_vec() }))
+        let policies = self.policies.remarks().to_vec();
+        let standings = Arc::clone(self.policies.standings());
+        Ok(Some(View { snapshot, findings, policies, standings }))
     }
 
     fn forget_namespaces(&mut self) {

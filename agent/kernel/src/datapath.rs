@@ -97,6 +97,11 @@ impl Datapath {
         })
     }
 
+    /// Names of the node-wide programs that are not in effect, as the kernel says.
+    pub fn missing_hooks(&self) -> Result<Vec<&'static str>, Error> {
+        hooks::missing(&self.lock().loaded.programs, self.cgroup.as_fd())
+    }
+
     /// Enrols a pod, or moves an enrolled one to other sockets, addresses or interfaces without a
     /// gap. A fresh enrolment that fails leaves nothing of the pod behind.
     ///

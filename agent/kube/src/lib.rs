@@ -8,6 +8,8 @@
 //!  API server --watch of pods--> PodPlaces <-- TokenJudge <--  `sluice controller`: who calls, what runs where
 //!       |------ one object -----> CaSecret, publish_roots        its key, and whom to believe
 //!       +------ policies -------> PolicyReports (one replica, by Election) --> status.conditions
+//!
+//!  an operator's kubeconfig --> Access --> Operator --exec--> the agents' own commands, on every node
 //! ```
 //!
 //! **Invariant: a fault never admits more.** Until every kind was listed once, nothing is published, or what
@@ -25,6 +27,7 @@ mod events;
 mod follow;
 mod hub;
 mod judgement;
+mod operator;
 mod places;
 mod publish;
 mod report;
@@ -41,6 +44,10 @@ pub use client::{ApiFault, ApiServer, ConnectError};
 pub use conditions::PolicyReports;
 pub use config::KubeConfig;
 pub use election::{Election, Lead};
+pub use operator::{
+    AGENTS_NEED, Access, AgentPod, AgentState, AskError, Controllers, OPERATORS_NEED, Operator,
+    Ran, Right, Roster, ServerFacts, apart,
+};
 pub use places::{Place, PodPlaces};
 pub use report::{Capture, Reports};
 pub use roots::publish_roots;

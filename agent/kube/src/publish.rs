@@ -142,6 +142,7 @@ impl Publisher {
             status.loaded_at = Some(SystemTime::now());
             status.is_provisional = provisional;
             status.last_delay = arrived.elapsed();
+            status.standings = view.standings;
             if *status.findings != *view.findings {
                 status.findings = view.findings.into();
             }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use sluice_cluster::Finding;
+use sluice_cluster::{Finding, PolicyStanding};
 use tokio::sync::watch;
 
 /// The source's own state at one moment.
@@ -26,6 +26,8 @@ pub struct KubeStatus {
     pub findings: Arc<[Finding]>,
     /// Remarks on policies in force.
     pub policies: Arc<[sluice_policy::Finding]>,
+    /// Every policy that is known, and whether it is in force.
+    pub standings: Arc<[PolicyStanding]>,
 }
 
 /// Something that fails, and since when.

@@ -130,6 +130,7 @@ impl<H: Hooks> PodManager<H> {
             name: declared.name.clone(),
             account: declared.account.clone(),
             addresses: declared.addresses.clone(),
+            was_running: captured.as_ref().is_some_and(|captured| captured.was_running),
             state,
             enrolled_at: captured.as_ref().map(|captured| captured.pod.enrolled_at),
             counters: captured
@@ -180,11 +181,16 @@ impl<H: Hooks> PodManager<H> {
         let Some(record) = self.pods.get_mut(uid) else { return };
         let previous = record.captured.take();
         let is_renewal = previous.is_some();
-        let destroyed = previous.map_or(0, |captured| captured.destroyed);
+        let destroyed = previous.as_ref().map_or(0, |captured| captured.destroyed);
+        let was_running = match &previous {
+            Some(captured) => captured.was_running,
+            None => !adopted && record.declared.netns.is_none(),
+        };
         let mut captured = Captured {
             pod: Arc::new(pod),
             declared: record.declared.clone(),
             destroyed,
+            was_running,
             exempt: exempt.is_ok().then(|| record.exempt.clone()),
             waiting: None,
         };

@@ -23,6 +23,8 @@ pub(crate) struct Captured {
     /// What the pod was declared to be when it was enrolled.
     pub(crate) declared: Declared,
     pub(crate) destroyed: usize,
+    /// Whether it ran before it was captured.
+    pub(crate) was_running: bool,
     /// What the hooks leave alone of it; `None` when they did not take what was asked.
     pub(crate) exempt: Option<Exempt>,
     /// Listeners that the workers do not have yet, because older connections of the pod are to be

@@ -17,6 +17,8 @@ pub struct PodStatus {
     pub account: WorkloadName,
     /// Declared addresses.
     pub addresses: Vec<IpAddr>,
+    /// Whether this agent found it running, instead of being told of it before its first instruction.
+    pub was_running: bool,
     /// Whether it is captured.
     pub state: PodState,
     /// Since when this agent captures it.

@@ -1,7 +1,7 @@
 //! What an agent says of itself, through its own commands.
 
 use std::{
-    process::Command,
+    process::{Command, Output},
     thread,
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ impl Agent {
         command.args(["certs", "--output", "json", "--socket"]).arg(&self.socket);
         let output = command.output()?;
         let error = String::from_utf8_lossy(&output.stderr);
-        ensure!([Some(0), Some(2)].contains(&output.status.code()), "sluice certs: {error}");
+        ensure!(has_answered(&output), "sluice certs: {error}");
         serde_json::from_slice(&output.stdout).context("sluice did not print JSON")
     }
 
@@ -71,7 +71,12 @@ impl Agent {
             .arg(&self.socket)
             .output()?;
         let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "sluice {command}: {error}");
+        ensure!(has_answered(&output), "sluice {command}: {error}");
         Ok(output.stdout)
     }
+}
+
+/// Whether the command could ask; 1 says that something is wrong in the mesh.
+fn has_answered(output: &Output) -> bool {
+    [Some(0), Some(1)].contains(&output.status.code())
 }

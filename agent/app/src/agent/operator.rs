@@ -6,16 +6,19 @@ use std::{
 };
 
 use sluice_identity::Trust;
-use sluice_kernel::Datapath;
+use sluice_kernel::{Datapath, Settings};
 use sluice_pods::{PodManager, PodState, PodStatus};
 use sluice_proxy::{Direction, Live, PodStats, Shared, Transport};
 use sluice_source::AgentConfig;
 use sluice_tls::{AuthorityStatus, CertStatus, Crl, UnixTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{expiry, source::StatusHandle};
+use super::{expiry, facts, policies, source::StatusHandle};
 use crate::view::{
-    model::{Certificate, Certs, Counters, Flow, Peers, Pod, Policy, Source, Status, TrustEntry},
+    model::{
+        Certificate, Certs, Counters, Flow, NodeFacts, Peers, Pod, Policy, Source, Status,
+        TrustEntry,
+    },
     server::Answers,
 };
 
@@ -24,33 +27,29 @@ pub(super) struct Operator {
     node: String,
     instance: String,
     started: Instant,
-    max_peers: u32,
-    shared: Arc<Shared>,
-    pods: Arc<Mutex<PodManager<Arc<Datapath>>>>,
-    source: StatusHandle,
-    trust: Arc<Trust>,
+    settings: Settings,
+    parts: Parts,
+}
+
+/// Where it is asked.
+pub(super) struct Parts {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pods: Arc<Mutex<PodManager<Arc<Datapath>>>>,
+    pub(super) datapath: Arc<Datapath>,
+    pub(super) source: StatusHandle,
+    pub(super) trust: Arc<Trust>,
 }
 
 // === impl Operator ===
 
 impl Operator {
-    pub(super) fn new(
-        config: &AgentConfig,
-        max_peers: u32,
-        shared: &Arc<Shared>,
-        pods: &Arc<Mutex<PodManager<Arc<Datapath>>>>,
-        source: StatusHandle,
-        trust: &Arc<Trust>,
-    ) -> Self {
+    pub(super) fn new(config: &AgentConfig, settings: Settings, parts: Parts) -> Self {
         Self {
             node: config.node.clone(),
             instance: config.instance.clone(),
             started: Instant::now(),
-            max_peers,
-            shared: Arc::clone(shared),
-            pods: Arc::clone(pods),
-            source,
-            trust: Arc::clone(trust),
+            settings,
+            parts,
         }
     }
 
@@ -61,18 +60,19 @@ impl Operator {
             PodState::Refused { reason } => ("refused", Some(reason)),
             _ => ("unknown", None),
         };
-        let agent = self.shared.stats.of(&status.uid);
+        let agent = self.parts.shared.stats.of(&status.uid);
         Pod {
             namespace: status.account.namespace.clone(),
             name: status.name,
             identity: status
                 .account
-                .identity(self.shared.snapshot().trust_domain())
+                .identity(self.parts.shared.snapshot().trust_domain())
                 .map_or_else(|error| error.to_string(), |identity| identity.to_string()),
             addresses: status.addresses.iter().map(ToString::to_string).collect(),
             state: state.to_owned(),
             reason,
             connections_ended_at_enrolment: status.connections_destroyed,
+            ran_before_capture: status.was_running,
             counters: counters(status.counters.unwrap_or_default(), &agent),
         }
     }
@@ -80,18 +80,19 @@ impl Operator {
 
 impl Answers for Operator {
     fn status(&self) -> Status {
-        let snapshot = self.shared.snapshot();
-        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner).status();
-        let source = self.source.report();
+        let snapshot = self.parts.shared.snapshot();
+        let pods = self.parts.pods.lock().unwrap_or_else(PoisonError::into_inner).status();
+        let source = self.parts.source.report();
+        let policies = policies::of(&snapshot, &source);
         let known = snapshot.protected_addresses().count();
-        let capacity = usize::try_from(self.max_peers).unwrap_or(usize::MAX);
+        let capacity = usize::try_from(self.settings.max_peers).unwrap_or(usize::MAX);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.node.clone(),
             instance: self.instance.clone(),
             trust_domain: snapshot.trust_domain().to_string(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            open_connections: self.shared.live.all().len(),
+            open_connections: self.parts.shared.live.all().len(),
             source: Source {
                 version: source.version,
                 age_seconds: source.loaded_at.map(|at| at.elapsed().unwrap_or_default().as_secs()),
@@ -102,13 +103,20 @@ impl Answers for Operator {
             },
             peers: Peers { known, capacity, capture_all: known > capacity },
             pods: pods.into_iter().map(|pod| self.pod(pod)).collect(),
-            certificates: self.shared.certificates.status().into_iter().map(certificate).collect(),
-            policies: policies(&snapshot, &source.policies),
+            certificates: self
+                .parts
+                .shared
+                .certificates
+                .status()
+                .into_iter()
+                .map(certificate)
+                .collect(),
+            policies,
         }
     }
 
     fn certs(&self) -> Certs {
-        let store = &self.shared.certificates;
+        let store = &self.parts.shared.certificates;
         let trust = store.roots();
         let root = |root: AuthorityStatus| TrustEntry {
             kind: "root".to_owned(),
@@ -128,27 +136,21 @@ impl Answers for Operator {
             trust: trust.authorities().into_iter().map(root).chain(lists).collect(),
             denied: trust.revocations().denied().len(),
             warnings: expiry::warnings(store),
-            faults: self.trust.faults().borrow().to_vec(),
+            faults: self.parts.trust.faults().borrow().to_vec(),
         }
     }
 
-    fn flows(&self) -> Vec<Flow> {
-        self.shared.live.all().iter().map(|live| flow(live)).collect()
+    fn policies(&self) -> Vec<Policy> {
+        policies::of(&self.parts.shared.snapshot(), &self.parts.source.report())
     }
-}
 
-fn policies(snapshot: &sluice_mesh::Snapshot, findings: &[sluice_policy::Finding]) -> Vec<Policy> {
-    let policy = |(id, _): &(sluice_policy::ObjectId, sluice_policy::Place)| Policy {
-        kind: id.kind.to_string(),
-        namespace: id.namespace.to_string(),
-        name: id.name.to_string(),
-        findings: findings
-            .iter()
-            .filter(|finding| finding.object == *id)
-            .map(ToString::to_string)
-            .collect(),
-    };
-    snapshot.policies().objects().iter().map(policy).collect()
+    fn node(&self) -> NodeFacts {
+        facts::of(&self.node, &self.settings.cgroup, &self.parts.datapath)
+    }
+
+    fn flows(&self) -> Vec<Flow> {
+        self.parts.shared.live.all().iter().map(|live| flow(live)).collect()
+    }
 }
 
 fn counters(kernel: sluice_kernel::PodCounters, agent: &PodStats) -> Counters {
@@ -178,6 +180,7 @@ fn certificate(status: CertStatus) -> Certificate {
         identity: status.identity.to_string(),
         issuer: svid.as_ref().map(|svid| svid.issuer.clone()),
         serial: svid.as_ref().map(|svid| svid.serial.clone()),
+        not_before: svid.as_ref().and_then(|svid| rfc3339(svid.not_before)),
         not_after: svid.as_ref().and_then(|svid| rfc3339(svid.not_after)),
         next_renewal: rfc3339(status.next_renewal),
         last_error: status.last_error,

@@ -36,6 +36,8 @@ pub(super) struct Report {
     pub(super) loaded_at: Option<SystemTime>,
     /// What is wrong, and what is in force instead.
     pub(super) errors: Vec<String>,
+    /// Every policy that is known, where the source knows more of them than those in force.
+    pub(super) standings: Option<Vec<Standing>>,
     /// Remarks on policies in force.
     pub(super) policies: Vec<sluice_policy::Finding>,
     /// Remarks on other objects.
@@ -44,6 +46,18 @@ pub(super) struct Report {
     pub(super) is_provisional: bool,
     /// Seconds for which the source could not be heard in part.
     pub(super) lag_seconds: u64,
+}
+
+/// A policy, and whether it is in force.
+#[derive(Clone)]
+pub(super) struct Standing {
+    pub(super) kind: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// Its generation.
+    pub(super) version: Option<i64>,
+    /// Why that version is not in force, and what is instead.
+    pub(super) refused: Option<String>,
 }
 
 pub(super) async fn start(config: &AgentConfig, shared: &Arc<Shared>) -> anyhow::Result<Started> {
@@ -95,6 +109,7 @@ impl StatusHandle {
                     version: status.version,
                     loaded_at: status.loaded_at,
                     errors: status.errors.iter().map(ToString::to_string).collect(),
+                    standings: None,
                     policies: status.findings.clone(),
                     findings: Vec::new(),
                     is_provisional: false,
@@ -107,12 +122,27 @@ impl StatusHandle {
                     version: status.version,
                     loaded_at: status.loaded_at,
                     errors: status.errors.iter().map(ToString::to_string).collect(),
+                    standings: Some(status.standings.iter().map(Standing::of).collect()),
                     policies: status.policies.to_vec(),
                     findings: status.findings.iter().map(ToString::to_string).collect(),
                     is_provisional: status.is_provisional,
                     lag_seconds: status.lag().as_secs(),
                 }
             }
+        }
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    fn of(standing: &sluice_cluster::PolicyStanding) -> Self {
+        Self {
+            kind: standing.kind.to_owned(),
+            namespace: standing.namespace.to_string(),
+            name: standing.name.to_string(),
+            version: standing.generation,
+            refused: standing.refused.as_ref().map(ToString::to_string),
         }
     }
 }

@@ -1,57 +1,68 @@
 //! `sluice certs`.
 
-use std::process::ExitCode;
-
-use super::{client, model::Certs, table::Table};
-use crate::{
-    args::{Output, ViewOptions},
-    logging::print,
+use super::{
+    Shown, View,
+    model::{Certificate, Certs},
+    shown,
+    table::Table,
 };
 
-/// What scripts see when something has expired, or will before it is likely to be replaced.
-const WARNED: u8 = 2;
+impl View for Certs {
+    const COMMAND: &'static str = "certs";
+    const PATH: &'static str = "/certs";
 
-/// Prints the certificates of this node, the roots and revocation lists, and what is wrong with them.
-pub(crate) fn run(options: &ViewOptions) -> anyhow::Result<ExitCode> {
-    let body = client::ask(&options.socket, "/certs")?;
-    let certs: Certs = serde_json::from_slice(&body)?;
-    match options.output {
-        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&certs)?))?,
-        Output::Table => print(&text(&certs))?,
+    fn troubles(&self) -> Vec<String> {
+        self.warnings.iter().chain(&self.faults).cloned().collect()
     }
-    let is_well = certs.warnings.is_empty() && certs.faults.is_empty();
-    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(WARNED) })
+
+    fn text(all: &Shown<'_, Self>) -> String {
+        let leaves = all.answers.iter().map(|(node, certs)| (*node, certs.certificates.as_slice()));
+        let leaves = table(all.is_merged, leaves, "no pod needs a certificate");
+        let mut trust = Table::of_nodes(all.is_merged, &["KIND", "OF", "SERIAL", "EXPIRES"]);
+        let mut denied = Vec::new();
+        for (node, certs) in &all.answers {
+            for entry in &certs.trust {
+                let cells = vec![
+                    entry.kind.clone(),
+                    entry.of.clone(),
+                    shown(entry.serial.as_ref()),
+                    shown(entry.not_after.as_ref()),
+                ];
+                trust.row_of(node, cells);
+            }
+            if certs.denied > 0 {
+                let place = if all.is_merged { format!("{node}: ") } else { String::new() };
+                denied.push(format!(
+                    "{place}{} entries in the list of denied identities\n",
+                    certs.denied
+                ));
+            }
+        }
+        let trust = trust.render("no root is known, so nobody is believed");
+        format!("{leaves}\nTRUST\n{trust}{}", denied.concat())
+    }
 }
 
-fn text(certs: &Certs) -> String {
-    let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-    let mut leaves =
-        Table::new(&["IDENTITY", "SERIAL", "EXPIRES", "NEXT RENEWAL", "ISSUER", "LAST ERROR"]);
-    for certificate in &certs.certificates {
-        leaves.row(vec![
-            certificate.identity.clone(),
-            shown(&certificate.serial),
-            shown(&certificate.not_after),
-            shown(&certificate.next_renewal),
-            shown(&certificate.issuer),
-            shown(&certificate.last_error),
-        ]);
+/// Certificates of pods.
+pub(super) fn table<'a>(
+    is_merged: bool,
+    nodes: impl Iterator<Item = (&'a str, &'a [Certificate])>,
+    nothing: &str,
+) -> String {
+    let headings = ["IDENTITY", "SERIAL", "EXPIRES", "NEXT RENEWAL", "ISSUER", "LAST ERROR"];
+    let mut table = Table::of_nodes(is_merged, &headings);
+    for (node, certificates) in nodes {
+        for certificate in certificates {
+            let cells = vec![
+                certificate.identity.clone(),
+                shown(certificate.serial.as_ref()),
+                shown(certificate.not_after.as_ref()),
+                shown(certificate.next_renewal.as_ref()),
+                shown(certificate.issuer.as_ref()),
+                shown(certificate.last_error.as_ref()),
+            ];
+            table.row_of(node, cells);
+        }
     }
-    let mut trust = Table::new(&["KIND", "OF", "SERIAL", "EXPIRES"]);
-    for entry in &certs.trust {
-        let cells = [entry.kind.clone(), entry.of.clone(), shown(&entry.serial)];
-        trust.row(cells.into_iter().chain([shown(&entry.not_after)]).collect());
-    }
-    let mut lines = vec![
-        leaves.render("no pod of this node needs a certificate"),
-        "TRUST".to_owned(),
-        trust.render("no root is known, so nobody is believed").trim_end().to_owned(),
-    ];
-    if certs.denied > 0 {
-        lines.push(format!("{} entries in the list of denied identities", certs.denied));
-    }
-    lines.extend(certs.warnings.iter().map(|warning| format!("WARNING: {warning}")));
-    lines.extend(certs.faults.iter().map(|fault| format!("ERROR: {fault}")));
-    lines.push(String::new());
-    lines.join("\n")
+    table.render(nothing)
 }

@@ -9,15 +9,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 /// The body of `GET path`.
-pub(crate) fn ask(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(get(socket, path))
-}
-
-async fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
+pub(crate) async fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
-            "no agent answers on {}: is it running on this node, and are you root? (--socket names another)",
+            "no agent answers on {}: is it running on this node, and are you root? (--socket names another, \
+             --kubeconfig a cluster)",
             socket.display()
         )
     })?;

@@ -60,6 +60,9 @@ pub(crate) struct Pod {
     pub(crate) reason: Option<String>,
     /// Connections from before its enrolment, which were ended so that they come back encrypted.
     pub(crate) connections_ended_at_enrolment: usize,
+    /// Whether it ran before it was captured; not remembered over a restart of the agent.
+    #[serde(default)]
+    pub(crate) ran_before_capture: bool,
     pub(crate) counters: Counters,
 }
 
@@ -109,6 +112,9 @@ pub(crate) struct Certificate {
     pub(crate) issuer: Option<String>,
     pub(crate) serial: Option<String>,
     /// RFC 3339.
+    #[serde(default)]
+    pub(crate) not_before: Option<String>,
+    /// RFC 3339.
     pub(crate) not_after: Option<String>,
     /// RFC 3339.
     pub(crate) next_renewal: Option<String>,
@@ -141,15 +147,54 @@ pub(crate) struct TrustEntry {
     pub(crate) not_after: Option<String>,
 }
 
-/// A policy in force.
+/// A policy that the node knows.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Policy {
     pub(crate) kind: String,
     pub(crate) namespace: String,
     pub(crate) name: String,
+    /// `metadata.generation` of the newest version that the node has seen, where there is one.
+    #[serde(default)]
+    pub(crate) version: Option<i64>,
+    /// `accepted`: enforced as written. `narrowed`: part of it is enforced more strictly than written, or has no
+    /// effect. `refused`: this version is not in force; the findings say what is instead.
+    #[serde(default)]
+    pub(crate) state: String,
     /// What of it cannot be enforced, and what that means.
     pub(crate) findings: Vec<String>,
 }
+
+/// What a node is, for `sluice check`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct NodeFacts {
+    pub(crate) node: String,
+    /// The agent's.
+    pub(crate) version: String,
+    /// The node's clock, in milliseconds since 1970.
+    pub(crate) now_ms: u64,
+    /// The kernel's release.
+    pub(crate) kernel: String,
+    /// Whether the kernel describes its types (BTF).
+    pub(crate) btf: bool,
+    /// The cgroup that the hooks are attached to.
+    pub(crate) cgroup: String,
+    /// The programs that are loaded, each with where it is attached.
+    pub(crate) hooks: Vec<String>,
+    /// Those of them that the kernel does not have in effect.
+    pub(crate) hooks_missing: Vec<String>,
+    /// What the kernel lacks, and what is done instead.
+    pub(crate) kernel_lacks: Vec<String>,
+}
+
+/// `sluice flows`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Flows(pub(crate) Vec<Flow>);
+
+/// `sluice policy`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Policies(pub(crate) Vec<Policy>);
 
 /// One line of `sluice flows`.
 #[derive(Debug, Serialize, Deserialize)]

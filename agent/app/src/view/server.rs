@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::model::{Certs, Flow, Status};
+use super::model::{Certs, Flow, NodeFacts, Policy, Status};
 
 /// What the agent can tell.
 pub(crate) trait Answers: Send + Sync + 'static {
@@ -30,6 +30,10 @@ pub(crate) trait Answers: Send + Sync + 'static {
     fn certs(&self) -> Certs;
     /// The open connections.
     fn flows(&self) -> Vec<Flow>;
+    /// The policies that are known.
+    fn policies(&self) -> Vec<Policy>;
+    /// The kernel, its hooks and the clock.
+    fn node(&self) -> NodeFacts;
 }
 
 /// Takes the socket's place. An existing one is removed: it is a dead agent's, since two agents with
@@ -89,8 +93,10 @@ fn answer(request: &Request<Incoming>, answers: &dyn Answers) -> Response<Full<B
         (&Method::GET, "/status") => json(&answers.status()),
         (&Method::GET, "/flows") => json(&answers.flows()),
         (&Method::GET, "/certs") => json(&answers.certs()),
+        (&Method::GET, "/policies") => json(&answers.policies()),
+        (&Method::GET, "/node") => json(&answers.node()),
         _ => {
-            let advice = "ask for GET /status, GET /flows or GET /certs\n";
+            let advice = "ask for GET /status, /flows, /certs, /policies or /node\n";
             respond(StatusCode::NOT_FOUND, advice.into())
         }
     }

@@ -3,6 +3,8 @@
 /// Rows under headings, as wide as they need to be.
 #[derive(Debug)]
 pub(crate) struct Table {
+    /// Whether rows begin with their node.
+    is_merged: bool,
     rows: Vec<Vec<String>>,
 }
 
@@ -11,12 +13,25 @@ pub(crate) struct Table {
 impl Table {
     /// A table with these headings.
     pub(crate) fn new(headings: &[&str]) -> Self {
-        Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
+        Self::of_nodes(false, headings)
+    }
+
+    /// A table of one node, or of several, which have a column then.
+    pub(crate) fn of_nodes(is_merged: bool, headings: &[&str]) -> Self {
+        let node = is_merged.then_some("NODE");
+        let headings = node.iter().chain(headings).map(|heading| (*heading).to_owned());
+        Self { is_merged, rows: vec![headings.collect()] }
+    }
+
+    /// Adds a row of a node.
+    pub(crate) fn row_of(&mut self, node: &str, cells: Vec<String>) {
+        let node = self.is_merged.then(|| node.to_owned());
+        self.row(&node.into_iter().chain(cells).collect::<Vec<_>>());
     }
 
     /// Adds a row.
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+    pub(crate) fn row(&mut self, cells: &[String]) {
+        self.rows.push(cells.iter().map(|cell| printable(cell)).collect());
     }
 
     /// The table as text; `nothing` when it has no rows.
@@ -41,6 +56,16 @@ impl Table {
     }
 }
 
+/// Text of others, without what would move a terminal's cursor.
+pub(crate) fn printable(text: &str) -> String {
+    let shown = |char: char| match char {
+        '\n' | '\t' => ' ',
+        char if char.is_control() => '?',
+        char => char,
+    };
+    text.chars().map(shown).collect()
+}
+
 /// A number of bytes, short.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -60,7 +85,7 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let mut table = Table::new(&["A", "B"]);
-        table.row(vec!["long cell".into(), "x".into()]);
+        table.row(&["long cell".into(), "x".into()]);
         assert_eq!(table.render("none"), "A          B\nlong cell  x\n");
     }
 

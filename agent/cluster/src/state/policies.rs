@@ -31,11 +31,28 @@ pub(crate) struct Policies {
     entries: BTreeMap<(Kind, Name), Entry>,
     set: PolicySet,
     remarks: Vec<sluice_policy::Finding>,
+    standings: Arc<[PolicyStanding]>,
     changed: Affected,
+}
+
+/// A policy, and whether what it says now is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyStanding {
+    /// Its kind, such as `AuthorizationPolicy`.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The newest version that was seen, as its `metadata.generation` counts; `None` when it is not told.
+    pub generation: Option<i64>,
+    /// Why that version is not in force, and what is instead.
+    pub refused: Option<Meaning>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    generation: Option<i64>,
     /// The last version that could be read.
     good: Option<Good>,
     /// What is wrong with the newest.
@@ -89,14 +106,15 @@ impl Policies {
     /// Takes over the text of a policy, if it can be read.
     pub(crate) fn take(&mut self, kind: Kind, name: Name, text: String) {
         let namespace = Arc::clone(&name.namespace);
-        let entry =
-            self.entries.entry((kind, name)).or_insert_with(|| Entry { good: None, error: None });
+        let entry = self.entries.entry((kind, name)).or_insert_with(Entry::unknown);
         if entry.error.is_none() && entry.good.as_ref().is_some_and(|good| *good.text == *text) {
             return;
         }
+        entry.generation = generation(&text);
         match sluice_policy::read(ORIGIN, &text) {
             Ok(objects) => {
-                *entry = Entry { good: Some(Good { text: text.into(), objects }), error: None };
+                entry.good = Some(Good { text: text.into(), objects });
+                entry.error = None;
             }
             Err(error) => entry.error = Some(error.to_string()),
         }
@@ -151,6 +169,7 @@ impl Policies {
             PolicySet::compile(&objects, &withheld, &settings.root_namespace);
         self.set = set;
         self.remarks = findings;
+        self.standings = self.entries.iter().map(|(key, entry)| entry.standing(key)).collect();
         affected
     }
 
@@ -163,14 +182,15 @@ impl Policies {
         &self.remarks
     }
 
+    /// Every policy that is known, readable or not.
+    pub(crate) fn standings(&self) -> &Arc<[PolicyStanding]> {
+        &self.standings
+    }
+
     /// What is wrong with those that cannot be read.
     pub(crate) fn findings(&self) -> impl Iterator<Item = Finding> {
         self.entries.iter().filter_map(|((kind, name), entry)| {
-            let error = entry.error.clone()?;
-            let meaning = match entry.good {
-                Some(_) => Meaning::PolicyKept(error),
-                None => Meaning::PolicyDenies(error),
-            };
+            let meaning = entry.fault()?;
             let Name { namespace, name } = name.clone();
             Some(Finding::new(ObjectName { kind: kind.name(), namespace, name }, "spec", meaning))
         })
@@ -188,13 +208,50 @@ impl Policies {
     pub(crate) fn withhold(&mut self, kind: Kind, name: Name) {
         self.changed.namespaces.insert(Arc::clone(&name.namespace));
         let error = Some("it could not be read before the restart".to_owned());
-        self.entries.insert((kind, name), Entry { good: None, error });
+        self.entries.insert((kind, name), Entry { error, ..Entry::unknown() });
     }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn unknown() -> Self {
+        Self { generation: None, good: None, error: None }
+    }
+
+    /// What is wrong with the newest version, and what is in force instead.
+    fn fault(&self) -> Option<Meaning> {
+        let error = self.error.clone()?;
+        Some(match self.good {
+            Some(_) => Meaning::PolicyKept(error),
+            None => Meaning::PolicyDenies(error),
+        })
+    }
+
+    fn standing(&self, (kind, name): &(Kind, Name)) -> PolicyStanding {
+        let Name { namespace, name } = name.clone();
+        let refused = self.fault();
+        PolicyStanding { kind: kind.name(), namespace, name, generation: self.generation, refused }
+    }
+}
+
+/// The generation that a policy's text names.
+fn generation(text: &str) -> Option<i64> {
+    #[derive(Deserialize)]
+    struct Head {
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        generation: Option<i64>,
+    }
+    serde_json::from_str::<Head>(text).ok()?.metadata.generation
 }
 
 /// The policy as the reader takes it, with nothing in its metadata that is not read.
 fn written(kind: Kind, policy: &Policy) -> String {
-    let Meta { name, namespace, creation_timestamp, annotations, .. } = &policy.metadata;
+    let Meta { name, namespace, creation_timestamp, annotations, generation, .. } =
+        &policy.metadata;
     let mut metadata = serde_json::json!({ "name": name, "namespace": namespace });
     let mut set = |key: &str, value: serde_json::Value| {
         if let Some(metadata) = metadata.as_object_mut() {
@@ -203,6 +260,9 @@ fn written(kind: Kind, policy: &Policy) -> String {
     };
     if !creation_timestamp.is_empty() {
         set("creationTimestamp", creation_timestamp.as_str().into());
+    }
+    if *generation > 0 {
+        set("generation", (*generation).into());
     }
     if let Some(dry_run) = annotations.get(DRY_RUN) {
         set("annotations", serde_json::json!({ DRY_RUN: dry_run }));

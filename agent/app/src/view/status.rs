@@ -1,0 +1,182 @@
+//! `sluice status`.
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    Shown, View, certs,
+    model::{Certificate, Pod, Status},
+    policies,
+    table::Table,
+};
+
+impl View for Status {
+    const COMMAND: &'static str = "status";
+    const PATH: &'static str = "/status";
+
+    fn troubles(&self) -> Vec<String> {
+        let mut troubles = self.source_troubles();
+        troubles.extend(self.pods.iter().filter_map(Pod::trouble));
+        troubles.extend(self.certificates.iter().filter_map(Certificate::trouble));
+        troubles.extend(policies::refused(&self.policies));
+        troubles
+    }
+
+    fn text(all: &Shown<'_, Self>) -> String {
+        let head = match all.answers.as_slice() {
+            [(_, only)] if !all.is_merged => header(only),
+            many => nodes(many),
+        };
+        let certificates =
+            all.answers.iter().map(|(node, one)| (*node, one.certificates.as_slice()));
+        let policies = all.answers.iter().map(|(node, one)| (*node, one.policies.as_slice()));
+        format!(
+            "{head}\nPODS\n{}\nCERTIFICATES\n{}\nPOLICIES\n{}",
+            pods(all),
+            certs::table(all.is_merged, certificates, "none"),
+            policies::table(all.is_merged, policies),
+        )
+    }
+}
+
+impl Status {
+    /// What is wrong with what the node knows of the mesh.
+    pub(crate) fn source_troubles(&self) -> Vec<String> {
+        let source = &self.source;
+        let mut troubles = Vec::new();
+        if source.version == 0 {
+            troubles.push("nothing is known of the mesh yet".to_owned());
+        }
+        if source.is_provisional {
+            troubles.push(
+                "what is in force is what was remembered from before a restart: the API server does not answer"
+                    .to_owned(),
+            );
+        }
+        if self.peers.capture_all {
+            let text =
+                "the table of protected addresses overflowed, so every destination is captured";
+            troubles.push(text.to_owned());
+        }
+        troubles.extend(source.errors.iter().cloned());
+        troubles
+    }
+}
+
+impl Pod {
+    /// Why it is not wholly captured.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        if self.state == "captured" {
+            return None;
+        }
+        let Self { namespace, name, state, reason, .. } = self;
+        let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        Some(format!("the pod {namespace}/{name} is {state}{reason}"))
+    }
+}
+
+impl Certificate {
+    /// Whether it has expired, or has never come.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let because = self.last_error.as_ref().map(|error| format!(": {error}"));
+        let Some(not_after) = &self.not_after else {
+            return because.map(|because| format!("{} has no certificate{because}", self.identity));
+        };
+        let is_over = moment(not_after).is_some_and(|end| end < OffsetDateTime::now_utc());
+        let because = because.unwrap_or_default();
+        is_over.then(|| format!("the certificate of {} has expired{because}", self.identity))
+    }
+}
+
+/// A moment, as agents write it.
+pub(crate) fn moment(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok()
+}
+
+fn header(status: &Status) -> String {
+    let Status { version, node, trust_domain, uptime_seconds, open_connections, .. } = status;
+    let peers = &status.peers;
+    format!(
+        "sluice {version}  node {node}  trust domain {trust_domain}  up {uptime_seconds} s  {open_connections} open \
+         connections\n{}; {} of {} protected addresses\n",
+        known(status),
+        peers.known,
+        peers.capacity
+    )
+}
+
+fn known(status: &Status) -> String {
+    match status.source.age_seconds {
+        Some(age) => format!("state {} of the mesh, {age} s old", status.source.version),
+        None => "nothing is known of the mesh yet".to_owned(),
+    }
+}
+
+fn nodes(all: &[(&str, &Status)]) -> String {
+    let mut table = Table::of_nodes(
+        true,
+        &["VERSION", "UP", "STATE OF THE MESH", "PODS", "CAPTURED", "CONNECTIONS"],
+    );
+    for (node, status) in all {
+        let captured = status.pods.iter().filter(|pod| pod.state == "captured").count();
+        let cells = vec![
+            status.version.clone(),
+            format!("{} s", status.uptime_seconds),
+            known(status),
+            status.pods.len().to_string(),
+            captured.to_string(),
+            status.open_connections.to_string(),
+        ];
+        table.row_of(node, cells);
+    }
+    table.render("no agent has answered")
+}
+
+fn pods(all: &Shown<'_, Status>) -> String {
+    let mut table = Table::of_nodes(
+        all.is_merged,
+        &[
+            "NAMESPACE",
+            "NAME",
+            "STATE",
+            "MTLS OUT",
+            "MTLS IN",
+            "PLAIN OUT",
+            "PLAIN IN",
+            "DIRECT",
+            "REFUSED",
+            "GUARD DROPS",
+            "ERRORS",
+        ],
+    );
+    for (node, status) in &all.answers {
+        for pod in &status.pods {
+            table.row_of(node, pod_cells(pod));
+        }
+    }
+    table.render("no pod is in the mesh: `kubectl label namespace NAME istio.io/dataplane-mode=ambient` brings one in")
+}
+
+fn pod_cells(pod: &Pod) -> Vec<String> {
+    let counters = &pod.counters;
+    let refused = counters.denied
+        + counters.outbound_refused
+        + counters.inbound_refused
+        + counters.inbound_dropped;
+    let state = pod
+        .reason
+        .as_ref()
+        .map_or_else(|| pod.state.clone(), |reason| format!("{}: {reason}", pod.state));
+    vec![
+        pod.namespace.clone(),
+        pod.name.clone(),
+        state,
+        counters.outbound_mtls.to_string(),
+        counters.inbound_mtls.to_string(),
+        counters.outbound_plaintext.to_string(),
+        counters.inbound_plaintext.to_string(),
+        counters.direct.to_string(),
+        refused.to_string(),
+        counters.guard_drops.to_string(),
+        counters.errors.to_string(),
+    ]
+}

@@ -1,0 +1,50 @@
+//! What an operator's commands ask of a whole cluster, from a machine that has a kubeconfig.
+//!
+//! Agents are asked by `exec`: their own program runs in their own container and speaks to their own Unix socket.
+//! No port is opened for it, so nobody on a node's network, nor a pod that shares that network, gets to ask; the API
+//! server decides who may. Whoever may `exec` into an agent is root on its node: see the chart's `operator.yaml`.
+
+mod access;
+mod agents;
+mod exec;
+mod facts;
+mod fault;
+mod rights;
+
+pub use access::Access;
+pub use agents::{AgentPod, AgentState, Roster};
+pub use exec::Ran;
+pub use facts::{Controllers, ServerFacts, apart};
+pub use fault::AskError;
+pub use rights::{AGENTS_NEED, OPERATORS_NEED, Right};
+
+use kube::Client;
+
+/// The chart's label of everything that is Sluice's.
+const OURS: &str = "app.kubernetes.io/name=sluice";
+/// The label that tells its parts apart.
+const COMPONENT: &str = "app.kubernetes.io/component";
+
+/// A cluster as an operator sees it; cheap to clone.
+#[derive(Clone)]
+pub struct Operator {
+    client: Client,
+    /// URL of the API server, for messages.
+    server: String,
+    /// Where Sluice is installed.
+    namespace: String,
+}
+
+// === impl Operator ===
+
+impl Operator {
+    /// URL of the API server.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// The namespace in which Sluice is looked for.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
