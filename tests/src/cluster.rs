@@ -24,8 +24,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 mod mesh;
+mod operator;
 
-pub use self::mesh::{Away, SYSTEM};
+pub use self::{
+    mesh::{Away, SYSTEM},
+    operator::{Asked, ask_with},
+};
 use crate::{Netns, cleanup};
 
 /// Where tests are told which cluster to use.
@@ -61,8 +65,12 @@ pub struct Namespace {
 impl Cluster {
     /// The cluster that this test was told to use, or the developer's own. Never skips: without one it is an error.
     pub fn open() -> Result<Self> {
-        let directory =
-            std::env::var_os(VARIABLE).map_or_else(|| PathBuf::from(BY_HAND), PathBuf::from);
+        let told = std::env::var_os(VARIABLE);
+        Self::at(told.map_or_else(|| PathBuf::from(BY_HAND), PathBuf::from))
+    }
+
+    /// The cluster in this directory.
+    pub fn at(directory: PathBuf) -> Result<Self> {
         ensure!(
             directory.join("complete").exists(),
             "there is no cluster in {}: run `cargo xtask test`, or `cargo xtask cluster up` before this test",
