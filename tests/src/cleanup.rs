@@ -12,7 +12,10 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -37,6 +40,9 @@ const PROCESSES: &str = "processes";
 const GRACE: Duration = Duration::from_secs(5);
 
 static REGISTER: Mutex<Register> = Mutex::new(Register { next: 0, entries: Vec::new() });
+
+/// Guards that are undoing their resource at this moment, outside of the register.
+static UNDOING: AtomicUsize = AtomicUsize::new(0);
 
 struct Register {
     next: u64,
@@ -84,10 +90,12 @@ impl Drop for Guard {
         let mut register = lock();
         let position = register.entries.iter().position(|(id, _)| *id == self.0);
         let undo = position.map(|position| register.entries.remove(position));
+        UNDOING.fetch_add(1, Ordering::SeqCst);
         drop(register);
         if let Some((_, undo)) = undo {
             undo.run();
         }
+        UNDOING.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -265,6 +273,10 @@ fn undo_on_signal(ready: &std::sync::mpsc::Sender<()>) -> Result<()> {
     let register = lock();
     for (_, undo) in register.entries.iter().rev() {
         undo.run();
+    }
+    // The signal may have made the main thread fail, which undoes things too.
+    while UNDOING.load(Ordering::SeqCst) > 0 {
+        thread::sleep(Duration::from_millis(10));
     }
     std::process::exit(code)
 }

@@ -15,6 +15,7 @@ use crate::{
     traffic::{Probe, Refusal},
 };
 
+pub mod cluster;
 mod curl;
 mod story;
 
@@ -43,7 +44,10 @@ pub fn run() -> Result<()> {
     crate::cleanup::remove_leftovers()?;
     let start = Instant::now();
     let before = Traces::of_machine()?;
-    let story = Story::begin()?;
+    let story = Story::begin(
+        "Two nodes, four pods, all of them network namespaces of this machine. Each line was observed\njust now; the \
+         first that is untrue ends the demo with an error.\n",
+    )?;
     Play::set_up(&story)?.tell(&story)?;
     story.section("And afterwards")?;
     let differences = settle(&before)?;

@@ -101,6 +101,11 @@ fn rules(
     Ok(traces)
 }
 
+/// Where `cargo xtask cluster` mounts what belongs to clusters, and how their links to this machine are called.
+const CLUSTERS: [&str; 3] = ["/run/sluice-cluster", "/var/lib/sluice-cluster", "sluice-k"];
+/// The cluster that has to be gone after its demo.
+const DEMO: &str = "/sluice-cluster/demo";
+
 /// Ids of the kernel programs at the root of the cgroup hierarchy.
 fn programs() -> Result<String> {
     let cgroup = File::open(cgroup_root()?)?;
@@ -113,10 +118,16 @@ fn programs() -> Result<String> {
     Ok(text)
 }
 
-/// Without the worlds of other runs, which come and go as they please.
+/// Without the worlds of other runs and the clusters of developers, which come and go as they please.
 fn not_others<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     let mine = format!("-{}", std::process::id());
-    let kept = lines.filter(|line| !line.contains("lab-") || line.contains(&mine));
+    let is_cluster = |line: &str| {
+        let is_place = CLUSTERS.iter().any(|place| line.contains(place));
+        is_place && !line.contains(DEMO)
+    };
+    let kept = lines
+        .filter(|line| !line.contains("lab-") || line.contains(&mine))
+        .filter(|line| !is_cluster(line));
     kept.collect::<Vec<_>>().join("\n")
 }
 

@@ -18,6 +18,12 @@ struct Arguments {
 enum Command {
     /// Shows the mesh at work on this machine, and leaves the machine as it was.
     Demo,
+    /// Shows the mesh on a real Kubernetes, and removes that again.
+    ClusterDemo {
+        /// The program that makes clusters.
+        #[arg(long)]
+        xtask: PathBuf,
+    },
     /// Removes what runs that were killed have left behind.
     Clean,
     /// Sends a text to an address and prints what comes back.
@@ -79,6 +85,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo => demo::run()?,
+        Command::ClusterDemo { xtask } => demo::cluster::run(&xtask)?,
         Command::Clean => sluice_tests::cleanup::remove_leftovers()?,
         Command::Send { target, text } => programs::send(target, &text)?,
         Command::MailServer { port } => programs::mail_server(port)?,

@@ -22,7 +22,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
 use self::{instance::Instance, unit::Unit};
-use crate::process;
+use crate::{image, process, tools, workspace::Profile};
 
 pub(crate) use self::{programs::COREDNS, suite::Suite};
 
@@ -74,6 +74,13 @@ struct Arguments {
     /// Handed on as they are.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     arguments: Vec<String>,
+}
+
+/// Builds all that a cluster needs, so that `up` only starts it.
+pub(crate) fn prepare() -> Result<()> {
+    tools::ensure(&tools::CLUSTER)?;
+    programs::ensure()?;
+    image::build(Profile::Release).map(drop)
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {

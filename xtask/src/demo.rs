@@ -1,16 +1,19 @@
 //! `cargo xtask demo`: the whole story on one machine, told by `sluice-lab`.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::{
-    build, process, tools,
+    build, cluster, process, tools,
     workspace::{self, Profile},
 };
 
 /// Two nodes, four pods and real programs on this machine: unmodified traffic becomes mutual TLS, live.
 #[derive(Args)]
 pub(crate) struct Options {
+    /// On a real two-node Kubernetes instead, by kubectl and helm alone (needs Go; the first time takes ten minutes).
+    #[arg(long)]
+    cluster: bool,
     /// Handed to the demo as they are; `-- --help` lists them.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -26,6 +29,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     tools::ensure(&tools::LAB)?;
     build::all(Profile::Release)?;
     let mut lab = process::command(workspace::binary("sluice-lab", Profile::Release));
+    lab.env("SLUICE_BIN", workspace::binary("sluice", Profile::Release));
+    if options.cluster {
+        // Whatever has to be built is built before the curtain rises.
+        cluster::prepare()?;
+        let ourselves = std::env::current_exe().context("where this program is")?;
+        lab.arg("cluster-demo").arg("--xtask").arg(ourselves);
+    } else {
+        lab.arg("demo");
+    }
     // In our place, so that Ctrl-C reaches the demo alone and it clears up before the prompt is back.
-    Err(process::become_program(lab.arg("demo").args(&options.arguments)))
+    Err(process::become_program(lab.args(&options.arguments)))
 }

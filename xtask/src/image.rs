@@ -47,6 +47,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The `sluice` of the image, for the operator of a cluster that runs it.
+pub(crate) fn operators_program(profile: Profile) -> PathBuf {
+    statics::place(profile).join("sluice")
+}
+
 /// The image of the agent and its plugin, by this tree's version.
 pub(crate) fn sluice_name() -> String {
     format!("sluice.dev/sluice:{}", env!("CARGO_PKG_VERSION"))

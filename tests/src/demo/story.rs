@@ -19,15 +19,14 @@ pub(super) struct Story {
 }
 
 impl Story {
-    pub(super) fn begin() -> Result<Self> {
+    /// Starts with what is to be seen.
+    pub(super) fn begin(lead: &str) -> Result<Self> {
         let colours = stdout().is_terminal();
         let bold = if colours { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         let tick = if colours { "\x1b[32mok\x1b[0m" } else { "ok" };
         let story = Self { lines: Cell::new(0), bold, tick };
         print(&format!(
-            "{}Sluice: mutual TLS between pods, without sidecars, iptables or restarts{}\n\
-             Two nodes, four pods, all of them network namespaces of this machine. Each line was \
-             observed\njust now; the first that is untrue ends the demo with an error.\n",
+            "{}Sluice: mutual TLS between pods, without sidecars, iptables or restarts{}\n{lead}",
             story.bold.0, story.bold.1
         ))?;
         Ok(story)

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -65,9 +66,22 @@ pub(crate) fn run(instance: &Instance, options: &Options) -> Result<()> {
         instance.set_complete()?;
     }
     import(instance, &images)?;
+    if !images.is_empty() {
+        link_operators_program(instance, options.profile)?;
+    }
     println!("up after {:.1} s", started.elapsed().as_secs_f32());
     explain(instance, &images);
     Ok(())
+}
+
+/// The operator's commands are at hand where kubectl and helm are.
+fn link_operators_program(instance: &Instance, profile: Profile) -> Result<()> {
+    let link = instance.program("sluice");
+    if link.is_symlink() {
+        fs::remove_file(&link).with_context(|| format!("cannot remove {}", link.display()))?;
+    }
+    symlink(image::operators_program(profile), &link)
+        .with_context(|| format!("cannot make {}", link.display()))
 }
 
 /// The components that do not run although they should.
@@ -201,8 +215,10 @@ fn explain(instance: &Instance, images: &[PathBuf]) {
     let name = instance.name();
     let option = if name == "dev" { String::new() } else { format!(" --instance {name}") };
     println!("\n  export KUBECONFIG={}", instance.kubeconfig().display());
-    println!("  cargo xtask cluster{option} kubectl get pods -A");
-    println!("  cargo xtask cluster{option} helm ...");
+    println!("  export PATH={}:$PATH   # kubectl, helm, sluice", instance.path("bin").display());
+    println!(
+        "  helm install sluice deploy/helm/sluice --namespace sluice-system --create-namespace --wait"
+    );
     if !images.is_empty() {
         println!("\nimages on both nodes: {}, {}", image::sluice_name(), image::lab_name());
     }

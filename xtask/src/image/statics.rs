@@ -31,12 +31,18 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
     cargo.args(["--package", "sluice-agent", "--package", "sluice-cni"]);
     cargo.args(["--package", "sluice-tests", "--bins"]);
     process::exec(&mut cargo)?;
-    let output = directory.join(target).join(profile.directory());
+    let output = place(profile);
     for program in PROGRAMS {
         let path = output.join(program);
         ensure!(is_static(&path), "{} still needs shared libraries: see `ldd {0}`", path.display());
     }
     Ok(output)
+}
+
+/// Where the programs are once they are built.
+pub(crate) fn place(profile: Profile) -> PathBuf {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    workspace::target_dir().join("static").join(target).join(profile.directory())
 }
 
 /// Whether the program names no dynamic loader (ELF's `PT_INTERP`), as the kernel would look for it.
