@@ -169,12 +169,7 @@ impl Arrived {
 
     async fn mesh(&self, stream: TcpStream, received: Vec<u8>) {
         // On the heap, so that a session that idles does not keep the room of its handshake.
-        let handshake = timeout(HELLO_TIME, Box::pin(self.handshake(stream, received))).await;
-        let mut session = match handshake {
-            Ok(Ok(session)) => session,
-            Ok(Err(broken)) => return self.log_refusal(&Failure::Session(broken)),
-            Err(_) => return self.log_refusal(&Failure::Session(Broken::Truncated)),
-        };
+        let Some(mut session) = Box::pin(self.established(stream, received)).await else { return };
         // However long the session lives, each stream is judged by the policy of its own moment.
         while let Ok(Ok(client)) = timeout(STREAM_TIME, session.next_stream()).await {
             match self.mesh_stream(&mut session, client).await {
@@ -190,6 +185,17 @@ impl Arrived {
         self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
         let live = Live::new(self.facts(Transport::MutualTls, self.client, None));
         access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
+    }
+
+    /// A session whose handshake was over in time; refusals are logged here.
+    async fn established(&self, stream: TcpStream, received: Vec<u8>) -> Option<Session> {
+        let failure = match timeout(HELLO_TIME, self.handshake(stream, received)).await {
+            Ok(Ok(session)) => return Some(session),
+            Ok(Err(broken)) => broken,
+            Err(_) => Broken::Truncated,
+        };
+        self.log_refusal(&Failure::Session(failure));
+        None
     }
 
     async fn handshake(&self, stream: TcpStream, received: Vec<u8>) -> Result<Session, Broken> {

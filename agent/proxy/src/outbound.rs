@@ -175,9 +175,9 @@ impl Captured {
         let worker = Arc::clone(&self.worker);
         let facts = self.facts(Transport::MutualTls, address, Some(expected.clone()));
         let live = worker.list(facts);
-        // On the heap, so that a connection within this agent does not keep the room of its session.
+        // Each on the heap, so that a connection does not keep the room of what it is not, or not any more.
         let result = match Box::pin(self.mesh_stream(&live, address, expected)).await {
-            Ok(Some(local)) => self.local_stream(&live, local).await,
+            Ok(Some(local)) => Box::pin(self.local_stream(&live, local)).await,
             Ok(None) => Ok(()),
             Err(failure) => Err(failure),
         };
@@ -198,7 +198,7 @@ impl Captured {
         address: SocketAddr,
         expected: SpiffeId,
     ) -> Result<Option<Local>, Failure> {
-        let identity = self.certificate().await?;
+        let identity = Box::pin(self.certificate()).await?;
         let key = Key {
             pod: self.pod.uid.clone(),
             source_identity: self.pod.identity.clone(),
@@ -215,7 +215,7 @@ impl Captured {
             None
         };
         loop {
-            let (mut session, reused) = self.session(live, &identity, &key).await?;
+            let (mut session, reused) = Box::pin(self.session(live, &identity, &key)).await?;
             session.queue(&Control::open(self.client))?;
             if !std::mem::replace(&mut self.carried, true) {
                 self.worker.shared.stats.of(&self.pod.uid).outbound_mtls.increment();
@@ -330,6 +330,7 @@ impl Captured {
                 .dial(key.source, address)
                 .await
                 .map_err(|source| Failure::Connect { address, source })?;
+            identity.acquaintance(&key.expected, address.ip()).await;
             let channel =
                 Channel::connect(identity, &key.expected, address.ip()).map_err(Broken::from)?;
             Ok(Session::handshake(tcp, channel, identity, links, Vec::new()).await?)

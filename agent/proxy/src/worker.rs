@@ -139,13 +139,17 @@ impl Worker {
     fn serve(self: &Arc<Self>, arrival: Arrival, stream: TcpStream, share: Share) {
         let Arrival { side, pod, peer } = arrival;
         let worker = Arc::clone(self);
-        tokio::spawn(async move {
-            match side {
-                Side::Outbound => outbound::serve(worker, pod, stream, peer).await,
-                Side::Inbound => inbound::serve(worker, pod, stream, peer).await,
-            }
-            drop(share);
-        });
+        // A task for each, so that neither takes the room of the other.
+        match side {
+            Side::Outbound => tokio::spawn(async move {
+                outbound::serve(worker, pod, stream, peer).await;
+                drop(share);
+            }),
+            Side::Inbound => tokio::spawn(async move {
+                inbound::serve(worker, pod, stream, peer).await;
+                drop(share);
+            }),
+        };
     }
 
     /// Lists an open connection.

@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use rustls::{
@@ -25,10 +24,11 @@ use crate::{
     binding::Witness,
     clock::{Clock, RustlsTime, after, between},
     expected::expected_name,
+    presented::{Chains, Presented},
     provider::provider,
     roots::TrustBundle,
     session::Sessions,
-    svid::{self, Svid, SvidError},
+    svid::{Svid, SvidError},
     verify::{ClientVerifier, ServerVerifier},
 };
 
@@ -53,6 +53,9 @@ pub struct Identity {
     key: Arc<CertifiedKey>,
     trust: Trust,
     tickets: Arc<dyn ProducesTickets>,
+    /// What our clients can resume.
+    sessions: Arc<Sessions>,
+    chains: Chains,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
@@ -128,10 +131,21 @@ impl Identity {
             Some(old) if old.trust.generation == trust.generation => old.tickets.clone(),
             _ => Ticketer::new()?,
         };
-        let client = Arc::new(client_config(&key, &trust)?);
+        let sessions = Arc::new(Sessions::new(trust.clock.clone()));
+        let client = Arc::new(client_config(&key, &trust, &sessions)?);
         let server = Arc::new(server_config(&key, &trust, tickets.clone())?);
         let number = CERTIFICATES.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { svid, number, key, trust, tickets, client, server })
+        Ok(Self {
+            svid,
+            number,
+            key,
+            trust,
+            tickets,
+            sessions,
+            chains: Chains::default(),
+            client,
+            server,
+        })
     }
 
     /// The same certificate, judging peers by `trust`.
@@ -170,6 +184,13 @@ impl Identity {
         self.svid.is_valid_at(self.trust.clock.now())
     }
 
+    /// Waits a moment if a connection to `expected` at `place` would make a full handshake although one
+    /// that is under way will bring tickets. To be followed by [`crate::Channel::connect`] at once, which
+    /// takes the ticket.
+    pub async fn acquaintance(&self, expected: &SpiffeId, place: IpAddr) {
+        self.sessions.acquaintance(&expected_name(expected, place)).await;
+    }
+
     /// Begins a connection that succeeds only with the workload `expected`. Sessions are remembered
     /// for each `place` apart, because each can be resumed only with the agent that it was made with.
     pub(crate) fn client_connection(
@@ -199,17 +220,15 @@ impl Identity {
         if connection.alpn_protocol() != Some(ALPN) {
             return Err(PeerError::Protocol);
         }
-        let chain = chain.ok_or(SvidError::Missing)?;
-        let id = svid::peer_identity(chain)?;
+        let Presented { id, chain, valid } = self.chains.read(chain.ok_or(SvidError::Missing)?)?;
         let resumed = kind == HandshakeKind::Resumed;
         let now = self.trust.clock.now();
-        let valid = validity(chain)?;
         if resumed && !(valid.0 <= now && now <= valid.1) {
             return Err(PeerError::Expired { id, at: now });
         }
         Ok(Peer {
             id,
-            chain: chain.into(),
+            chain,
             resumed,
             valid,
             reuse_until: half_life(now, valid.1),
@@ -236,18 +255,6 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Between which moments every certificate of `chain` is valid.
-pub(crate) fn validity(chain: &[CertificateDer<'_>]) -> Result<(UnixTime, UnixTime), SvidError> {
-    let mut valid = (UnixTime::since_unix_epoch(Duration::ZERO), after_all());
-    for certificate in chain {
-        let certificate = svid::parse(certificate)?;
-        let validity = certificate.validity();
-        valid.0 = valid.0.max(svid::unix(validity.not_before));
-        valid.1 = valid.1.min(svid::unix(validity.not_after));
-    }
-    Ok(valid)
-}
-
 /// Half of what is left until `last`. Workloads renew their certificates at half life at the latest, so
 /// whoever makes a new connection by then meets the successor, and nothing hangs on the old one when its
 /// root is taken away.
@@ -255,12 +262,11 @@ pub(crate) fn half_life(now: UnixTime, last: UnixTime) -> UnixTime {
     after(now, between(now, last) / 2)
 }
 
-fn after_all() -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX))
-}
-
-fn client_config(key: &Arc<CertifiedKey>, trust: &Trust) -> Result<ClientConfig, Error> {
-    let sessions = Arc::new(Sessions::new(trust.clock.clone()));
+fn client_config(
+    key: &Arc<CertifiedKey>,
+    trust: &Trust,
+    sessions: &Arc<Sessions>,
+) -> Result<ClientConfig, Error> {
     let verifier = Arc::new(ServerVerifier::new(trust.bundle.clone(), sessions.clone()));
     let time = Arc::new(RustlsTime(trust.clock.clone()));
     let mut config = ClientConfig::builder_with_details(provider(), time)
@@ -269,7 +275,7 @@ fn client_config(key: &Arc<CertifiedKey>, trust: &Trust) -> Result<ClientConfig,
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = Resumption::store(sessions);
+    config.resumption = Resumption::store(sessions.clone());
     config.enable_sni = false;
     config.enable_early_data = false;
     config.key_log = Arc::new(Witness);

@@ -18,6 +18,7 @@ mod error;
 mod expected;
 mod identity;
 mod issuer;
+mod presented;
 mod provider;
 mod revocation;
 mod roots;

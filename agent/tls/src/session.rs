@@ -4,11 +4,15 @@
 //! servers, so that many connections to one server can each have one; and a session is forgotten
 //! well before the certificate that the server was verified by expires, because resuming it would skip
 //! the check that finds this out, and would hold on to a certificate that the server has replaced.
+//!
+//! A burst of connections to a server that is not known yet would make as many full handshakes. So all
+//! but the first wait a moment for the tickets of the first: see [`Sessions::acquaintance`].
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rustls::{
@@ -16,16 +20,25 @@ use rustls::{
     client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue},
 };
 use rustls_pki_types::{ServerName, UnixTime};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 use crate::{clock::Clock, identity::half_life};
 
 /// Tickets kept per identity, about 2 KiB each.
 const MAX_TICKETS: usize = 256;
+/// How long a connection waits for the tickets of others: some round trips within a data centre, and
+/// little beside a server that does not answer.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Sessions by server name, that is by expected identity.
 pub(crate) struct Sessions {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    /// Tells those in [`Sessions::acquaintance`] of new tickets.
+    arrived: Notify,
 }
 
 #[derive(Default)]
@@ -43,6 +56,8 @@ struct Server {
     /// When half of the time has passed that the certificates of this server were still good for.
     until: Option<UnixTime>,
     tickets: VecDeque<Tls13ClientSessionValue>,
+    /// When a handshake began whose tickets are still to come.
+    met: Option<Instant>,
     used: u64,
 }
 
@@ -50,7 +65,22 @@ struct Server {
 
 impl Sessions {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, state: Mutex::default() }
+        Self { clock, state: Mutex::default(), arrived: Notify::new() }
+    }
+
+    /// Waits until a handshake with `name` had better begin: at once when a session can be resumed or
+    /// nobody else is making the server's acquaintance, otherwise when tickets arrive, but not for long.
+    pub(crate) async fn acquaintance(&self, name: &ServerName<'static>) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let arrived = self.arrived.notified();
+            tokio::pin!(arrived);
+            // Before the look at the state, so that no ticket arrives unnoticed in between.
+            arrived.as_mut().enable();
+            if self.lock().may_begin(name) || timeout_at(deadline, arrived).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Notes that a full handshake verified `name` by certificates that are valid `until` then.
@@ -96,6 +126,8 @@ impl ClientSessionStore for Sessions {
         if state.tickets > MAX_TICKETS {
             state.drop_oldest_ticket();
         }
+        drop(state);
+        self.arrived.notify_waiters();
     }
 
     fn take_tls13_ticket(
@@ -126,6 +158,20 @@ impl fmt::Debug for Sessions {
 // === impl State ===
 
 impl State {
+    /// Whether a handshake with `name` need not wait for another's tickets; it is then one that others wait for.
+    fn may_begin(&mut self, name: &ServerName<'static>) -> bool {
+        let mut begins = false;
+        self.edit(name, |server| {
+            let now = Instant::now();
+            let others = server.met.is_some_and(|met| now.duration_since(met) < PATIENCE);
+            begins = !server.tickets.is_empty() || !others;
+            if begins {
+                server.met = Some(now);
+            }
+        });
+        begins
+    }
+
     fn edit(&mut self, name: &ServerName<'static>, change: impl FnOnce(&mut Server)) {
         self.tick += 1;
         if !self.servers.contains_key(name) {

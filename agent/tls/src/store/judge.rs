@@ -5,7 +5,8 @@ use sluice_spiffe::SpiffeId;
 
 use super::CertStore;
 use crate::{
-    identity::{self, Identity, Peer},
+    identity::{Identity, Peer},
+    presented::validity,
     verify::{self, VerifyError},
 };
 
@@ -44,7 +45,7 @@ impl CertStore {
     /// connection may be open for longer than certificates live.
     pub fn still_vouched(&self, chain: &[CertificateDer<'_>]) -> Result<SpiffeId, VerifyError> {
         let trust = self.shared.trust.load();
-        let (first, last) = identity::validity(chain)?;
+        let (first, last) = validity(chain)?;
         let when = self.shared.clock.now().max(first).min(last);
         verify::verify_in_any_role(&trust.bundle, chain, when)
     }

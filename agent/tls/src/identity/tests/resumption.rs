@@ -1,6 +1,6 @@
 //! Sessions: who may resume what, and for how long.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, task::Poll, time::Duration};
 
 use super::*;
 use crate::TrustBundle;
@@ -30,6 +30,56 @@ fn connections_at_once_each_resume_a_session_of_their_own() {
         link.talk().unwrap();
         assert_eq!(link.client.handshake_kind(), Some(HandshakeKind::Resumed));
     }
+}
+
+/// Runs `count` of `begin` at the same time in this task.
+async fn together<T>(count: usize, begin: impl AsyncFn() -> T) -> Vec<T> {
+    let mut running: Vec<_> = (0..count).map(|_| Box::pin(begin())).collect();
+    let mut done = Vec::new();
+    std::future::poll_fn(|cx| {
+        running.retain_mut(|future| match future.as_mut().poll(cx) {
+            Poll::Ready(value) => {
+                done.push(value);
+                false
+            }
+            Poll::Pending => true,
+        });
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done
+}
+
+/// All connections of the burst run in one task, so that the order is always the same: each waits for leave to
+/// begin before any other's handshake goes on.
+#[tokio::test(start_paused = true)]
+async fn a_burst_to_a_new_server_makes_its_acquaintance_once() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    let kinds = together(16, async || {
+        cart.acquaintance(web.id(), HERE).await;
+        let mut link = link(&cart, &web);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        link.talk().unwrap();
+        link.client.handshake_kind().unwrap()
+    })
+    .await;
+    let full = kinds.iter().filter(|kind| **kind == HandshakeKind::Full).count();
+    assert_eq!((full, kinds.len()), (1, 16));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_long_for_the_tickets_of_another() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    let start = tokio::time::Instant::now();
+    cart.acquaintance(web.id(), HERE).await;
+    assert_eq!(start.elapsed(), Duration::ZERO, "the first begins at once");
+    cart.acquaintance(mesh.identity(CART).id(), HERE).await;
+    assert_eq!(start.elapsed(), Duration::ZERO, "another server is another matter");
+    cart.acquaintance(web.id(), HERE).await;
+    let waited = start.elapsed();
+    assert!(waited > Duration::ZERO && waited < Duration::from_millis(50), "{waited:?}");
 }
 
 #[test]
