@@ -18,12 +18,19 @@ pub use facts::{Controllers, ServerFacts, apart};
 pub use fault::AskError;
 pub use rights::{AGENTS_NEED, OPERATORS_NEED, Right};
 
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::Client;
 
 /// The chart's label of everything that is Sluice's.
 const OURS: &str = "app.kubernetes.io/name=sluice";
 /// The label that tells its parts apart.
 const COMPONENT: &str = "app.kubernetes.io/component";
+
+/// Whether pods of this template are of a part of Sluice.
+fn makes(template: &PodTemplateSpec, part: &str) -> bool {
+    let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+    labels.and_then(|labels| labels.get(COMPONENT)).is_some_and(|label| label == part)
+}
 
 /// A cluster as an operator sees it; cheap to clone.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{settle, story::Story};
 use crate::{
@@ -83,21 +84,14 @@ impl Play {
     fn set_up(story: &Story, up: &[String]) -> Result<Self> {
         story.section("The stage")?;
         let start = Instant::now();
-        let [program, arguments @ ..] = up else { anyhow::bail!("BUG: no command") };
-        let output = Command::new(program).args(arguments).stdin(Stdio::null()).output()?;
-        ensure!(
-            output.status.success(),
-            "the cluster did not come up: {}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        make(up)?;
         let cluster = Cluster::at(DIRECTORY.into())?;
         let ready = "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=='Ready')].status} {end}";
         let nodes = cluster.kubectl(&["get", "nodes", "-o", ready])?;
         let [first, second] = NODES;
         ensure!(nodes.trim() == format!("{first}=True {second}=True"), "nodes: {nodes}");
-        let version = cluster.kubectl(&["version", "-o", "jsonpath={.serverVersion.gitVersion}"]);
-        let version = version.unwrap_or_default();
+        let version = "jsonpath={.items[0].status.nodeInfo.kubeletVersion}";
+        let version = cluster.kubectl(&["get", "nodes", "-o", version])?;
         story.line(&format!(
             "Kubernetes {version}: nodes {first} and {second} are Ready after {} s",
             start.elapsed().as_secs()
@@ -311,6 +305,24 @@ impl Play {
     fn visit(&self) -> Result<String> {
         self.street.fetch("outsider", &format!("http://{}:{WEB}/page", self.address))
     }
+}
+
+/// Makes the cluster. A signal ends the maker before its work is taken down.
+fn make(command: &[String]) -> Result<()> {
+    let [program, arguments @ ..] = command else { anyhow::bail!("BUG: no command") };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let maker = command.spawn().with_context(|| format!("start {program}"))?;
+    let pid = Pid::from_raw(maker.id().try_into()?).context("BUG: no pid")?;
+    let _ended = Guard::new(Undo::Process(pidfd_open(pid, PidfdFlags::empty())?));
+    let output = maker.wait_with_output()?;
+    ensure!(
+        output.status.success(),
+        "the cluster did not come up: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 fn object(kind: &str, name: &str, spec: &str) -> String {

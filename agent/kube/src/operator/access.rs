@@ -30,11 +30,6 @@ pub struct Access {
 // === impl Access ===
 
 impl Access {
-    /// Whether there is any kubeconfig, or a pod's service account, that says where the cluster is.
-    pub fn is_given(&self) -> bool {
-        self.kubeconfig.is_some() || self.context.is_some() || has_default() || is_in_cluster()
-    }
-
     /// Reads the credentials; connects when it is first used. `namespace` is where Sluice is installed.
     pub async fn open(&self, namespace: &str) -> Result<Operator, AskError> {
         let mut config = match self.read()? {

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, ResourceExt, api::ListParams};
 
-use super::{AskError, COMPONENT, OURS, Operator, rights};
+use super::{AskError, COMPONENT, OURS, Operator, makes, rights};
 
 /// The agent's container in its pod.
 const AGENT: &str = "agent";
@@ -73,7 +73,10 @@ impl Operator {
         let listed = sets.list(&ListParams::default().labels(OURS)).await;
         let listed =
             listed.map_err(|error| self.fault("listing the agents' DaemonSet", &needs, &error))?;
-        let wanted = listed.items.into_iter().filter_map(|set| set.status);
+        let is_theirs =
+            |set: &DaemonSet| set.spec.as_ref().is_some_and(|spec| makes(&spec.template, AGENT));
+        let theirs = listed.items.into_iter().filter(is_theirs);
+        let wanted = theirs.filter_map(|set| set.status);
         let wanted = wanted.map(|status| usize::try_from(status.desired_number_scheduled));
         Ok(wanted.flatten().sum())
     }

@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 use kube::{Api, api::ListParams, client::Body};
 
-use super::{AskError, COMPONENT, OURS, Operator, rights};
+use super::{AskError, OURS, Operator, makes, rights};
 
 const CONTROLLER: &str = "controller";
 
@@ -84,9 +84,7 @@ impl Operator {
         let listed =
             listed.map_err(|error| self.fault("listing the controller", &needs, &error))?;
         let is_controller = |deployment: &&Deployment| {
-            let labels = deployment.spec.as_ref().map(|spec| spec.template.metadata.as_ref());
-            let labels = labels.flatten().and_then(|metadata| metadata.labels.as_ref());
-            labels.and_then(|labels| labels.get(COMPONENT)).is_some_and(|part| part == CONTROLLER)
+            deployment.spec.as_ref().is_some_and(|spec| makes(&spec.template, CONTROLLER))
         };
         let found = listed.items.iter().find(is_controller).map(|deployment| Controllers {
             wanted: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
