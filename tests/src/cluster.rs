@@ -244,7 +244,10 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let arguments = ["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"];
-        if let Err(error) = self.cluster.kubectl(&arguments) {
+        // Where the whole cluster is being removed, there is nothing left to say.
+        if let Err(error) = self.cluster.kubectl(&arguments)
+            && self.cluster.directory.join("complete").exists()
+        {
             cleanup::report(&format!("namespace {} stays: {error:#}", self.name));
         }
     }
