@@ -25,6 +25,11 @@ pub enum Error {
     /// A thread could not enter a namespace.
     #[error("cannot enter a network namespace: {0}; the agent needs CAP_SYS_ADMIN")]
     Enter(#[source] io::Error),
+    /// Processes of pods may not be looked into.
+    #[error(
+        "the network namespaces of pods' processes cannot be opened: {0}; the agent needs CAP_SYS_PTRACE"
+    )]
+    PodProcesses(#[source] io::Error),
     /// No thread could be started to enter a namespace.
     #[error("cannot start a thread for a network namespace: {0}; raise the limit on tasks")]
     Thread(#[source] io::Error),
@@ -35,7 +40,7 @@ pub enum Error {
     #[error("cannot read a network namespace's cookie: {0}; Linux 5.14 or newer is needed")]
     Cookie(#[source] io::Error),
     /// A netlink conversation failed.
-    #[error("cannot {what} over netlink: {source}")]
+    #[error("cannot {what} over netlink: {source}{}", needs_net_admin(source))]
     Netlink {
         /// What was asked.
         what: &'static str,
@@ -88,4 +93,13 @@ pub enum Error {
     /// The limit on open files cannot be raised.
     #[error("cannot raise the limit on open files: {0}")]
     OpenFiles(#[source] io::Error),
+}
+
+/// What a refusal by netlink asks for.
+fn needs_net_admin(source: &io::Error) -> &'static str {
+    if source.kind() == io::ErrorKind::PermissionDenied {
+        "; the agent needs CAP_NET_ADMIN"
+    } else {
+        ""
+    }
 }

@@ -42,7 +42,8 @@ pub struct Sought<'a> {
 ///
 /// # Errors
 ///
-/// When the list cannot be read. A process that cannot be examined is passed over: it may have ended.
+/// When the list cannot be read, or nothing was found and processes of pods in `sought` may not be looked into. A
+/// process that cannot be examined for another reason is passed over: it may have ended.
 pub fn find<'a>(proc: &Path, sought: &[Sought<'a>]) -> Result<HashMap<&'a str, Netns>> {
     let unreadable = |source| Error::Processes { path: proc.to_owned(), source };
     let mut search = Search::new(sought);
@@ -58,7 +59,10 @@ pub fn find<'a>(proc: &Path, sought: &[Sought<'a>]) -> Result<HashMap<&'a str, N
             }
         }
     }
-    Ok(search.found)
+    match search.denied {
+        Some(errno) if search.found.is_empty() => Err(Error::PodProcesses(errno.into())),
+        _ => Ok(search.found),
+    }
 }
 
 struct Search<'a> {
@@ -67,6 +71,8 @@ struct Search<'a> {
     found: HashMap<&'a str, Netns>,
     /// Namespaces that have been found not to be the pod's: most processes of a pod share one.
     rejected: HashSet<(&'a str, NetnsId)>,
+    /// Why a process of a pod could not be looked into, if that was for want of a permission.
+    denied: Option<Errno>,
 }
 
 impl<'a> Search<'a> {
@@ -76,6 +82,7 @@ impl<'a> Search<'a> {
             open: usable.map(|pod| (pod.uid, *pod)).collect(),
             found: HashMap::new(),
             rejected: HashSet::new(),
+            denied: None,
         }
     }
 
@@ -84,7 +91,14 @@ impl<'a> Search<'a> {
         let Some(process) = Process::open(directory) else { return Ok(()) };
         let Some(cgroups) = process.cgroups() else { return Ok(()) };
         let Some(Sought { uid, addresses, known }) = self.pod_of(&cgroups) else { return Ok(()) };
-        let Some((file, id)) = process.netns_file() else { return Ok(()) };
+        let (file, id) = match process.netns_file() {
+            Ok(found) => found,
+            Err(errno) => {
+                let is_denied = matches!(errno, Errno::ACCESS | Errno::PERM);
+                self.denied = self.denied.or(is_denied.then_some(errno));
+                return Ok(());
+            }
+        };
         if self.rejected.contains(&(uid, id)) {
             return Ok(());
         }
@@ -131,10 +145,10 @@ impl<'a> Process<'a> {
         Some(text)
     }
 
-    fn netns_file(&self) -> Option<(File, NetnsId)> {
-        let file = self.file("ns/net").ok()?;
-        let status = fstat(&file).ok()?;
-        Some((file, NetnsId { device: status.st_dev, inode: status.st_ino }))
+    fn netns_file(&self) -> Result<(File, NetnsId), Errno> {
+        let file = self.file("ns/net")?;
+        let status = fstat(&file)?;
+        Ok((file, NetnsId { device: status.st_dev, inode: status.st_ino }))
     }
 
     fn netns_path(&self) -> PathBuf {
