@@ -59,6 +59,11 @@ impl Crew {
         Share { crew: Arc::clone(self), worker }
     }
 
+    /// Connections of all workers.
+    pub(crate) fn connections(&self) -> usize {
+        self.0.iter().map(|member| member.connections.load(Relaxed)).sum()
+    }
+
     /// Gives a command to one worker. One that is gone has nothing to do with it any more.
     pub(crate) fn tell(&self, worker: usize, command: Command) {
         if let Some(member) = self.0.get(worker) {

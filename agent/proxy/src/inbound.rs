@@ -171,7 +171,17 @@ impl Arrived {
         // On the heap, so that a session that idles does not keep the room of its handshake.
         let Some(mut session) = Box::pin(self.established(stream, received)).await else { return };
         // However long the session lives, each stream is judged by the policy of its own moment.
-        while let Ok(Ok(client)) = timeout(STREAM_TIME, session.next_stream()).await {
+        let mut is_new = true;
+        loop {
+            let next = tokio::select! {
+                // A stream that has been opened already is served.
+                biased;
+                next = timeout(STREAM_TIME, session.next_stream()) => next,
+                // A new session is one that a connection waits for.
+                () = self.worker.retired(), if !is_new => break,
+            };
+            let Ok(Ok(client)) = next else { break };
+            is_new = false;
             match self.mesh_stream(&mut session, client).await {
                 Ok(()) => {}
                 Err(Some(reason)) => return session.reset(reason),

@@ -25,6 +25,7 @@ mod pool;
 mod preamble;
 mod recheck;
 mod relay;
+mod retirement;
 mod returning;
 mod scratch;
 mod series;

@@ -206,7 +206,7 @@ impl Captured {
             destination: address,
             expected,
         };
-        let head = first_bytes(&self.application);
+        let (mut head, mut kept) = (first_bytes(&self.application), Vec::new());
         let shared = Arc::clone(&self.worker.shared);
         let mut turn = if self.near {
             let turn = timeout(CONNECT_TIME, shared.turns.wait(&key)).await;
@@ -231,12 +231,12 @@ impl Captured {
             }
             drop(turn.take());
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
-            match relay.announcing(&ending).run().await {
+            match relay.announcing(&ending).keeping(&mut kept).run().await {
                 Outcome::Clean => {
                     self.worker.put_session(key.clone(), session);
                     return Ok(None);
                 }
-                Outcome::Unseen if reused => {}
+                Outcome::Unseen if reused => head.append(&mut kept),
                 Outcome::Unseen => return Err(Broken::Closed.into()),
                 Outcome::Broken(broken) => return Err(broken.into()),
                 Outcome::Peer(reason) => return Err(Failure::Ended(reason)),

@@ -39,7 +39,7 @@ pub(crate) enum Outcome {
     /// The session failed.
     Broken(Broken),
     /// The peer's agent closed the session before it saw this stream, of which only the head was
-    /// sent: it may begin again elsewhere.
+    /// sent, and what is kept: it may begin again elsewhere.
     Unseen,
     /// The stream was ended from outside.
     Cut(ResetReason),
@@ -59,8 +59,10 @@ pub(crate) struct Relay<'a> {
     sending: bool,
     /// What the application is still to get.
     incoming: Incoming,
-    /// Whether more than the head was sent, or anything was heard.
+    /// Whether more was sent than is kept, or anything was heard.
     committed: bool,
+    /// What was sent after the head, as long as it may have to be sent again.
+    kept: Option<&'a mut Vec<u8>>,
     /// Bytes that the application's socket did not take yet.
     inbox: Vec<u8>,
 }
@@ -75,6 +77,9 @@ enum Incoming {
     /// The application knows.
     Told,
 }
+
+/// Bytes that are kept for a stream that may have to begin again.
+const MAX_KEPT: usize = 4096;
 
 /// On which side of the mesh the application is: it decides whose bytes count as sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +111,7 @@ impl<'a> Relay<'a> {
             sending: true,
             incoming: Incoming::Open,
             committed: false,
+            kept: None,
             inbox: Vec::new(),
         }
     }
@@ -113,6 +119,12 @@ impl<'a> Relay<'a> {
     /// Announces through `ending` that the session is about to be free.
     pub(crate) fn announcing(self, ending: &'a Return<'a>) -> Self {
         Self { ending: Some(ending), ..self }
+    }
+
+    /// Keeps what the application sends until the peer has answered, so that the stream may begin again elsewhere:
+    /// an application often connects and sends in two steps, and its first bytes come after the head was read.
+    pub(crate) fn keeping(self, kept: &'a mut Vec<u8>) -> Self {
+        Self { kept: Some(kept), ..self }
     }
 
     /// Carries the stream to its end.
@@ -195,10 +207,24 @@ impl<'a> Relay<'a> {
         let mut buffer = ReadBuf::new(room);
         ready!(Pin::new(&mut *self.application).poll_read(cx, &mut buffer))
             .map_err(Outcome::Application)?;
-        let length = buffer.filled().len();
-        // The end may be read again on another session; bytes cannot.
-        self.committed |= length > 0;
-        Poll::Ready(Ok(length))
+        let read = buffer.filled();
+        // The end may be read again on another session; bytes cannot, unless they are kept.
+        match &mut self.kept {
+            Some(kept) if !self.committed && kept.len() + read.len() <= MAX_KEPT => {
+                kept.extend_from_slice(read);
+            }
+            _ if !read.is_empty() => self.commit(),
+            _ => {}
+        }
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// From here on the stream cannot begin again.
+    fn commit(&mut self) {
+        self.committed = true;
+        if let Some(kept) = self.kept.take() {
+            *kept = Vec::new();
+        }
     }
 
     fn take_head(&mut self, room: &mut [u8]) -> usize {
@@ -253,7 +279,7 @@ impl<'a> Relay<'a> {
         while let Some(event) =
             self.session.decoder.next(&mut plaintext).map_err(|e| Outcome::Broken(e.into()))?
         {
-            self.committed = true;
+            self.commit();
             match event {
                 Event::Data(bytes) => self.give(cx, bytes)?,
                 Event::End => {

@@ -23,6 +23,7 @@ use crate::{
     live::{Facts, Listed},
     outbound,
     pool::{Key, Pool},
+    retirement::Retirement,
     returning::Returning,
     session::Session,
     shared::Shared,
@@ -40,6 +41,7 @@ pub(crate) struct Worker {
     pools: Arc<[Mutex<Pool>]>,
     pub(crate) returning: Arc<Returning>,
     crew: Arc<Crew>,
+    retirement: Retirement,
 }
 
 /// All workers of the agent. Their threads last as long as the process.
@@ -68,6 +70,7 @@ pub(crate) enum Command {
     /// A connection that another worker has accepted.
     Serve(Arrival, std::net::TcpStream, Share),
     ForgetSessions,
+    Retire,
 }
 
 /// A connection that has reached one of a pod's listeners.
@@ -112,6 +115,9 @@ impl Worker {
 
     /// Puts a session away for the next stream.
     pub(crate) fn put_session(&self, key: Key, session: Session) {
+        if self.retirement.has_begun() {
+            return session.close();
+        }
         self.with_pool(|pool| pool.put(key, session));
     }
 
@@ -152,6 +158,11 @@ impl Worker {
         };
     }
 
+    /// Returns once this worker takes nothing new any more, also no further stream of a session.
+    pub(crate) async fn retired(&self) {
+        self.retirement.begun().await;
+    }
+
     /// Lists an open connection.
     pub(crate) fn list(&self, facts: Facts) -> Listed {
         self.shared.list(self.index, facts)
@@ -179,6 +190,7 @@ impl Proxy {
                 pools: Arc::clone(&pools),
                 returning: Arc::clone(&returning),
                 crew: Arc::clone(&crew),
+                retirement: Retirement::default(),
             };
             start_worker(worker, queue).map_err(|source| StartError { worker: index, source })
         };
@@ -189,6 +201,17 @@ impl Proxy {
     /// Closes idle sessions everywhere: the roots or an identity have changed.
     pub fn forget_sessions(&self) {
         self.crew.tell_all(|| Command::ForgetSessions);
+    }
+
+    /// Takes nothing new any more: what waits in the listeners is accepted before they close, idle sessions are
+    /// closed, and others when their stream has ended. What is open goes on.
+    pub fn retire(&self) {
+        self.crew.tell_all(|| Command::Retire);
+    }
+
+    /// Connections that are being served, from accept to close, sessions that wait for a stream included.
+    pub fn connections(&self) -> usize {
+        self.crew.connections()
     }
 }
 
@@ -250,6 +273,11 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
                     }
                 },
                 Command::ForgetSessions => worker.with_pool(Pool::clear),
+                Command::Retire => {
+                    worker.retirement.begin();
+                    pods.clear();
+                    worker.with_pool(Pool::clear);
+                }
             },
             _ = sweep.tick() => worker.with_pool(|pool| pool.sweep(Instant::now())),
         }

@@ -137,6 +137,28 @@ async fn a_farewell_before_any_answer_leaves_the_stream_unseen() {
 }
 
 #[tokio::test]
+async fn what_came_after_the_head_is_kept_for_another_session_up_to_a_bound() {
+    for (length, repeatable) in [(7, true), (MAX_KEPT, true), (MAX_KEPT + 1, false)] {
+        let (mut session, far) = session_pair().await;
+        far.close();
+        let (mut client, mut application) = tcp_pair().await;
+        let request = pattern(length, 1);
+        client.write_all(&request).await.unwrap();
+        client.shutdown().await.unwrap();
+        let (live, mut kept) = (live(), Vec::new());
+        let relay = Relay::new(&mut application, &mut session, &live, Side::Client, &[]);
+        let outcome = timeout(PATIENCE, relay.keeping(&mut kept).run()).await.unwrap();
+        if repeatable {
+            assert!(matches!(outcome, Outcome::Unseen), "{length}: {outcome:?}");
+            // The farewell may be met before everything was read.
+            assert!(request.starts_with(&kept), "{length}");
+        } else if !matches!(outcome, Outcome::Unseen) {
+            assert!(kept.is_empty(), "{length}: {} bytes are kept", kept.len());
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
     let Stream { mut client, server, near, far } = stream(session_pair().await, b"").await;
     let chunk = pattern(1 << 20, 3);
