@@ -8,38 +8,45 @@
 
 mod control;
 mod diagnostics;
+mod ending;
 mod expiry;
 mod facts;
+mod fronts;
+mod handover;
 mod kubelet;
 mod operator;
 mod policies;
 mod source;
 mod trust;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use sluice_identity::Trust;
 use sluice_kernel::{Datapath, LogLevel, Settings};
+use sluice_kube::OwnPod;
 use sluice_mesh::Snapshot;
 use sluice_pods::{PodManager, Workers};
 use sluice_proxy::{Proxy, Shared};
 use sluice_source::AgentConfig;
 use sluice_tls::{CertStore, Clock, Issuer, SystemClock};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+};
 
 use self::{
-    control::Control,
+    control::{Control, Ended, Farewell},
+    fronts::Fronts,
+    handover::{Keeper, Predecessor, Stage},
     operator::{Operator, Parts},
 };
-use crate::{
-    args::AgentOptions,
-    authority, cni,
-    datapath::find_cgroup,
-    logging,
-    metrics::{self, Exporter},
-    view::server,
-};
+use crate::{args::AgentOptions, authority, cni, datapath::find_cgroup, logging, view::server};
 
 /// Runs the agent until it is told to stop. Captured pods stay captured afterwards: without an agent
 /// their connections into the mesh are refused.
@@ -57,60 +64,164 @@ pub(crate) fn run(options: &AgentOptions) -> anyhow::Result<()> {
 async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stopped = async move || {
+        tokio::select! {
+            _ = stop.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let Some(mut agent) = (tokio::select! {
+        started = start(&config) => Some(started?),
+        () = stopped() => None,
+    }) else {
+        return Ok(());
+    };
+    tokio::select! {
+        ended = &mut agent.control => bail!("{}", ended?),
+        failed = &mut agent.takes_over => failed??,
+        _ = agent.stage.wait_for(|stage| *stage == Stage::Abandoned) => {
+            bail!("the agent that had taken over has gone: this one starts anew");
+        }
+        () = stopped() => {}
+    }
+    tracing::info!("stopping; captured pods stay captured and are refused until an agent is back");
+    let is_superseded = *agent.stage.borrow() >= Stage::Superseded;
+    let retired = is_superseded.then_some(agent.retires);
+    tokio::select! {
+        () = ending::drain(&agent.proxy, &agent.shared, retired, config.drain) => {}
+        () = stopped() => tracing::warn!("told twice to stop: open connections end now"),
+    }
+    Ok(())
+}
+
+/// An agent that runs.
+struct Agent {
+    shared: Arc<Shared>,
+    proxy: Arc<Proxy>,
+    stage: watch::Receiver<Stage>,
+    /// The control loop.
+    control: JoinHandle<Ended>,
+    /// Ends only with an error.
+    takes_over: JoinHandle<anyhow::Result<()>>,
+    /// Ends when a successor serves and nothing new is accepted here any more.
+    retires: JoinHandle<()>,
+}
+
+async fn start(config: &AgentConfig) -> anyhow::Result<Agent> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let authority::Authority { issuer, delivered } = authority::open(&config, &clock)?;
-    let trust = Arc::new(trust::follow(&config, &delivered, Arc::clone(&clock))?);
-    let certificates = Arc::new(certificates(&config, issuer, &trust, &clock));
+    let authority::Authority { issuer, delivered } = authority::open(config, &clock)?;
+    let trust = Arc::new(trust::follow(config, &delivered, Arc::clone(&clock))?);
+    let certificates = Arc::new(certificates(config, issuer, &trust, &clock));
     let passed_on = trust::pass_on(Arc::clone(&trust), delivered, Arc::clone(&certificates));
     tokio::spawn(passed_on);
-    let settings = kernel_settings(&config)?;
+    let (settings, place) = (kernel_settings(config)?, handover::place(&config.socket));
+    let mut source = source::start(config).await?;
+    let mut wanted = HashSet::new();
+    if handover::is_served(&place).await {
+        Datapath::verify_only(&settings)?;
+        let snapshots = &mut source.snapshots;
+        wanted = handover::prepare(&config.node, snapshots, &certificates, &place).await?;
+        source.snapshots.mark_changed();
+    }
+    let predecessor = handover::freeze(&place).await?;
     let datapath = Arc::new(Datapath::open(&settings)?);
     let empty = Arc::new(Snapshot::empty(config.trust_domain.clone()));
-    let workers = config.workers;
-    let shared = Arc::new(Shared::new(empty, certificates, datapath.sockets(), workers));
-    let proxy = Arc::new(Proxy::start(Arc::clone(&shared), workers)?);
+    let shared = Arc::new(Shared::new(empty, certificates, datapath.sockets(), config.workers));
+    let proxy = Arc::new(Proxy::start(Arc::clone(&shared), config.workers)?);
     tokio::spawn(expiry::watch(Arc::clone(&shared)));
     tokio::spawn(trust::enforce(Arc::clone(&shared), Arc::clone(&proxy)));
-    let served: Arc<dyn Workers> = Arc::clone(&proxy) as _;
-    if settings.log != LogLevel::Off {
-        tokio::spawn(diagnostics::pass_on(Arc::clone(&datapath)));
-    }
     let pods = Arc::new(Mutex::new({
-        let manager = PodManager::new(Arc::clone(&datapath), served, workers);
+        let served = Arc::clone(&proxy) as Arc<dyn Workers>;
+        let manager = PodManager::new(Arc::clone(&datapath), served, config.workers);
         manager.with_processes(config.proc.clone())
     }));
-    let source::Started { snapshots, status, announced, reports } =
-        source::start(&config, &shared).await?;
-    let parts = Parts {
-        shared: Arc::clone(&shared),
-        pods: Arc::clone(&pods),
-        datapath: Arc::clone(&datapath),
-        source: status,
-        trust: Arc::clone(&trust),
+    let (stage, stages) = watch::channel(Stage::Serving);
+    follow_node(config, &settings, &datapath, &stages);
+    let source::Started { snapshots, status, announced, reports, own_pod, has_plugin } = source;
+    let parts = (Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&datapath));
+    let operator = operator(config, settings, parts.clone(), (status, trust));
+    let control = Control::new(config.node.clone(), parts, wanted)
+        .telling(reports)
+        .leaving(Farewell::new(own_pod.clone(), has_plugin));
+    let departure = control.departure();
+    let announced = announced.by(&shared, &config.node);
+    let desk =
+        cni::Desk::new(announced, Arc::clone(&pods), control.turns(), Arc::clone(&departure));
+    let fronts = Fronts::new(config, &shared, operator, desk);
+    let opened = watch::Sender::new(None);
+    let takes_over = Succession {
+        fronts,
+        opened: opened.clone(),
+        place,
+        keeper: Keeper { pods, datapath, departure, stage },
+        own_pod,
+        turns: control.turns(),
     };
-    let operator = Arc::new(Operator::new(&config, settings.clone(), parts));
-    tokio::spawn(server::serve(server::bind(&config.socket)?, Arc::clone(&operator) as _));
-    if let Some(address) = config.metrics {
-        let exporter = Exporter { shared: Arc::clone(&shared), answers: operator };
-        tokio::spawn(metrics::serve(metrics::bind(address).await?, Arc::new(exporter)));
+    Ok(Agent {
+        control: tokio::spawn(control.run(snapshots, stages.clone())),
+        takes_over: tokio::spawn(takes_over.run(predecessor)),
+        retires: tokio::spawn(ending::retire(Arc::clone(&proxy), stages.clone(), opened)),
+        shared,
+        proxy,
+        stage: stages,
+    })
+}
+
+/// Becoming the node's agent, and offering to be succeeded.
+struct Succession {
+    fronts: Fronts,
+    opened: watch::Sender<Option<fronts::Open>>,
+    place: PathBuf,
+    keeper: Keeper,
+    own_pod: Option<OwnPod>,
+    turns: watch::Receiver<u64>,
+}
+
+impl Succession {
+    /// Never ends but with an error.
+    async fn run(mut self, mut predecessor: Option<Predecessor>) -> anyhow::Result<()> {
+        if predecessor.is_none() {
+            self.opened.send_replace(Some(self.fronts.open().await?));
+        }
+        // The pods are served once the first state of the mesh is in force.
+        self.turns.wait_for(|turns| *turns > 0).await.context("BUG: no control loop")?;
+        if let Some(predecessor) = &mut predecessor {
+            predecessor.dismiss().await?;
+            self.opened.send_replace(Some(self.fronts.open().await?));
+        }
+        let listener = server::bind(&self.place)?;
+        if let Some(own_pod) = self.own_pod {
+            tokio::spawn(async move { own_pod.serves().await });
+        }
+        self.keeper.offer(listener).await;
+        std::future::pending().await
+    }
+}
+
+fn operator(
+    config: &AgentConfig,
+    settings: Settings,
+    (shared, pods, datapath): control::Parts,
+    (source, trust): (source::StatusHandle, Arc<Trust>),
+) -> Arc<Operator> {
+    Arc::new(Operator::new(config, settings, Parts { shared, pods, datapath, source, trust }))
+}
+
+fn follow_node(
+    config: &AgentConfig,
+    settings: &Settings,
+    datapath: &Arc<Datapath>,
+    stages: &watch::Receiver<Stage>,
+) {
+    if settings.log != LogLevel::Off {
+        tokio::spawn(diagnostics::pass_on(Arc::clone(datapath)));
     }
     let places = kubelet::Places {
         proc: config.proc.clone(),
         cgroups: settings.cgroup.clone(),
         named: config.kubelet_cgroup.clone(),
     };
-    tokio::spawn(kubelet::follow(places, Arc::clone(&datapath)));
-    let asked = Arc::clone(&pods);
-    let control = Control::new(config.node, shared, pods, datapath).telling(reports);
-    let desk = Arc::new(cni::Desk::new(announced, asked, control.turns()));
-    tokio::spawn(cni::serve(server::bind(&config.cni_socket)?, desk));
-    tokio::select! {
-        () = control.run(snapshots) => anyhow::bail!("BUG: the source of the mesh's state ended"),
-        _ = stop.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping; captured pods stay captured and are refused until an agent is back");
-    Ok(())
+    tokio::spawn(kubelet::follow(places, Arc::clone(datapath), stages.clone()));
 }
 
 fn certificates(

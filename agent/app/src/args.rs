@@ -28,6 +28,8 @@ pub(crate) enum Command {
     /// Show the connections that are open now.
     #[command(after_help = EXIT_CODES)]
     Flows(ViewOptions),
+    /// Take every pod out of the mesh before the chart is deleted; `helm uninstall` runs it.
+    Uninstall(UninstallOptions),
     /// Show the policies in force, and what of them is narrowed or refused; or check files before they are applied.
     #[command(after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
     Policy(PolicyOptions),
@@ -53,6 +55,23 @@ pub(crate) struct ControllerOptions {
     /// The controller's configuration (YAML).
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
+}
+
+/// Which installation to take down.
+#[derive(Debug, Args)]
+pub(crate) struct UninstallOptions {
+    /// Namespace of the agents.
+    #[arg(long, value_name = "NAME", default_value = "sluice-system")]
+    pub(crate) namespace: String,
+    /// The agents' DaemonSet.
+    #[arg(long, value_name = "NAME", default_value = "sluice-agent")]
+    pub(crate) daemon_set: String,
+    /// How long the agents may take, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub(crate) timeout: u64,
+    /// The cluster's administrator; the service account of the pod when not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 /// What the operator's commands end with.

@@ -11,6 +11,7 @@ mod datapath;
 mod logging;
 mod metrics;
 mod policy_check;
+mod uninstall;
 mod view;
 
 /// Keeps the memory of thousands of idle connections dense, and gives it back when they are gone.
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Policy(PolicyOptions { action: Some(PolicyAction::Check(options)), .. }) => {
             asked(policy_check::run(&options))
         }
+        Command::Uninstall(options) => done(uninstall::run(&options)),
         Command::Policy(PolicyOptions { action: None, view }) => {
             asked(view::show::<view::model::Policies>(&view))
         }

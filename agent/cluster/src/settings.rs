@@ -18,6 +18,8 @@ pub struct Settings {
     pub own_label: (String, String),
     /// DNS domain of the cluster, as hosts of `DestinationRule`s spell it out.
     pub cluster_domain: String,
+    /// Whether the mesh is being taken down; see [`Cluster::set_leaving`](crate::Cluster::set_leaving).
+    pub leaving: bool,
 }
 
 // === impl Settings ===
@@ -32,6 +34,7 @@ impl Settings {
             own_namespace: "sluice-system".to_owned(),
             own_label: ("app.kubernetes.io/part-of".to_owned(), "sluice".to_owned()),
             cluster_domain: "cluster.local".to_owned(),
+            leaving: false,
         }
     }
 }

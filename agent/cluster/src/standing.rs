@@ -22,6 +22,9 @@ pub enum Outside {
     /// It uses its node's network namespace and addresses.
     #[error("it uses the node's network")]
     HostNetwork,
+    /// The mesh is being taken down.
+    #[error("Sluice is being uninstalled")]
+    Leaving,
     /// It is one of ours.
     #[error("it is part of Sluice itself")]
     Own,
@@ -43,6 +46,8 @@ impl Standing {
             Self::Outside(Outside::HostNetwork)
         } else if is_own {
             Self::Outside(Outside::Own)
+        } else if settings.leaving {
+            Self::Outside(Outside::Leaving)
         } else {
             match settings.enrolment.decide(namespace_labels, &pod.labels) {
                 Enrolment::Enrolled => Self::Enrolled,

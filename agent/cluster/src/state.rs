@@ -122,6 +122,24 @@ impl Cluster {
         self.pods.withdraw(uid);
     }
 
+    /// Says that the mesh is being taken down, or not any more: while it is, no pod is of it.
+    pub fn set_leaving(&mut self, leaving: bool) {
+        if std::mem::replace(&mut self.settings.leaving, leaving) == leaving {
+            return;
+        }
+        // So that there is a new view even of an empty cluster.
+        self.rules_changed = true;
+        self.pods.touch(|_| true);
+        for name in self.namespaces.keys() {
+            self.services.touch_namespace(name);
+        }
+    }
+
+    /// Whether the mesh is being taken down.
+    pub fn is_leaving(&self) -> bool {
+        self.settings.leaving
+    }
+
     /// The pod with this UID, unless it is unknown or has ended.
     pub fn pod(&self, uid: &str) -> Option<PodRecord> {
         let facts = self.pods.facts(uid)?;
@@ -173,10 +191,12 @@ impl Cluster {
         self.forget_namespaces();
         let enrolment = self.settings.enrolment.clone();
         let namespaces = &self.namespaces;
+        let is_leaving = self.settings.leaving;
         let is_enrolled = |namespace: &str| {
-            namespaces.get(namespace).is_some_and(|namespace| {
-                enrolment.decide(&namespace.labels, &BTreeMap::new()) == Enrolment::Enrolled
-            })
+            !is_leaving
+                && namespaces.get(namespace).is_some_and(|namespace| {
+                    enrolment.decide(&namespace.labels, &BTreeMap::new()) == Enrolment::Enrolled
+                })
         };
         let known = pods::Known {
             settings: &self.settings,
@@ -208,6 +228,7 @@ impl Cluster {
             disputed: self.pods.disputed().clone(),
             direct,
             provisional,
+            leaving: self.settings.leaving,
         };
         let snapshot = Arc::new(builder.build(self.settings.trust_domain.clone())?);
         let policies = self.policies.remarks().to_vec();

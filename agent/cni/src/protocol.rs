@@ -66,6 +66,11 @@ pub enum Request {
     Check(Attachment),
     /// Could a pod be added now?
     Status,
+    /// Is the plugin to be in the node's network lists? Asked by whoever keeps it there.
+    Entry {
+        /// Whether it is now.
+        present: bool,
+    },
     /// These attachments of the network are still valid, and no others.
     Gc {
         /// Name of the network.
@@ -81,7 +86,7 @@ pub enum Request {
 pub enum Answer {
     /// The pod is captured, as asked of the kernel just now.
     Captured,
-    /// The mesh does not want the pod.
+    /// The mesh does not want the pod, or the plugin: it is being uninstalled.
     Outside,
     /// It is done, or could be done.
     Done,
@@ -164,6 +169,7 @@ mod tests {
             Request::Add(attachment.clone()),
             Request::Del(attachment),
             Request::Status,
+            Request::Entry { present: true },
             Request::Gc { network: "pods".into(), valid: vec![id] },
         ] {
             let bytes = encode(&request).unwrap();

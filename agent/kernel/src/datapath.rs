@@ -250,6 +250,24 @@ impl Datapath {
         Ok(removed)
     }
 
+    /// Removes everything of this instance from the kernel, as [`Datapath::remove`] does. Nothing else may be done
+    /// with it afterwards.
+    pub fn take_down(&self) -> Result<Removed, Error> {
+        let _state = self.lock();
+        Self::remove(&self.settings.bpffs, &self.settings.instance)
+    }
+
+    /// Puts this agent's programs under the node-wide links again, after another agent's attempt to take over has
+    /// failed. Pods that it may have moved to listeners of its own are those that an audit finds amiss, and have to
+    /// be enrolled anew.
+    pub fn reattach(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        hooks::attach(&state.loaded, &self.cgroup, &self.instance.pins)?;
+        state.peers = Peers::read(&self.instance.tables, self.settings.max_peers)?;
+        state.exempt = Exempt::read(&self.instance.tables)?;
+        Ok(())
+    }
+
     /// Removes everything of an instance from the kernel: its pods are captured no more.
     ///
     /// The calling thread must be in the network namespace of the pods' host veths.

@@ -15,4 +15,17 @@ pub struct KubeConfig {
     pub directory: PathBuf,
     /// How objects are understood.
     pub settings: Settings,
+    /// What of the cluster is the agent itself; `None` for one that runs outside of it.
+    pub installation: Option<Installation>,
+}
+
+/// The agent as an object of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installation {
+    /// Its namespace.
+    pub namespace: String,
+    /// The DaemonSet that it is one of.
+    pub daemon_set: String,
+    /// Its pod.
+    pub pod: String,
 }

@@ -43,6 +43,16 @@ impl Memory {
         replace(&self.path(part), text)
     }
 
+    /// Removes both parts.
+    pub(crate) fn forget(&self) -> io::Result<()> {
+        [Part::Rules, Part::Members].into_iter().try_for_each(|part| {
+            match fs::remove_file(self.path(part)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            }
+        })
+    }
+
     /// Has the cluster know what is remembered; answers whether there was anything usable.
     pub(crate) fn restore(&self, cluster: &mut Cluster) -> bool {
         let read = |part| fs::read(self.path(part));
@@ -74,7 +84,8 @@ impl Memory {
 }
 
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // By name our own: the agent that is about to be replaced may be writing too.
+    let new = path.with_extension(format!("{}.new", std::process::id()));
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(text)?;

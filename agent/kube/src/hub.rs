@@ -62,6 +62,11 @@ impl Hub {
         }
     }
 
+    /// What else nothing is complete without.
+    pub(crate) fn expect_first(&self, what: &'static str) {
+        self.progress().unlisted.insert(what);
+    }
+
     pub(crate) fn listed(&self, kind: &'static str) {
         self.progress().unlisted.remove(kind);
         self.changed.notify_one();

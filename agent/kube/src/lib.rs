@@ -27,7 +27,9 @@ mod events;
 mod follow;
 mod hub;
 mod judgement;
+mod leaving;
 mod operator;
+mod own_pod;
 mod places;
 mod publish;
 mod report;
@@ -36,21 +38,24 @@ mod roots;
 mod source;
 mod status;
 mod tokens;
+mod uninstall;
 mod watched;
 
 pub use announce::{AnnounceError, Announcement, Announcements, Decision};
 pub use ca_secret::{CaSecret, CaTexts, SecretError};
 pub use client::{ApiFault, ApiServer, ConnectError};
 pub use conditions::PolicyReports;
-pub use config::KubeConfig;
+pub use config::{Installation, KubeConfig};
 pub use election::{Election, Lead};
 pub use operator::{
     AGENTS_NEED, Access, AgentPod, AgentState, AskError, Controllers, OPERATORS_NEED, Operator,
     Ran, Right, Roster, ServerFacts, apart,
 };
+pub use own_pod::OwnPod;
 pub use places::{Place, PodPlaces};
 pub use report::{Capture, Reports};
 pub use roots::publish_roots;
 pub use source::KubeSource;
 pub use status::{KubeError, KubeStatus, StatusHandle};
 pub use tokens::{AgentToken, TokenFault, TokenJudge};
+pub use uninstall::{UninstallError, Uninstallation};

@@ -118,9 +118,9 @@ impl Publisher {
     }
 
     async fn publish(&mut self, provisional: bool, arrived: Instant) {
-        let (built, decisions) = {
+        let (built, decisions, is_leaving) = {
             let mut cluster = self.hub.cluster();
-            (cluster.build(provisional), cluster.decisions())
+            (cluster.build(provisional), cluster.decisions(), cluster.is_leaving())
         };
         let view = match built {
             Ok(view) => view,
@@ -129,7 +129,10 @@ impl Publisher {
                 return self.hub.failed("making a snapshot of the cluster", reason);
             }
         };
-        if !provisional {
+        if is_leaving {
+            // The next installation is not to begin with what this one knew.
+            self.forget().await;
+        } else if !provisional {
             self.rules.pending |= self.decisions != Some(decisions);
             self.members.pending |= view.is_some();
             // Before it is in force, so that a crash in between forgets no rule.
@@ -151,6 +154,17 @@ impl Publisher {
             }
         });
         self.hub.snapshots.send_replace(Some(view.snapshot));
+    }
+
+    async fn forget(&mut self) {
+        let memory = self.memory.clone();
+        let forgotten = tokio::task::spawn_blocking(move || memory.forget()).await;
+        let what = "forgetting the cluster on disk";
+        match forgotten {
+            Ok(Ok(())) => self.hub.works(what),
+            Ok(Err(error)) => self.hub.failed(what, error.to_string()),
+            Err(error) => self.hub.failed(what, format!("BUG: {error}")),
+        }
     }
 
     async fn remember(&mut self, decisions: u64) {

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::hub::Hub;
 
 /// Istio's annotation of captured pods.
-const REDIRECTION: &str = "ambient.istio.io/redirection";
+pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Shortest time between two writes to the API server.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// How often everything is looked at again, and what failed is tried again.

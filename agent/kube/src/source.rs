@@ -8,8 +8,8 @@ use sluice_mesh::Snapshot;
 use tokio::sync::watch;
 
 use crate::{
-    Announcements, ConnectError, KubeConfig, Reports, StatusHandle, client, disk::Memory,
-    follow::Follow, hub::Hub, publish::Publisher, resource,
+    Announcements, ConnectError, KubeConfig, OwnPod, Reports, StatusHandle, client, disk::Memory,
+    follow::Follow, hub::Hub, leaving, publish::Publisher, resource,
 };
 
 /// Follows a cluster for as long as the runtime lives that it was started on.
@@ -22,6 +22,8 @@ pub struct KubeSource {
     pub announcements: Announcements,
     /// Takes what became of the node's pods, and tells their owners.
     pub reports: Reports,
+    /// The agent's own pod, if it runs in one.
+    pub own_pod: Option<OwnPod>,
 }
 
 // === impl KubeSource ===
@@ -43,6 +45,10 @@ impl KubeSource {
         let mut cluster = Cluster::new(config.settings);
         let remembers = memory.restore(&mut cluster);
         let hub = Arc::new(Hub::new(cluster));
+        let installation = config.installation.as_ref();
+        if let Some(installation) = installation {
+            leaving::follow(&hub, client, installation);
+        }
         follow(&hub, client);
         let publisher = Publisher::new(Arc::clone(&hub), memory, remembers);
         tokio::spawn(publisher.run());
@@ -51,6 +57,7 @@ impl KubeSource {
             status: StatusHandle(hub.status.subscribe()),
             announcements: Announcements::new(&hub, client, &config.node),
             reports: Reports::start(&hub, client, &config.node),
+            own_pod: installation.map(|own| OwnPod::new(client, &own.namespace, &own.pod)),
         }
     }
 }

@@ -84,6 +84,8 @@ pub struct SnapshotBuilder {
     pub direct: HashSet<SocketAddr>,
     /// Whether this is what an earlier run remembered, and may lack what came since.
     pub provisional: bool,
+    /// Whether the mesh is being taken down: none of its pods is of it any more.
+    pub leaving: bool,
 }
 
 /// The whole mesh at one moment. Immutable: a change is a new snapshot.
@@ -99,6 +101,7 @@ pub struct Snapshot {
     disputed: HashMap<IpAddr, Arc<str>>,
     direct: HashSet<SocketAddr>,
     provisional: bool,
+    leaving: bool,
 }
 
 /// Where a member stands in the list of them.
@@ -142,6 +145,7 @@ impl SnapshotBuilder {
         snapshot.disputed = self.disputed;
         snapshot.direct = self.direct;
         snapshot.provisional = self.provisional;
+        snapshot.leaving = self.leaving;
         Ok(snapshot)
     }
 }
@@ -162,6 +166,7 @@ impl Snapshot {
             disputed: HashMap::new(),
             direct: HashSet::new(),
             provisional: false,
+            leaving: false,
         }
     }
 
@@ -245,6 +250,11 @@ impl Snapshot {
     /// that it does not name may be of the mesh all the same: nothing may be taken out by it.
     pub fn is_provisional(&self) -> bool {
         self.provisional
+    }
+
+    /// Whether the mesh is being taken down: capture ends before this is in force, and plaintext comes after.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     /// The trust domain of this mesh.

@@ -56,6 +56,7 @@ pub struct PodManager<H> {
     /// Namespaces that the present pass has found by processes.
     located: Located,
     events: Vec<PodEvent>,
+    frozen: bool,
 }
 
 impl<H: Hooks> PodManager<H> {
@@ -76,6 +77,7 @@ impl<H: Hooks> PodManager<H> {
             processes: default_processes(),
             located: Located::default(),
             events: Vec::new(),
+            frozen: false,
         }
     }
 
@@ -83,6 +85,9 @@ impl<H: Hooks> PodManager<H> {
     /// may come here: one that is empty for want of knowledge would set every pod free. A provisional one
     /// only adds: pods and peers that it does not name stay as they are.
     pub fn reconcile(&mut self, snapshot: &Snapshot, node: &str) -> Vec<PodEvent> {
+        if self.frozen {
+            return Vec::new();
+        }
         self.retry_unwanted();
         let declared = declared_on(snapshot, node);
         let is_provisional = snapshot.is_provisional();
@@ -110,6 +115,26 @@ impl<H: Hooks> PodManager<H> {
         self.set_peers();
         self.hand_over();
         self.take_events()
+    }
+
+    /// Changes nothing any more: another agent takes the node over, or nothing is left to be done.
+    pub fn freeze(&mut self) {
+        self.frozen = true;
+    }
+
+    /// Goes on where [`PodManager::freeze`] left off; the next audit puts right what has changed meanwhile.
+    pub fn unfreeze(&mut self) {
+        self.frozen = false;
+    }
+
+    /// Whether nothing is changed any more.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Pods that are not to be captured any more, and that the hooks have not let go of.
+    pub fn lingering(&self) -> impl Iterator<Item = &WorkloadUid> {
+        self.unwanted.values().filter_map(|(uid, _)| uid.as_ref())
     }
 
     /// Every pod that is declared for this node.

@@ -70,6 +70,8 @@ pub struct AgentConfig {
     pub trust: TrustConfig,
     /// Where metrics and health are served (HTTP); `None` serves none.
     pub metrics: Option<SocketAddr>,
+    /// How long a stopping agent lets open connections end by themselves; not at all by default.
+    pub drain: Duration,
     /// Where the state of the mesh comes from.
     pub source: SourceConfig,
 }
@@ -107,6 +109,8 @@ struct Written {
     trust: Option<WrittenTrust>,
     #[serde(default)]
     metrics: Option<Spanned<String>>,
+    #[serde(default)]
+    drain_seconds: u16,
     #[serde(default)]
     mesh: Option<Spanned<PathBuf>>,
     #[serde(default)]
@@ -173,7 +177,7 @@ impl AgentConfig {
             let refused = |_unreadable| Problem::NotASocketAddress(text.clone());
             text.parse().map_err(refused).map_err(|problem| refuse(at, "metrics", problem))
         });
-        let Written { mesh, policies, kubernetes, .. } = written;
+        let Written { mesh, policies, kubernetes, drain_seconds, .. } = written;
         let source = kube::read(file, directory, kube::Written { mesh, policies, kubernetes })?;
         let state_dir = join(written.state_dir, "/var/lib/sluice");
         let (ca, certificate_ttl) = ca::read(file, directory, &state_dir, written.ca)?;
@@ -194,6 +198,7 @@ impl AgentConfig {
             bpffs: join(written.bpffs, "/sys/fs/bpf"),
             workers,
             log_level: written.log_level.unwrap_or_else(|| "info".to_owned()),
+            drain: Duration::from_secs(drain_seconds.into()),
             source,
         })
     }

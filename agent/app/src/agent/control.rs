@@ -7,18 +7,26 @@ use std::{
 };
 
 use sluice_kernel::Datapath;
-use sluice_kube::{Capture, Reports};
+use sluice_kube::{Capture, OwnPod, Reports};
 use sluice_mesh::Snapshot;
 use sluice_pods::{PodManager, PodState};
 use sluice_proxy::Shared;
 use sluice_spiffe::SpiffeId;
 use tokio::sync::watch;
 
+use super::handover::Stage;
+use crate::cni::Departure;
+
 /// How often the kernel is asked whether every pod is still captured.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is looked whether everything is gone that an uninstallation waits for.
+const FAREWELL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The pods of this node, as the real kernel has them.
 pub(super) type Pods = PodManager<Arc<Datapath>>;
+
+/// What the loop moves things in.
+pub(super) type Parts = (Arc<Shared>, Arc<Mutex<Pods>>, Arc<Datapath>);
 
 /// What the loop moves.
 pub(super) struct Control {
@@ -34,26 +42,75 @@ pub(super) struct Control {
     turns: watch::Sender<u64>,
     /// Where what became of the node's pods is told.
     reports: Option<Reports>,
+    farewell: Farewell,
+    departure: Arc<Departure>,
+}
+
+/// What an uninstallation waits for.
+#[derive(Default)]
+pub(super) struct Farewell {
+    /// Who is told that nothing is left on the node.
+    own_pod: Option<OwnPod>,
+    /// Whether somebody has to have taken the plugin out of the node's lists.
+    has_plugin: bool,
+    is_taken_down: bool,
+    is_told: bool,
+}
+
+impl Farewell {
+    pub(super) fn new(own_pod: Option<OwnPod>, has_plugin: bool) -> Self {
+        Self { own_pod, has_plugin, ..Self::default() }
+    }
+}
+
+/// Why the control loop has ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("BUG: the source of the mesh's state ended")]
+    NoSource,
+    #[error(
+        "the uninstallation was called off after everything had been taken down: starting anew takes the pods in again"
+    )]
+    CalledOff,
 }
 
 // === impl Control ===
 
 impl Control {
+    /// `wanted` names the identities that certificates are kept for already.
     pub(super) fn new(
         node: String,
-        shared: Arc<Shared>,
-        pods: Arc<Mutex<Pods>>,
-        datapath: Arc<Datapath>,
+        (shared, pods, datapath): Parts,
+        wanted: HashSet<SpiffeId>,
     ) -> Self {
         let turns = watch::Sender::new(0);
-        let wanted = HashSet::new();
-        let has_predecessors = true;
-        Self { node, shared, pods, datapath, has_predecessors, wanted, turns, reports: None }
+        Self {
+            node,
+            shared,
+            pods,
+            datapath,
+            has_predecessors: true,
+            wanted,
+            turns,
+            reports: None,
+            farewell: Farewell::default(),
+            departure: Arc::default(),
+        }
     }
 
     /// Has what became of the node's pods told to their owners.
     pub(super) fn telling(self, reports: Option<Reports>) -> Self {
         Self { reports, ..self }
+    }
+
+    /// Has an uninstallation end as it should.
+    pub(super) fn leaving(self, farewell: Farewell) -> Self {
+        Self { farewell, ..self }
+    }
+
+    /// How this agent's time on the node ends.
+    pub(super) fn departure(&self) -> Arc<Departure> {
+        Arc::clone(&self.departure)
     }
 
     /// Counts the states of the mesh that are in force, and the audits after the first of them.
@@ -62,16 +119,24 @@ impl Control {
     }
 
     /// Runs until the source is gone.
-    pub(super) async fn run(mut self, mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>) {
+    pub(super) async fn run(
+        mut self,
+        mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
+        mut stage: watch::Receiver<Stage>,
+    ) -> Ended {
         let mut audit = tokio::time::interval(AUDIT_INTERVAL);
+        let mut farewell = tokio::time::interval(FAREWELL_INTERVAL);
         loop {
             tokio::select! {
                 changed = snapshots.changed() => {
                     if changed.is_err() {
-                        return;
+                        return Ended::NoSource;
                     }
                     let snapshot = snapshots.borrow_and_update().clone();
                     if let Some(snapshot) = snapshot {
+                        if self.farewell.is_taken_down && !snapshot.is_leaving() {
+                            return Ended::CalledOff;
+                        }
                         self.apply(snapshot).await;
                     }
                 }
@@ -80,6 +145,13 @@ impl Control {
                     self.tell().await;
                     self.turns.send_if_modified(|turns| *turns > 0 && { *turns += 1; true });
                 }
+                _ = farewell.tick(), if self.departure.is_under_way() => self.take_leave().await,
+                Ok(()) = stage.changed() => {
+                    // What becomes of the pods is the other agent's to tell.
+                    if *stage.borrow() >= Stage::Superseded {
+                        self.reports = None;
+                    }
+                }
             }
         }
     }
@@ -87,15 +159,18 @@ impl Control {
     /// Policy first, so that nothing new is let in by the old one; then certificates, so that they
     /// are there when the pod is; then capture.
     async fn apply(&mut self, snapshot: Arc<Snapshot>) {
+        if snapshot.is_leaving() {
+            // The other way round: as long as a pod is captured, what it says is not for the wire.
+            self.reconcile(&snapshot).await;
+        }
+        self.departure.set_under_way(snapshot.is_leaving());
         self.shared.set_snapshot(Arc::clone(&snapshot));
         let cut = self.shared.recheck();
-        let wanted = self.identities(&snapshot);
+        let wanted = identities(&snapshot, &self.node);
         for identity in wanted.difference(&self.wanted) {
             self.shared.certificates.want(identity);
         }
-        let node = self.node.clone();
-        let current = Arc::clone(&snapshot);
-        self.blocking(move |pods| pods.reconcile(&current, &node)).await;
+        self.reconcile(&snapshot).await;
         for identity in self.wanted.difference(&wanted) {
             self.shared.certificates.forget(identity);
         }
@@ -115,6 +190,36 @@ impl Control {
         );
     }
 
+    async fn reconcile(&self, snapshot: &Arc<Snapshot>) {
+        let (snapshot, node) = (Arc::clone(snapshot), self.node.clone());
+        self.blocking(move |pods| pods.reconcile(&snapshot, &node)).await;
+    }
+
+    /// Takes the hooks down once no pod has any, and says so once the plugin is out too.
+    async fn take_leave(&mut self) {
+        if !self.farewell.is_taken_down {
+            let enrolled = self.datapath.enrolled();
+            if !enrolled.as_ref().is_ok_and(Vec::is_empty) {
+                return self.blocking(|pods| drop(pods.audit())).await;
+            }
+            self.blocking(Pods::freeze).await;
+            match self.datapath.take_down() {
+                Ok(removed) => {
+                    tracing::info!(?removed, "uninstalling: every pod has left the mesh");
+                }
+                Err(error) => return tracing::error!(%error, "uninstalling: hooks are left"),
+            }
+            self.farewell.is_taken_down = true;
+        }
+        let is_out = !self.farewell.has_plugin || self.departure.is_plugin_out();
+        if is_out && !std::mem::replace(&mut self.farewell.is_told, true) {
+            tracing::info!("uninstalling: nothing is left on this node");
+            if let Some(own_pod) = self.farewell.own_pod.clone() {
+                tokio::spawn(async move { own_pod.has_left().await });
+            }
+        }
+    }
+
     /// As the kernel has the pods, not as they were asked for.
     async fn tell(&self) {
         let Some(reports) = self.reports.clone() else { return };
@@ -124,16 +229,12 @@ impl Control {
             _ => Capture::Failed("its state is not known".to_owned()),
         };
         self.blocking(move |pods| {
-            let pods = pods.status().into_iter();
-            reports.report(pods.map(|pod| (pod.uid, capture(pod.state))).collect());
+            let status = pods.status().into_iter().map(|pod| (pod.uid, capture(pod.state)));
+            // Still captured, whatever the mesh wants.
+            let lingering = pods.lingering().map(|uid| (uid.clone(), Capture::Captured));
+            reports.report(lingering.chain(status).collect());
         })
         .await;
-    }
-
-    fn identities(&self, snapshot: &Snapshot) -> HashSet<SpiffeId> {
-        let local = snapshot.members().iter().map(|member| &*member.workload);
-        let local = local.filter(|workload| workload.in_mesh && workload.node == self.node);
-        local.map(|workload| workload.identity.clone()).collect()
     }
 
     /// Enrolment enters namespaces and waits for the kernel: not on the runtime's own thread.
@@ -150,4 +251,11 @@ impl Control {
             tracing::error!(%error, "BUG: enrolment panicked");
         }
     }
+}
+
+/// Identities of the node's own pods.
+pub(super) fn identities(snapshot: &Snapshot, node: &str) -> HashSet<SpiffeId> {
+    let local = snapshot.members().iter().map(|member| &*member.workload);
+    let local = local.filter(|workload| workload.in_mesh && workload.node == node);
+    local.map(|workload| workload.identity.clone()).collect()
 }

@@ -9,6 +9,9 @@ use std::{
 
 use sluice_kernel::{Datapath, Kubelet};
 use sluice_sys::kubelet;
+use tokio::sync::watch;
+
+use super::handover::Stage;
 
 /// How often it is looked after: a kubelet that restarts is recognised again within this time.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -27,14 +30,21 @@ pub(super) struct Places {
     pub(super) named: Option<PathBuf>,
 }
 
-/// Follows the kubelet for as long as the agent runs.
-pub(super) async fn follow(places: Places, datapath: Arc<Datapath>) {
+/// Follows the kubelet for as long as the agent serves the node.
+pub(super) async fn follow(
+    places: Places,
+    datapath: Arc<Datapath>,
+    stages: watch::Receiver<Stage>,
+) {
     let mut found = None;
     let mut said = Said::default();
     let places = Arc::new(places);
     let mut turn = tokio::time::interval(INTERVAL);
     loop {
         turn.tick().await;
+        if *stages.borrow() >= Stage::Frozen {
+            continue;
+        }
         let (places, datapath, before) = (Arc::clone(&places), Arc::clone(&datapath), found.take());
         // Reading the process list waits for the kernel: not on the runtime's own thread.
         let looked = tokio::task::spawn_blocking(move || {

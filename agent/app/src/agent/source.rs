@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::SystemTime};
 
 use sluice_cni::protocol::Attachment;
-use sluice_kube::{Announcement, Announcements, KubeConfig, KubeSource, Reports};
+use sluice_kube::{
+    Announcement, Announcements, Installation, KubeConfig, KubeSource, OwnPod, Reports,
+};
 use sluice_mesh::{EnrolmentRule, Snapshot, WorkloadUid};
 use sluice_proxy::Shared;
 use sluice_source::{AgentConfig, FileSource, KubernetesConfig, SourceConfig};
@@ -16,10 +18,25 @@ pub(super) struct Started {
     pub(super) snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(super) status: StatusHandle,
     /// Who decides about pods that a CNI plugin asks for.
-    pub(super) announced: Arc<dyn Announce>,
+    pub(super) announced: Announced,
     /// Where what became of the node's pods is told, if anywhere.
     pub(super) reports: Option<Reports>,
+    /// The agent's own pod, if it runs in one.
+    pub(super) own_pod: Option<OwnPod>,
+    /// Whether somebody on the node looks after the CNI plugin.
+    pub(super) has_plugin: bool,
 }
+
+/// Who decides about pods that a CNI plugin asks for.
+pub(super) enum Announced {
+    /// The mesh file.
+    Files,
+    /// The API server.
+    Cluster(Announcements),
+}
+
+/// Names the agent's own pod.
+const POD_VARIABLE: &str = "SLUICE_POD";
 
 /// Reads the source's own state.
 #[derive(Clone)]
@@ -60,22 +77,40 @@ pub(super) struct Standing {
     pub(super) refused: Option<String>,
 }
 
-pub(super) async fn start(config: &AgentConfig, shared: &Arc<Shared>) -> anyhow::Result<Started> {
+pub(super) async fn start(config: &AgentConfig) -> anyhow::Result<Started> {
     match &config.source {
         SourceConfig::Files { .. } => {
             let FileSource { snapshots, status } = FileSource::watch(config)?;
-            let announced = Arc::new(FilePods::new(Arc::clone(shared), config.node.clone()));
-            let status = StatusHandle::Files(status);
-            Ok(Started { snapshots, status, announced, reports: None })
+            Ok(Started {
+                snapshots,
+                status: StatusHandle::Files(status),
+                announced: Announced::Files,
+                reports: None,
+                own_pod: None,
+                has_plugin: false,
+            })
         }
         SourceConfig::Kubernetes(kubernetes) => {
             let source = KubeSource::start(kube_config(config, kubernetes)).await?;
             Ok(Started {
                 snapshots: source.snapshots,
                 status: StatusHandle::Cluster(source.status),
-                announced: Arc::new(ClusterPods(source.announcements)),
+                announced: Announced::Cluster(source.announcements),
                 reports: Some(source.reports),
+                own_pod: source.own_pod,
+                has_plugin: kubernetes.plugin,
             })
+        }
+    }
+}
+
+// === impl Announced ===
+
+impl Announced {
+    pub(super) fn by(self, shared: &Arc<Shared>, node: &str) -> Arc<dyn Announce> {
+        match self {
+            Self::Files => Arc::new(FilePods::new(Arc::clone(shared), node.to_owned())),
+            Self::Cluster(announcements) => Arc::new(ClusterPods(announcements)),
         }
     }
 }
@@ -84,6 +119,7 @@ fn kube_config(config: &AgentConfig, kubernetes: &KubernetesConfig) -> KubeConfi
     KubeConfig {
         kubeconfig: kubernetes.kubeconfig.clone(),
         node: config.node.clone(),
+        installation: installation(kubernetes),
         directory: config.state_dir.join("kubernetes").join(&config.instance),
         settings: sluice_cluster::Settings {
             root_namespace: kubernetes.root_namespace.clone(),
@@ -96,6 +132,15 @@ fn kube_config(config: &AgentConfig, kubernetes: &KubernetesConfig) -> KubeConfi
             ..sluice_cluster::Settings::new(config.trust_domain.clone())
         },
     }
+}
+
+/// What the chart says of the installation, and the API server of the pod.
+fn installation(kubernetes: &KubernetesConfig) -> Option<Installation> {
+    Some(Installation {
+        namespace: kubernetes.own_namespace.clone(),
+        daemon_set: kubernetes.daemon_set.clone()?,
+        pod: std::env::var(POD_VARIABLE).ok()?,
+    })
 }
 
 // === impl StatusHandle ===

@@ -19,7 +19,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::announce::{Announce, Decision};
+use super::{
+    announce::{Announce, Decision},
+    departure::Departure,
+};
 
 /// How long ADD may take here: the plugin gives up after 10 s, and should hear the reason before.
 const ADD_PATIENCE: Duration = Duration::from_secs(9);
@@ -27,6 +30,8 @@ const ADD_PATIENCE: Duration = Duration::from_secs(9);
 const CHECK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a pod is looked at again while nothing else happens.
 const PAUSE: Duration = Duration::from_millis(250);
+
+const NOT_YET: &str = "the agent does not know the state of the mesh yet";
 
 /// The pods of this node, as the real kernel has them.
 pub(crate) type Pods = PodManager<Arc<Datapath>>;
@@ -42,6 +47,7 @@ pub(crate) struct Desk {
     /// Counts the states of the mesh that have been applied, and the audits.
     turns: watch::Receiver<u64>,
     attachments: Mutex<HashMap<Key, WorkloadUid>>,
+    departure: Arc<Departure>,
 }
 
 // === impl Desk ===
@@ -51,8 +57,9 @@ impl Desk {
         source: Arc<dyn Announce>,
         pods: Arc<Mutex<Pods>>,
         turns: watch::Receiver<u64>,
+        departure: Arc<Departure>,
     ) -> Self {
-        Self { source, pods, turns, attachments: Mutex::default() }
+        Self { source, pods, turns, attachments: Mutex::default(), departure }
     }
 
     pub(crate) async fn answer(&self, request: Request) -> Answer {
@@ -61,6 +68,7 @@ impl Desk {
             Request::Del(attachment) => self.del(attachment).await,
             Request::Check(attachment) => self.check(&attachment).await,
             Request::Status => self.status(),
+            Request::Entry { present } => self.entry(present),
             Request::Gc { network, valid } => self.gc(&network, &valid).await,
         }
     }
@@ -85,7 +93,7 @@ impl Desk {
                 Ok(()) => return Answer::Captured,
                 Err(Unmet::NotYet(reason) | Unmet::Amiss(reason)) => reason,
             };
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || self.is_replaced() {
                 return Answer::TryAgain { reason: format!("pod {uid} is not captured: {reason}") };
             }
             // Either something happens, or it is time to look again.
@@ -102,7 +110,9 @@ impl Desk {
             };
             match decision {
                 Ok(decision) => return Ok(decision),
-                Err(reason) if Instant::now() >= deadline => return Err(reason),
+                Err(reason) if Instant::now() >= deadline || self.is_replaced() => {
+                    return Err(reason);
+                }
                 Err(_) => {
                     drop(timeout_at(deadline.min(Instant::now() + PAUSE), turns.changed()).await);
                 }
@@ -156,6 +166,12 @@ impl Desk {
         Answer::Done
     }
 
+    /// Whether another agent takes the node over: this one captures nothing any more, and the plugin should ask
+    /// that one soon.
+    fn is_replaced(&self) -> bool {
+        self.departure.is_replaced()
+    }
+
     /// The source forgets these pods, except those of which another attachment is left: the next sandbox
     /// of the pod, or its second interface.
     fn withdraw_all(&self, uids: impl Iterator<Item = WorkloadUid>) {
@@ -183,11 +199,23 @@ impl Desk {
         }
     }
 
+    /// Whether the plugin is to be in the node's lists: not once the node's pods are to leave the mesh for good.
+    fn entry(&self, present: bool) -> Answer {
+        if *self.turns.borrow() == 0 {
+            return Answer::TryAgain { reason: NOT_YET.to_owned() };
+        }
+        if !self.departure.is_under_way() {
+            return Answer::Done;
+        }
+        self.departure.plugin_is(present);
+        Answer::Outside
+    }
+
     fn status(&self) -> Answer {
         if *self.turns.borrow() > 0 {
             return Answer::Done;
         }
-        Answer::TryAgain { reason: "the agent does not know the state of the mesh yet".to_owned() }
+        Answer::TryAgain { reason: NOT_YET.to_owned() }
     }
 
     /// What the kernel has; after another attempt if that is not what it should have.

@@ -72,6 +72,7 @@ async fn logged(request: Request, desk: &Desk) -> io::Result<Answer> {
         Request::Del(attachment) => ("DEL", Some(attachment.clone())),
         Request::Check(attachment) => ("CHECK", Some(attachment.clone())),
         Request::Status => ("STATUS", None),
+        Request::Entry { .. } => ("ENTRY", None),
         Request::Gc { .. } => ("GC", None),
     };
     let start = Instant::now();

@@ -22,6 +22,24 @@ fn labels_of_namespace_and_pod_decide_both_ways_without_restart() {
 }
 
 #[test]
+fn an_uninstallation_takes_every_pod_out_and_back_in_when_it_is_called_off() {
+    let mut world = World::new(&(SHOP.to_owned() + &pod("plain", "10.0.0.1", ["", "", ""])));
+    assert!(world.protects("10.0.0.1") && !world.snapshot().is_leaving());
+    world.cluster.set_leaving(true);
+    assert!(world.settle() && world.snapshot().is_leaving());
+    assert!(world.enrolled().is_empty() && !world.protects("10.0.0.1"));
+    let standing = world.cluster.pod("plain").unwrap().standing;
+    assert_eq!(standing, Some(Standing::Outside(Outside::Leaving)));
+    // Nobody is let in meanwhile, whatever the labels say.
+    let labelled = ["labels: {istio.io/dataplane-mode: ambient}", "", ""];
+    world.apply(&pod("late", "10.0.0.2", labelled));
+    assert!(world.enrolled().is_empty());
+    world.cluster.set_leaving(false);
+    assert!(world.settle());
+    assert_eq!(world.enrolled(), ["late", "plain"]);
+}
+
+#[test]
 fn pods_of_the_nodes_network_are_not_of_the_mesh_nor_is_their_address() {
     let world = World::new(
         &(SHOP.to_owned()

@@ -14,12 +14,18 @@ use rustix::{
     io::Errno,
 };
 
-use super::{InstallError, Installed, Options, install};
+use super::{InstallError, Installed, Options, install, uninstall};
+use crate::{
+    client::ask,
+    protocol::{Answer, Request},
+};
 
 /// How often it is looked without a reason: a watch may miss what happens to the directory itself.
 const RECHECK: Duration = Duration::from_secs(30);
 /// While there is nothing to be entered in.
 const RECHECK_WAITING: Duration = Duration::from_secs(1);
+/// How often the agent is asked whether the plugin is still wanted, and how long it has to say so.
+const ASK: Duration = Duration::from_secs(1);
 /// Others write in several steps; meanwhile their file is not looked at.
 const SETTLE: Duration = Duration::from_millis(50);
 /// So many rewrites by others within [`QUARREL`] are a rival, not an upgrade.
@@ -50,6 +56,10 @@ pub fn watch(
         .map_err(|error| super::draft::failed("watch", &options.config_dir)(error.into()))?;
     let mut keeper = Keeper::default();
     loop {
+        if is_unwanted(options, keeper.was_in_place) {
+            stay_away(options, report);
+            keeper = Keeper::default();
+        }
         // Again every time: the directory may be another one.
         let events = WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
@@ -63,7 +73,35 @@ pub fn watch(
         let is_settled = matches!(outcome, Ok(Installed::InPlace { .. }));
         let pause = keeper.take(&outcome, Instant::now(), report);
         thread::sleep(pause.unwrap_or_default());
-        wait(&changes, if is_watched && is_settled { RECHECK } else { RECHECK_WAITING });
+        let patience = if is_watched && is_settled { RECHECK } else { RECHECK_WAITING };
+        wait(&changes, patience, || is_unwanted(options, is_settled));
+    }
+}
+
+/// Whether the agent says that Sluice is being uninstalled. Without an agent, or one that knows, all stays as it
+/// is: pods must not start outside the mesh.
+fn is_unwanted(options: &Options, present: bool) -> bool {
+    matches!(ask(&options.entry.socket, &Request::Entry { present }, ASK), Ok(Answer::Outside))
+}
+
+/// Takes the entry out, and keeps it out until the agent says that it is wanted again.
+fn stay_away(options: &Options, report: &mut dyn FnMut(Level, &str)) {
+    let mut outcome = uninstall(options);
+    let text =
+        "Sluice is being uninstalled: the entry is out, and the plugin lets every call succeed";
+    match &outcome {
+        Ok(()) => report(Level::Info, text),
+        Err(error) => report(Level::Warning, &format!("not uninstalled, trying again: {error}")),
+    }
+    loop {
+        thread::sleep(ASK);
+        if outcome.is_err() {
+            outcome = uninstall(options);
+        }
+        let request = Request::Entry { present: outcome.is_err() };
+        if matches!(ask(&options.entry.socket, &request, ASK), Ok(Answer::Done)) {
+            return report(Level::Info, "the plugin is wanted again");
+        }
     }
 }
 
@@ -140,14 +178,23 @@ impl Keeper {
     }
 }
 
-/// Returns once something has happened in the directory and settled, or after `patience`.
-fn wait(changes: &OwnedFd, patience: Duration) {
-    let timeout =
-        Timespec { tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
-    let mut descriptors = [PollFd::new(changes, PollFlags::IN)];
-    if poll(&mut descriptors, Some(&timeout)).is_ok_and(|ready| ready > 0) {
-        thread::sleep(SETTLE);
-        drain(changes);
+/// Returns once something has happened in the directory and settled, or `is_over`, or after `patience`.
+fn wait(changes: &OwnedFd, patience: Duration, mut is_over: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now()).min(ASK);
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut descriptors = [PollFd::new(changes, PollFlags::IN)];
+        if poll(&mut descriptors, Some(&timeout)).is_ok_and(|ready| ready > 0) {
+            thread::sleep(SETTLE);
+            return drain(changes);
+        }
+        if Instant::now() >= deadline || is_over() {
+            return;
+        }
     }
 }
 

@@ -151,6 +151,7 @@ impl World {
 pub(crate) async fn source(server: &Server, directory: &TempDir) -> KubeSource {
     let settings = Settings::new("cluster.local".parse().unwrap());
     let config = KubeConfig {
+        installation: None,
         kubeconfig: Some(server.kubeconfig()),
         node: NODE.to_owned(),
         directory: directory.path().to_owned(),

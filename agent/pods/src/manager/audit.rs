@@ -24,6 +24,9 @@ impl<H: Hooks> PodManager<H> {
     /// Compares every captured pod with the kernel, mends what can be mended, and tries again what
     /// failed before and is due. To be called every ten seconds or so.
     pub fn audit(&mut self) -> Vec<PodEvent> {
+        if self.frozen {
+            return Vec::new();
+        }
         self.retry_unwanted();
         self.locate_all();
         let uids: Vec<_> = self.pods.keys().cloned().collect();

@@ -43,7 +43,9 @@ impl<H: Hooks> PodManager<H> {
     /// Audits one pod, and tries to enrol it if it failed before, without waiting until it is due again:
     /// something about it has just changed.
     pub fn hasten(&mut self, uid: &WorkloadUid) -> Vec<PodEvent> {
-        if let Some(record) = self.pods.get_mut(uid) {
+        if !self.frozen
+            && let Some(record) = self.pods.get_mut(uid)
+        {
             record.trouble = None;
             self.locate_all();
             self.audit_pod(uid);

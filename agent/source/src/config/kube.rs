@@ -36,6 +36,11 @@ pub struct KubernetesConfig {
     pub enrolment_value: String,
     /// DNS domain of the cluster; `cluster.local` by default.
     pub cluster_domain: String,
+    /// The DaemonSet that the agent is one of; its pod's name is in the variable `SLUICE_POD`. `None` for an agent
+    /// that runs outside of the cluster.
+    pub daemon_set: Option<String>,
+    /// Whether `sluice-cni watch` looks after the plugin on the node; an uninstallation waits for it then.
+    pub plugin: bool,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +56,10 @@ pub(super) struct WrittenKubernetes {
     enrolment: Option<WrittenEnrolment>,
     #[serde(default)]
     cluster_domain: Option<Spanned<String>>,
+    #[serde(default)]
+    daemon_set: Option<Spanned<String>>,
+    #[serde(default)]
+    plugin: bool,
 }
 
 #[derive(Deserialize)]
@@ -125,6 +134,8 @@ impl WrittenKubernetes {
             enrolment_label,
             enrolment_value,
             cluster_domain: name("clusterDomain", self.cluster_domain, "cluster.local")?,
+            daemon_set: self.daemon_set.map(|set| name("daemonSet", Some(set), "")).transpose()?,
+            plugin: self.plugin,
         })
     }
 }
@@ -165,14 +176,18 @@ mod tests {
             enrolment_label: "istio.io/dataplane-mode".to_owned(),
             enrolment_value: "ambient".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            daemon_set: None,
+            plugin: false,
         };
         assert_eq!(found, expected);
         let written = "kubernetes: {kubeconfig: k, rootNamespace: r, ownNamespace: o, clusterDomain: c.d, \
+                       daemonSet: d, plugin: true, \
                        enrolment: {label: example.org/mesh, value: 'on'}}\n";
         let SourceConfig::Kubernetes(found) = parse(written).unwrap().source else {
             panic!("not a cluster");
         };
         assert_eq!(found.kubeconfig.as_deref(), Some(Path::new("/etc/sluice/k")));
+        assert_eq!((found.daemon_set.as_deref(), found.plugin), (Some("d"), true));
         assert_eq!(
             (found.enrolment_label.as_str(), found.enrolment_value.as_str()),
             ("example.org/mesh", "on")

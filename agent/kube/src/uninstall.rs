@@ -1,0 +1,304 @@
+//! Taking every pod out of the mesh before what carries it is deleted: `helm uninstall` waits for this.
+//!
+//! First it is made sure that every node has an agent that can let go of its pods; only then is the mark set
+//! that the agents follow (see [`crate::leaving`]). Each of them says on its own pod when nothing of the mesh is
+//! left on its node.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    api::{apps::v1::DaemonSet, core::v1::Pod},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::json;
+use sluice_cluster::object;
+
+use crate::{
+    ApiServer,
+    client::{ApiFault, within},
+    leaving::MARK,
+    own_pod::LEFT,
+    report::REDIRECTION,
+    resource,
+    watched::Watched,
+};
+
+/// How long agents that are not ready are waited for before anything is changed.
+const READINESS: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_secs(1);
+const PAGE: u32 = 500;
+/// Pods that a message names; more are counted.
+const NAMED: usize = 20;
+
+/// Why Sluice must not be deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum UninstallError {
+    /// The API server.
+    #[error(transparent)]
+    Api(#[from] ApiFault),
+    /// Some node's agent could not let go of its pods. Nothing has been changed.
+    #[error(
+        "{0}Nothing has been changed. Repair these agents, or drain and delete their nodes, and run `helm uninstall` \
+         again."
+    )]
+    NotReady(String),
+    /// Some node's agent did not let go of its pods.
+    #[error(
+        "{left}The others are out of the mesh, and these stay captured: without an agent their connections would be \
+         refused. Repair these agents, or drain and delete their nodes, and run `helm uninstall` again; or take \
+         every pod in again: kubectl -n {namespace} annotate daemonset {daemon_set} {mark}-",
+        mark = MARK
+    )]
+    NotLeft {
+        /// Nodes, their agents and their pods.
+        left: String,
+        /// Where the agents are.
+        namespace: String,
+        /// What they are of.
+        daemon_set: String,
+    },
+}
+
+/// An uninstallation, asked of the API server.
+pub struct Uninstallation {
+    client: Client,
+    namespace: String,
+    daemon_set: String,
+}
+
+/// A node, as its agents' pods tell of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Node {
+    /// The agents' pods; more than one while one replaces another.
+    agents: Vec<String>,
+    /// Whether one of them is ready.
+    ready: bool,
+    /// Whether one of them has said that nothing is left.
+    left: bool,
+}
+
+/// What there is to wait for.
+#[derive(Debug, Default)]
+struct State {
+    nodes: BTreeMap<String, Node>,
+    /// How many nodes should have an agent.
+    wanted: usize,
+    /// Captured pods, by node.
+    captured: BTreeMap<String, Vec<String>>,
+}
+
+// === impl Uninstallation ===
+
+impl Uninstallation {
+    /// For the agents of this DaemonSet.
+    pub fn new(ApiServer(client): ApiServer, namespace: &str, daemon_set: &str) -> Self {
+        Self { client, namespace: namespace.to_owned(), daemon_set: daemon_set.to_owned() }
+    }
+
+    /// Has every agent let go of its pods, within `patience`; `say` is told how far it is.
+    ///
+    /// # Errors
+    ///
+    /// When that is not confirmed for every node and every pod.
+    pub async fn run(
+        &self,
+        patience: Duration,
+        mut say: impl FnMut(&str),
+    ) -> Result<(), UninstallError> {
+        let started = Instant::now();
+        loop {
+            let Some(state) = self.look().await? else {
+                say("there is no agent: nothing to take out of the mesh");
+                return Ok(());
+            };
+            let Some(complaint) = state.unready() else { break };
+            if started.elapsed() >= READINESS {
+                return Err(UninstallError::NotReady(complaint));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.mark().await?;
+        say("marked: the agents let go of their pods");
+        loop {
+            // Gone meanwhile: somebody deleted it by hand, and nothing can be confirmed any more.
+            let state = self.look().await?.unwrap_or_default();
+            let Some(left) = state.not_left() else {
+                say(&format!("nothing of the mesh is left on {} nodes", state.nodes.len()));
+                return Ok(());
+            };
+            if started.elapsed() >= patience {
+                let (namespace, daemon_set) = (self.namespace.clone(), self.daemon_set.clone());
+                return Err(UninstallError::NotLeft { left, namespace, daemon_set });
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn look(&self) -> Result<Option<State>, ApiFault> {
+        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
+        let refused = |error| ApiFault::new("reading the agents' daemonset", "get on it", &error);
+        let Some(set) = within(sets.get_opt(&self.daemon_set)).await.map_err(refused)? else {
+            return Ok(None);
+        };
+        let selector = set.spec.and_then(|spec| spec.selector.match_labels).unwrap_or_default();
+        let wanted = set.status.map_or(0, |status| status.desired_number_scheduled);
+        let selector: Vec<_> =
+            selector.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let agents: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let list = ListParams::default().labels(&selector.join(","));
+        let refused = |error| ApiFault::new("listing the agents", "list on pods", &error);
+        let mut state = State { wanted: usize::try_from(wanted).unwrap_or(0), ..State::default() };
+        for agent in within(agents.list(&list)).await.map_err(refused)? {
+            state.count(&agent);
+        }
+        state.captured = self.captured().await?;
+        Ok(Some(state))
+    }
+
+    async fn captured(&self) -> Result<BTreeMap<String, Vec<String>>, ApiFault> {
+        let pods: Api<Watched<object::Pod>> =
+            Api::all_with(self.client.clone(), &resource::PODS.api(0));
+        let mut captured: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut list = ListParams::default().limit(PAGE);
+        loop {
+            let refused = |error| ApiFault::new("listing captured pods", "list on pods", &error);
+            let page = within(pods.list(&list)).await.map_err(refused)?;
+            for Watched { object: pod, .. } in page.items {
+                if pod.metadata.annotations.contains_key(REDIRECTION) {
+                    let name = format!("{}/{}", pod.metadata.namespace, pod.metadata.name);
+                    captured.entry(pod.spec.node_name.unwrap_or_default()).or_default().push(name);
+                }
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => list = list.continue_token(&token),
+                None => return Ok(captured),
+            }
+        }
+    }
+
+    async fn mark(&self) -> Result<(), ApiFault> {
+        let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
+        let since = Timestamp::now().to_string();
+        let patch = json!({ "metadata": { "annotations": { MARK: since } } });
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let marked = within(sets.patch(&self.daemon_set, &parameters, &patch)).await;
+        let refused = |error| ApiFault::new("marking the agents' daemonset", "patch on it", &error);
+        marked.map(drop).map_err(refused)
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn count(&mut self, agent: &Pod) {
+        let node = agent.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        // One that waits to be scheduled is nobody's agent yet.
+        let Some(node) = node else { return };
+        let node = self.nodes.entry(node).or_default();
+        let conditions = agent.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let is_ready = conditions
+            .into_iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        let annotations = agent.metadata.annotations.as_ref();
+        node.agents.extend(agent.metadata.name.clone());
+        node.ready |= is_ready && agent.metadata.deletion_timestamp.is_none();
+        node.left |= annotations.is_some_and(|annotations| annotations.contains_key(LEFT));
+    }
+
+    /// What keeps the pods from being let go of.
+    fn unready(&self) -> Option<String> {
+        let mut lines = Vec::new();
+        for (name, node) in self.nodes.iter().filter(|(_, node)| !node.ready) {
+            lines.push(format!("node {name}: its agent {} is not ready", node.agents.join(", ")));
+        }
+        if self.nodes.len() < self.wanted {
+            let (has, wanted) = (self.nodes.len(), self.wanted);
+            lines.push(format!("{wanted} nodes should have an agent, and {has} have one"));
+        }
+        let without = self.captured.iter().filter(|(node, _)| !self.nodes.contains_key(*node));
+        for (node, pods) in without {
+            lines.push(format!("node {node} has no agent, and captured pods: {}", names(pods)));
+        }
+        (!lines.is_empty()).then(|| lines.join("\n") + "\n")
+    }
+
+    /// Where something is left; nothing once it is confirmed everywhere.
+    fn not_left(&self) -> Option<String> {
+        let mut lines = Vec::new();
+        for (name, node) in self.nodes.iter().filter(|(_, node)| !node.left) {
+            let agents = node.agents.join(", ");
+            lines.push(format!("node {name}: its agent {agents} has not let go of everything"));
+        }
+        if self.nodes.len() < self.wanted || self.nodes.is_empty() {
+            lines.push("agents are missing: nobody confirms for their nodes".to_owned());
+        }
+        for (node, pods) in &self.captured {
+            lines.push(format!("captured on node {node}: {}", names(pods)));
+        }
+        (!lines.is_empty()).then(|| lines.join("\n") + "\n")
+    }
+}
+
+fn names(pods: &[String]) -> String {
+    let named = pods.get(..NAMED).unwrap_or(pods).join(", ");
+    match pods.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(ready: bool, left: bool) -> Node {
+        Node { agents: vec!["agent".to_owned()], ready, left }
+    }
+
+    fn state(nodes: [(&str, Node); 2]) -> State {
+        let nodes = nodes.map(|(name, node)| (name.to_owned(), node)).into();
+        State { nodes, wanted: 2, captured: BTreeMap::new() }
+    }
+
+    #[test]
+    fn an_agent_that_is_away_is_named_before_anything_is_changed() {
+        assert_eq!(state([("n1", node(true, false)), ("n2", node(true, false))]).unready(), None);
+        let said = state([("n1", node(true, false)), ("n2", node(false, false))]).unready();
+        let said = said.unwrap();
+        assert!(
+            said.contains("node n2: its agent agent is not ready") && !said.contains("n1"),
+            "{said}"
+        );
+        let mut missing = state([("n1", node(true, false)), ("n2", node(true, false))]);
+        missing.nodes.remove("n2");
+        assert!(missing.unready().unwrap().contains("2 nodes should have an agent, and 1 have"));
+        missing.wanted = 1;
+        missing.captured.insert("n9".to_owned(), vec!["shop/web".to_owned()]);
+        assert!(
+            missing
+                .unready()
+                .unwrap()
+                .contains("node n9 has no agent, and captured pods: shop/web")
+        );
+    }
+
+    #[test]
+    fn every_node_has_to_confirm_and_no_pod_may_be_left() {
+        let mut state = state([("n1", node(true, true)), ("n2", node(true, false))]);
+        assert!(state.not_left().unwrap().contains("node n2"));
+        state.nodes.insert("n2".to_owned(), node(false, true));
+        assert_eq!(state.not_left(), None);
+        let pods = (0..30).map(|index| format!("shop/web-{index}")).collect();
+        state.captured.insert("n1".to_owned(), pods);
+        let said = state.not_left().unwrap();
+        assert!(said.contains("web-19 and 10 more") && !said.contains("web-20"), "{said}");
+        assert!(State::default().not_left().is_some(), "nobody confirms nothing");
+    }
+}
