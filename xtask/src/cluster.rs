@@ -24,7 +24,10 @@ use clap::{Args, Subcommand};
 use self::{instance::Instance, unit::Unit};
 use crate::{image, process, tools, workspace::Profile};
 
-pub(crate) use self::{programs::COREDNS, suite::Suite};
+pub(crate) use self::{
+    programs::{COREDNS, helm},
+    suite::{Suite, is_ci},
+};
 
 /// A real two-node Kubernetes on this machine, dual stack, with the image of this tree.
 #[derive(Args)]

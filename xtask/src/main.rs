@@ -19,6 +19,7 @@ mod cluster;
 mod demo;
 mod image;
 mod load;
+mod manifest;
 mod process;
 mod test;
 mod tidy;
@@ -45,6 +46,7 @@ enum Command {
     Bench(bench::Options),
     Cluster(cluster::Options),
     Image(image::Options),
+    Manifest(manifest::Options),
     Tidy(tidy::Options),
 }
 
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Cluster(options) => cluster::run(&options),
         Command::Image(options) => image::run(&options),
+        Command::Manifest(options) => manifest::run(&options),
         Command::Tidy(options) => tidy::run(&options),
     };
     match result {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::workspace;
+use crate::{manifest, workspace};
 
 /// Check what neither rustfmt nor clippy does: file sizes, module docs, names, leftovers, layering.
 #[derive(Args)]
@@ -46,6 +46,17 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     }
     findings.extend(safety.repeated());
     findings.extend(layers::check(&root)?);
+    match manifest::check()? {
+        manifest::Checked::InStep => {}
+        manifest::Checked::OutOfStep => findings.push(Finding {
+            file: PathBuf::from(manifest::FILE),
+            line: 1,
+            advice: "it is not what the chart makes: run `cargo xtask manifest`".to_owned(),
+        }),
+        manifest::Checked::NoHelm => {
+            println!("tidy: NOT CHECKED, for want of helm: {}", manifest::FILE);
+        }
+    }
     for finding in &findings {
         eprintln!("{finding}");
     }

@@ -83,6 +83,20 @@ pub(crate) fn ensure() -> Result<Programs> {
     Ok(Programs { directories })
 }
 
+/// helm alone: from the cache, or built when it `may_build` and there is Go.
+pub(crate) fn helm(may_build: bool) -> Result<Option<PathBuf>> {
+    let Some(module) = MODULES.iter().find(|module| module.name == "helm") else { return Ok(None) };
+    let cache = workspace::tools_cache()?;
+    let cached = cache.join(format!("{}-{}/bin/helm", module.name, module.version));
+    if cached.exists() {
+        return Ok(Some(cached));
+    }
+    if !may_build || process::find("go").is_none() {
+        return Ok(None);
+    }
+    Ok(Some(install(module, &cache)?.join("helm")))
+}
+
 // === impl Programs ===
 
 impl Programs {

@@ -15,15 +15,18 @@ pub(crate) struct Suite {
     instance: Instance,
 }
 
+/// Whether nobody is there to read what is left out: then that is a failure.
+pub(crate) fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value != "false" && !value.is_empty())
+}
+
 // === impl Suite ===
 
 impl Suite {
     /// Starts the cluster; `None`, after a word about it, where the machine has no Go and is not a CI's.
     pub(crate) fn start() -> Result<Option<Self>> {
-        let is_ci =
-            std::env::var_os("CI").is_some_and(|value| value != "false" && !value.is_empty());
         if process::find("go").is_none() {
-            if is_ci {
+            if is_ci() {
                 bail!(
                     "the cluster suite needs Go, and there is none: see `cargo xtask cluster build`"
                 );
