@@ -54,6 +54,8 @@ pub struct Seen {
     pub bytes: u64,
     /// Occurrences of the canary, within frames and across consecutive segments of a connection.
     pub canaries: u64,
+    /// When the first of them was.
+    pub first_canary: Option<Instant>,
     /// Frames that the sniffer missed; any makes "no canary" worthless.
     pub lost: u64,
     /// TCP segments that begin with a TLS record, by the well-known (lower) port.
@@ -144,6 +146,13 @@ impl Drop for Capture {
 // === impl Seen ===
 
 impl Seen {
+    fn count_canaries(&mut self, count: u64) {
+        self.canaries += count;
+        if count > 0 {
+            self.first_canary.get_or_insert_with(Instant::now);
+        }
+    }
+
     /// An error unless the wire was watched without a gap, carried `port`, and never the canary.
     pub fn ensure_tls_only(&self, port: u16) -> Result<()> {
         self.ensure_no_canary()?;
@@ -194,7 +203,7 @@ impl Sniffer {
     fn account(&mut self, frame: &[u8], seen: &mut Seen) {
         seen.frames += 1;
         seen.bytes += u64::try_from(frame.len()).unwrap_or(0);
-        seen.canaries += self.canary.count_in(frame);
+        seen.count_canaries(self.canary.count_in(frame));
         let Some(segment) = Segment::parse(frame) else { return };
         if segment.payload.is_empty() {
             return;
@@ -205,7 +214,7 @@ impl Sniffer {
         if segment.starts_tls_record() {
             *seen.tls_records.entry(port).or_default() += 1;
         }
-        seen.canaries += self.straddling(&segment);
+        seen.count_canaries(self.straddling(&segment));
     }
 
     fn straddling(&mut self, segment: &Segment<'_>) -> u64 {

@@ -236,7 +236,7 @@ fn lock() -> MutexGuard<'static, Register> {
 }
 
 /// Standard error without the lint's `eprintln!`: the lab has no log of its own.
-pub(crate) fn report(text: &str) {
+pub fn report(text: &str) {
     // Standard error may be closed; there is nowhere else to say so.
     writeln!(std::io::stderr(), "sluice-lab: {text}").ok();
 }

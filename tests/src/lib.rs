@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod controller;
 pub mod demo;
 pub mod escape;
+pub mod knock;
 pub mod machine;
 pub mod mesh;
 pub mod netns;

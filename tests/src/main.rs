@@ -4,7 +4,12 @@ use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode, tim
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use sluice_tests::{demo, escape::donor, programs};
+use sluice_tests::{
+    demo,
+    escape::donor,
+    knock::{self, Knocking},
+    programs,
+};
 
 /// Namespaces, agents and traffic on one machine.
 #[derive(Debug, Parser)]
@@ -56,6 +61,22 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         seconds: u64,
     },
+    /// Opens connections to an echo server at a steady rate, and prints what goes wrong.
+    Knock {
+        /// Where to.
+        target: SocketAddr,
+        /// What to send on each.
+        text: String,
+        /// How many a second.
+        #[arg(long, default_value_t = 200)]
+        rate: u32,
+        /// How long each stays open, in milliseconds.
+        #[arg(long, default_value_t = 0)]
+        hold: u64,
+        /// For how long, in seconds.
+        #[arg(long)]
+        seconds: u64,
+    },
     /// Makes a socket in another control group and hands it over.
     #[command(hide = true)]
     DonateSocket {
@@ -93,6 +114,13 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Hold { target, count, seconds } => {
             programs::hold(target, count, Duration::from_secs(seconds))?;
         }
+        Command::Knock { target, text, rate, hold, seconds } => knock::knock(&Knocking {
+            target,
+            text,
+            rate: rate.max(1),
+            hold: Duration::from_millis(hold),
+            lasts: Duration::from_secs(seconds),
+        })?,
         Command::DonateSocket { to, cgroup, ipv6 } => donor::donate(&to, &cgroup, ipv6)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -59,7 +59,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 
 /// Raises the limit as far as this machine lets root: beyond the hard limit takes
 /// `CAP_SYS_RESOURCE`, which containers often lack.
-fn raise_descriptor_limit() -> Result<()> {
+pub fn raise_descriptor_limit() -> Result<()> {
     let now = getrlimit(Resource::Nofile);
     if now.current.is_none_or(|current| current >= WANTED_DESCRIPTORS) {
         return Ok(());

@@ -31,7 +31,7 @@ pub fn send(target: SocketAddr, text: &str) -> Result<()> {
 
 /// Returns what it receives, on as many connections as the machine grants one process.
 pub fn echo_server(port: u16) -> Result<()> {
-    crate::privilege::check()?;
+    crate::privilege::raise_descriptor_limit()?;
     let listener = listen(port, 4096)?;
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
