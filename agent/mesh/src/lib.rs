@@ -4,6 +4,7 @@
 //! does I/O, and nothing here fails on valid input.
 #![forbid(unsafe_code)]
 
+mod build_error;
 mod bypass;
 mod choice;
 mod enrolment;
@@ -11,9 +12,10 @@ mod service;
 mod snapshot;
 mod workload;
 
+pub use build_error::BuildError;
 pub use bypass::Bypass;
 pub use choice::{Client, Lack};
 pub use enrolment::{DATAPLANE_MODE, Enrolment, EnrolmentRule, enrolment};
 pub use service::{Endpoint, Endpoints, Prefer, Routing, Service, ServicePort};
-pub use snapshot::{BuildError, Destination, Member, Snapshot, SnapshotBuilder};
+pub use snapshot::{Destination, Member, Snapshot, SnapshotBuilder};
 pub use workload::{Labels, Workload, WorkloadUid};
