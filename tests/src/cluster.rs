@@ -23,11 +23,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+mod api;
 pub mod life;
 mod mesh;
 mod operator;
 
 pub use self::{
+    api::{Api, Line},
     mesh::{Away, SYSTEM},
     operator::{Asked, ask_with},
 };

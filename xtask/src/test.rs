@@ -69,14 +69,17 @@ fn run_on_cluster(options: &Options, suites: &[String]) -> Result<()> {
     run_tests(&mut cargo, options)
 }
 
-/// The files of `tests/tests`: those that need a cluster, by their name, and the others.
+/// The files of `tests/tests`, and its directories with a `main.rs`: those that need a cluster, by their name, and the others.
 fn suites() -> Result<(Vec<String>, Vec<String>)> {
     let directory = workspace::root().join("tests/tests");
     let entries =
         fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let names = entries.flatten().filter_map(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        name.strip_suffix(".rs").map(str::to_owned)
+        let is_directory = entry.path().join("main.rs").is_file();
+        name.strip_suffix(".rs")
+            .or_else(|| is_directory.then_some(name.as_str()))
+            .map(str::to_owned)
     });
     let (mut on_cluster, mut others): (Vec<_>, Vec<_>) =
         names.partition(|name| name.starts_with("cluster_"));

@@ -16,11 +16,19 @@ use crate::{
 const CALM: Duration = Duration::from_millis(50);
 /// but lasts no longer than this.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// After a snapshot, changes are gathered for this many times as long as it took to make it: where there are many pods
+/// and always some change, snapshots cost about a hundredth of a core,
+const REST: u32 = 100;
+/// and changes still count within a second. Whoever waits for one does not wait for this.
+const LONGEST_REST: Duration = Duration::from_millis(600);
 /// How long the API server has, after a start, before what is remembered is served.
 const GRACE: Duration = Duration::from_secs(3);
 /// Shortest time between two writes of what decides, and of the rest.
 const RULES_INTERVAL: Duration = Duration::from_secs(1);
 const MEMBERS_INTERVAL: Duration = Duration::from_secs(10);
+/// Longer where there are many pods: this many times as long as a write takes, but no longer than
+const MEMBERS_REST: u32 = 300;
+const LONGEST_MEMBERS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Makes snapshots for as long as the source lives.
 pub(crate) struct Publisher {
@@ -29,6 +37,8 @@ pub(crate) struct Publisher {
     /// Whether an earlier run is remembered.
     remembers: bool,
     started: Instant,
+    /// Until when changes are gathered.
+    rested: Instant,
     rules: Due,
     members: Due,
     /// What was decided when the rules were last written.
@@ -74,6 +84,7 @@ impl Publisher {
             memory,
             remembers,
             started: Instant::now(),
+            rested: Instant::now(),
             rules: Due::every(RULES_INTERVAL),
             members: Due::every(MEMBERS_INTERVAL),
             decisions: None,
@@ -111,17 +122,23 @@ impl Publisher {
                         break;
                     }
                 }
-                () = self.hub.hurry.notified() => break,
+                () = self.hub.hurry.notified() => return arrived,
             }
+        }
+        tokio::select! {
+            () = sleep_until(self.rested.into()) => {}
+            () = self.hub.hurry.notified() => {}
         }
         arrived
     }
 
     async fn publish(&mut self, provisional: bool, arrived: Instant) {
+        let started = Instant::now();
         let (built, decisions, is_leaving) = {
             let mut cluster = self.hub.cluster();
             (cluster.build(provisional), cluster.decisions(), cluster.is_leaving())
         };
+        self.rested = Instant::now() + (started.elapsed() * REST).min(LONGEST_REST);
         let view = match built {
             Ok(view) => view,
             Err(error) => {
@@ -174,7 +191,10 @@ impl Publisher {
             texts.push((Part::Rules, self.hub.cluster().rules_text()));
         }
         if self.members.take() {
+            let started = Instant::now();
             texts.push((Part::Members, self.hub.cluster().members_text()));
+            self.members.interval = (started.elapsed() * MEMBERS_REST)
+                .clamp(MEMBERS_INTERVAL, LONGEST_MEMBERS_INTERVAL);
         }
         for (part, text) in texts {
             let memory = self.memory.clone();
