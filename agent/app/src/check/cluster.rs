@@ -27,15 +27,16 @@ pub(super) async fn look(operator: Operator, options: &ViewOptions) -> anyhow::R
     // Without the API server there is nothing to be said of anything else.
     let mut lines = server(&operator).await?;
     lines.push(rights(operator.lacks(&OPERATORS_NEED).await, operator.namespace()));
-    lines.push(kinds(&operator).await);
-    lines.push(controllers(&operator).await);
     let fleet = match Fleet::find(operator, options).await {
         Ok(fleet) => fleet,
+        // Its other parts are not there either, or nobody may know.
         Err(error) => {
             lines.push(Line::unanswered("agents", format!("{error:#}")));
             return Ok(lines);
         }
     };
+    lines.push(kinds(fleet.operator()).await);
+    lines.push(controllers(fleet.operator()).await);
     lines.extend(agents_rights(&fleet).await);
     let asked = fleet.run("check").await;
     let mut versions = BTreeMap::new();
