@@ -63,6 +63,11 @@ impl Line {
         Some(end.map_or(rest, |end| rest.split_at(end).0).trim_matches('"'))
     }
 
+    /// Whether any byte went either way.
+    fn carried(&self) -> bool {
+        ["bytes_sent", "bytes_recv"].into_iter().any(|name| self.field(name) != Some("0"))
+    }
+
     /// It is written when the connection ends.
     fn begun(&self) -> Option<SystemTime> {
         let (written, _) = self.0.split_once(' ')?;
@@ -95,22 +100,34 @@ fn read(log: &str) -> Result<Lines> {
     Ok(lines)
 }
 
-/// The line of this connection at one of its ends: of those between the same addresses, the one that began within it.
-fn find<'a>(
+/// The lines that may be of this connection at one of its ends: between the same addresses, and begun within it. The
+/// port of a connection that was refused may serve again at once, so there may be more than one.
+fn candidates<'a>(
+    lines: &'a BTreeMap<NodeName, Lines>,
+    at: &Tenant,
+    direction: &str,
+    call: &Call,
+) -> impl Iterator<Item = &'a Line> {
+    let theirs = call
+        .source
+        .and_then(|source| lines.get(&at.pod.node)?.get(&(direction.to_owned(), source)))
+        .map_or(&[][..], Vec::as_slice);
+    let target = call.target.to_string();
+    let span = call.begun - ROUNDING..=call.ended + ROUNDING;
+    theirs.iter().filter(move |line| {
+        line.field("dst.addr") == Some(&target)
+            && line.begun().is_some_and(|begun| span.contains(&begun))
+    })
+}
+
+/// The line of a connection that delivered what its client said, which none does without a byte.
+fn of_delivery<'a>(
     lines: &'a BTreeMap<NodeName, Lines>,
     at: &Tenant,
     direction: &str,
     call: &Call,
 ) -> Option<&'a Line> {
-    let source = call.source?;
-    let target = call.target.to_string();
-    let mut found = lines.get(&at.pod.node)?.get(&(direction.to_owned(), source))?.iter();
-    found.find(|line| {
-        let within = line
-            .begun()
-            .is_some_and(|begun| (call.begun - ROUNDING..=call.ended + ROUNDING).contains(&begun));
-        line.field("dst.addr") == Some(&target) && within
-    })
+    candidates(lines, at, direction, call).find(|line| line.carried())
 }
 
 // === impl Verdict ===
@@ -162,7 +179,7 @@ impl Verdict {
 
     fn judge_delivery(&mut self, call: &Call, server: &Tenant, lines: &BTreeMap<NodeName, Lines>) {
         let client = &call.client;
-        let outbound = find(lines, client, "outbound", call);
+        let outbound = of_delivery(lines, client, "outbound", call);
         let what = format!(
             "{} ({}) to {} ({}) at {}",
             call.line, client.account, server.name, server.account, call.target
@@ -177,7 +194,7 @@ impl Verdict {
             }
             return;
         }
-        let inbound = find(lines, server, "inbound", call);
+        let inbound = of_delivery(lines, server, "inbound", call);
         let (own, other) = (client.identity(), server.identity());
         let right = |line: &Line| {
             line.field("src.identity") == Some(&own) && line.field("dst.identity") == Some(&other)
@@ -206,7 +223,7 @@ impl Verdict {
             self.strangers += usize::from(there.in_mesh());
             return;
         }
-        let Some(line) = find(lines, client, "outbound", call) else { return };
+        let Some(line) = candidates(lines, client, "outbound", call).next() else { return };
         let Some(believed) = line.field("dst.identity") else { return };
         if !there.in_mesh() || believed != there.identity() {
             self.client_misled += 1;

@@ -61,6 +61,23 @@ fn attempts(
     Ok(count)
 }
 
+/// Waits until the CA has issued so many certificates, as its metrics say. Agents fetch each as soon as they know of it,
+/// also that of a pod which does nothing yet.
+fn wait_until_issued(ca: &NodeCa, count: u32) -> Result<()> {
+    let (start, expected) = (Instant::now(), format!("\nsluice_ca_issued_total {count}\n"));
+    loop {
+        let metrics = ca.get("/metrics")?;
+        for line in ["sluice_ca_expiration_timestamp_seconds ", "# EOF"] {
+            ensure!(metrics.contains(line), "no {line}: {metrics}");
+        }
+        if metrics.contains(&expected) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < RECOVERY, "not{expected}after {RECOVERY:?}: {metrics}");
+        thread::sleep(PAUSE);
+    }
+}
+
 #[test]
 fn while_the_ca_is_away_certificates_serve_to_their_end_and_nothing_does_after_it() -> Result<()> {
     let world = World::builder()
@@ -82,10 +99,7 @@ fn while_the_ca_is_away_certificates_serve_to_their_end_and_nothing_does_after_i
     let ready = ca.get("/healthz/ready")?;
     ensure!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     ensure!(ca.get("/healthz/live")?.starts_with("HTTP/1.1 200"));
-    let metrics = ca.get("/metrics")?;
-    for line in ["sluice_ca_issued_total 3", "sluice_ca_expiration_timestamp_seconds ", "# EOF"] {
-        ensure!(metrics.contains(line), "no {line}: {metrics}");
-    }
+    wait_until_issued(&ca, 3)?;
     ca.kill()?;
     let doorbell = ca.listen_instead()?;
     let listening = Instant::now();
