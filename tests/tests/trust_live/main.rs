@@ -30,6 +30,9 @@ const STRANGER: &str = "spiffe://cluster.local/ns/shop/sa/stranger";
 const IN_FORCE: Duration = Duration::from_secs(1);
 /// The promise for roots.
 const ROOT_IN_FORCE: Duration = Duration::from_mins(1);
+/// Half of a certificate's life. A session that was made just before the renewal is resumed for half of the time that
+/// its certificate had left, and what is resumed serves again for half of what is left then: a quarter and an eighth.
+const OLD_SESSIONS: Duration = Duration::from_secs(30);
 
 struct Bench {
     files: TrustFiles,
@@ -142,8 +145,7 @@ fn a_root_is_replaced_at_load_and_the_old_one_ends_what_rests_on_it() -> Result<
     bench.files.issue_from(&new)?;
     let issued = |certs: &Value| all_issued_by(certs, "second");
     bench.wait("certificates from the new root", Duration::from_mins(1), issued)?;
-    // Sessions that were made just before give way after half of what their certificates had left.
-    thread::sleep(Duration::from_secs(20));
+    thread::sleep(OLD_SESSIONS);
     let mut on_new = Probe::connect(&friend, targets[0])?;
     on_new.echo(b"on the new root")?;
     on_old.echo(b"on the old root")?;
