@@ -189,6 +189,7 @@ impl Succession {
             predecessor.dismiss().await?;
             self.opened.send_replace(Some(self.fronts.open().await?));
         }
+        sluice_sys::program::drop_read_only_pages();
         let listener = server::bind(&self.place)?;
         if let Some(own_pod) = self.own_pod {
             tokio::spawn(async move { own_pod.serves().await });

@@ -14,6 +14,7 @@ pub mod netns;
 pub mod nomad;
 mod option;
 pub mod pod_processes;
+pub mod program;
 pub mod socket;
 pub mod veth;
 

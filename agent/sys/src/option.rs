@@ -1,4 +1,4 @@
-//! Socket options that no crate of ours wraps; the only unsafe code of this one.
+//! Socket options that no crate of ours wraps.
 #![expect(unsafe_code, reason = "getsockopt and setsockopt take pointers")]
 
 use std::{
