@@ -130,10 +130,16 @@ impl<'a> Relay<'a> {
     /// Carries the stream to its end.
     pub(crate) async fn run(mut self) -> Outcome {
         let outcome = poll_fn(|cx| Scratch::lend(|scratch| self.poll(cx, scratch))).await;
-        if !self.committed && matches!(outcome, Outcome::Broken(Broken::Closed)) {
-            return Outcome::Unseen;
+        match outcome {
+            Outcome::Broken(Broken::Closed) if !self.committed => Outcome::Unseen,
+            // The peer's kernel answers what comes after the farewell by a reset, which a write meets first.
+            Outcome::Broken(Broken::Socket(_))
+                if !self.committed && self.session.says_farewell().await =>
+            {
+                Outcome::Unseen
+            }
+            outcome => outcome,
         }
-        outcome
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Outcome> {

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use sluice_spiffe::SpiffeId;
@@ -16,6 +16,7 @@ use sluice_wire::{Control, Decoder, Event, ProtocolError};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    time::timeout,
 };
 
 use crate::{
@@ -25,6 +26,9 @@ use crate::{
 
 /// Queued ciphertext up to this length waits for the next application bytes, to leave with them.
 pub(crate) const MERGE_LENGTH: usize = 4096;
+
+/// How long a socket that has failed may take to say what it had received before.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Why a session is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -302,6 +306,23 @@ impl Session {
                 }
             }
         })
+    }
+
+    /// Whether the next that the peer has to say is its farewell; to be asked when the socket has failed, so that it
+    /// says something at once.
+    pub(crate) async fn says_farewell(&mut self) -> bool {
+        let farewell = poll_fn(|cx| {
+            Scratch::lend(|scratch| {
+                while !self.closed {
+                    let received = ready!(self.poll_receive(cx, scratch));
+                    if received.is_err() || !scratch.plaintext.is_empty() {
+                        return Poll::Ready(false);
+                    }
+                }
+                Poll::Ready(true)
+            })
+        });
+        timeout(FAREWELL_TIME, farewell).await.unwrap_or(false)
     }
 
     /// Moves the session to the runtime of the calling worker.

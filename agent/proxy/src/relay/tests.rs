@@ -137,6 +137,24 @@ async fn a_farewell_before_any_answer_leaves_the_stream_unseen() {
 }
 
 #[tokio::test]
+async fn a_farewell_is_heard_although_writing_fails_first() {
+    let (mut session, far) = session_pair().await;
+    far.close();
+    // Meets a socket that is closed, whose kernel resets the connection.
+    session.queue(&Control::open(([127, 0, 0, 1], 4000).into())).unwrap();
+    poll_fn(|cx| session.poll_flush(cx)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (mut client, mut application) = tcp_pair().await;
+    client.write_all(b"request").await.unwrap();
+    application.readable().await.unwrap();
+    let (live, mut kept) = (live(), Vec::new());
+    let relay = Relay::new(&mut application, &mut session, &live, Side::Client, &[]);
+    let outcome = timeout(PATIENCE, relay.keeping(&mut kept).run()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Unseen), "{outcome:?}");
+    assert_eq!(kept, b"request");
+}
+
+#[tokio::test]
 async fn what_came_after_the_head_is_kept_for_another_session_up_to_a_bound() {
     for (length, repeatable) in [(7, true), (MAX_KEPT, true), (MAX_KEPT + 1, false)] {
         let (mut session, far) = session_pair().await;
