@@ -130,16 +130,23 @@ impl<'a> Relay<'a> {
     /// Carries the stream to its end.
     pub(crate) async fn run(mut self) -> Outcome {
         let outcome = poll_fn(|cx| Scratch::lend(|scratch| self.poll(cx, scratch))).await;
-        match outcome {
-            Outcome::Broken(Broken::Closed) if !self.committed => Outcome::Unseen,
-            // The peer's kernel answers what comes after the farewell by a reset, which a write meets first.
-            Outcome::Broken(Broken::Socket(_))
-                if !self.committed && self.session.says_farewell().await =>
-            {
+        match &outcome {
+            Outcome::Broken(broken) if !self.committed && self.is_farewell(broken).await => {
                 Outcome::Unseen
             }
-            outcome => outcome,
+            Outcome::Broken(_)
+            | Outcome::Clean
+            | Outcome::Application(_)
+            | Outcome::Peer(_)
+            | Outcome::Unseen
+            | Outcome::Cut(_) => outcome,
         }
+    }
+
+    /// The peer's kernel answers what comes after its agent's farewell by a reset, which a write meets first.
+    async fn is_farewell(&mut self, broken: &Broken) -> bool {
+        let is_socket = matches!(broken, Broken::Socket(_));
+        matches!(broken, Broken::Closed) || is_socket && self.session.says_farewell().await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Outcome> {

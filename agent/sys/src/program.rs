@@ -27,9 +27,10 @@ unsafe extern "C" fn collect(
     _size: usize,
     segments: *mut c_void,
 ) -> c_int {
-    // SAFETY: the loader gives a valid object for as long as the callback runs, and passes on the
-    // vector of `drop_read_only_pages`.
-    let (object, segments) = unsafe { (&*object, &mut *segments.cast::<Vec<Range<usize>>>()) };
+    // SAFETY: the loader gives a valid object for as long as the callback runs.
+    let object = unsafe { &*object };
+    // SAFETY: this is the vector of `drop_read_only_pages`, which nobody else uses meanwhile.
+    let segments = unsafe { &mut *segments.cast::<Vec<Range<usize>>>() };
     // SAFETY: a name is either missing or a string that ends with zero.
     let name = (!object.dlpi_name.is_null()).then(|| unsafe { CStr::from_ptr(object.dlpi_name) });
     // The program has no name; what the kernel maps by itself, such as the vDSO, has one without a path.
