@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use rustls::sign::CertifiedKey;
 use tokio::time::{self, Instant};
 
 use super::{
@@ -12,9 +13,9 @@ use super::{
 use crate::{
     clock::{after, between},
     identity::Identity,
-    issuer::{IssueError, Issued, News, PendingKey},
+    issuer::{IssueError, News, PendingKey},
     provider::random_fraction,
-    verify::{self, PeerRole},
+    verify::{self, PeerRole, VerifyError},
 };
 
 /// An identity is never asked for more often than this.
@@ -25,6 +26,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 /// How often the clock is looked at: a jump is noticed after this time, or when a reader finds the
 /// certificate out of its validity.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long a certificate of an unknown root is kept for that root to come. An authority that brings its roots along
+/// gives both at about the same time, and they reach the store by different ways.
+const ROOTS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Keeps `entry` supplied until it is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, entry: Arc<Entry>) {
@@ -76,6 +80,28 @@ async fn until_due(shared: &Shared, entry: &Entry) {
 }
 
 async fn renew(shared: &Shared, entry: &Entry) -> Result<(), IssueError> {
+    let mut roots = shared.generation.subscribe();
+    let certified = ask(shared, entry).await?;
+    let deadline = Instant::now() + ROOTS_LIMIT;
+    loop {
+        match shared.install(entry, &certified) {
+            Err(IssueError::Unusable { id, source }) if is_of_unknown_root(&source) => {
+                let changed = time::timeout_at(deadline, roots.changed()).await;
+                if !matches!(changed, Ok(Ok(()))) {
+                    return Err(IssueError::Unusable { id, source });
+                }
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Whether only a root is missing: with others the chain may be good.
+fn is_of_unknown_root(error: &VerifyError) -> bool {
+    matches!(error, VerifyError::Path { source: webpki::Error::UnknownIssuer, .. })
+}
+
+async fn ask(shared: &Shared, entry: &Entry) -> Result<Arc<CertifiedKey>, IssueError> {
     let id = &entry.id;
     // The semaphore is never closed; without a permit there would merely be no bound.
     let _permit = shared.permits.acquire().await;
@@ -83,11 +109,10 @@ async fn renew(shared: &Shared, entry: &Entry) -> Result<(), IssueError> {
     let key = PendingKey::generate(id)?;
     let limit = shared.settings.request_timeout;
     let request = key.request(id, shared.settings.ttl);
-    let issued = match time::timeout(limit, shared.issuer.issue(request)).await {
-        Ok(answer) => answer?,
-        Err(_elapsed) => return Err(IssueError::TimedOut { id: id.clone(), after: limit }),
-    };
-    shared.install(entry, key, issued)
+    match time::timeout(limit, shared.issuer.issue(request)).await {
+        Ok(answer) => key.certified(id, answer?),
+        Err(_elapsed) => Err(IssueError::TimedOut { id: id.clone(), after: limit }),
+    }
 }
 
 /// The pause before the next attempt when `failures` came before this one.
@@ -111,9 +136,8 @@ impl Shared {
     }
 
     /// Checks what came as every peer will, and puts it to use.
-    fn install(&self, entry: &Entry, key: PendingKey, issued: Issued) -> Result<(), IssueError> {
+    fn install(&self, entry: &Entry, certified: &Arc<CertifiedKey>) -> Result<(), IssueError> {
         let id = &entry.id;
-        let certified = key.certified(id, issued)?;
         let _claims = lock(&self.claims);
         let trust = self.trust.load_full();
         let now = self.clock.now();
@@ -137,7 +161,7 @@ impl Shared {
             identity = %id, serial = svid.serial, not_after = svid.not_after.as_secs(),
             "new certificate"
         );
-        let identity = Identity::new(svid, certified, (*trust).clone(), old.as_deref())
+        let identity = Identity::new(svid, certified.clone(), (*trust).clone(), old.as_deref())
             .map_err(|source| IssueError::WrongKey { id: id.clone(), source })?;
         entry.succeeded(Next::At(due));
         if !entry.is_abandoned() {

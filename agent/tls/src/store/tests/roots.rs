@@ -98,3 +98,20 @@ async fn certificates_that_come_after_a_change_are_judged_by_the_new_roots() {
     let identity = bench.store.wait(&web(), Duration::from_secs(10)).await.unwrap();
     assert_eq!(identity.roots_generation(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_comes_a_moment_before_its_root_is_not_asked_for_again() {
+    let bench = Bench::new(DAY);
+    bench.mood(Mood::Strange);
+    bench.store.want(&web());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(bench.store.get(&web()).is_none());
+    // A change that does not bring the root.
+    bench.store.set_roots(Authority::root("another").bundle());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(bench.status(&web()).last_error, None);
+
+    bench.store.set_roots(bundle_of(&[&bench.ca.strange]));
+    bench.store.wait(&web(), Duration::from_millis(10)).await.unwrap();
+    assert_eq!(bench.asked(&web()).len(), 1);
+}
