@@ -145,12 +145,12 @@ fn policies(policies: &[Policy]) -> Vec<Line> {
 
 fn certificates(certs: &Certs, now: OffsetDateTime) -> Vec<Line> {
     let mut lines = Vec::new();
-    let advice = "see `sluice certs`, and whether the agent reaches its CA (`sluice check` of the controller)";
     for certificate in &certs.certificates {
         let identity = &certificate.identity;
         let because =
             certificate.last_error.as_ref().map(|error| format!("; the last request: {error}"));
         let because = because.unwrap_or_default();
+        let advice = advice(certificate.last_error.as_deref());
         let ends = certificate.not_after.as_deref().and_then(moment);
         let begins = certificate.not_before.as_deref().and_then(moment);
         let says = match (begins, ends) {
@@ -196,6 +196,17 @@ fn certificates(certs: &Certs, now: OffsetDateTime) -> Vec<Line> {
     lines
 }
 
+/// What to do about a certificate that does not come.
+fn advice(last_error: Option<&str>) -> &'static str {
+    if last_error.is_some_and(|error| error.starts_with("the CA refuses ")) {
+        "the CA's own log says why. istiod lets an agent ask for its node's pods only if CA_TRUSTED_NODE_ACCOUNTS \
+         names the agents' service account and `ca.clusterId` is its own name of the cluster; SPIRE needs an entry for \
+         the identity"
+    } else {
+        "see `sluice certs`, and whether the agent reaches its CA (`sluice check` of the controller)"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use time::format_description::well_known::Rfc3339;
@@ -238,6 +249,18 @@ mod tests {
         assert_eq!(marks(&day, "2026-01-02T00:00:01Z"), [Mark::Fail]);
         assert_eq!(marks(&certs(None, Some("refused")), "2026-01-01T00:00:00Z"), [Mark::Fail]);
         assert_eq!(marks(&certs(None, None), "2026-01-01T00:00:00Z"), [Mark::Ok]);
+    }
+
+    #[test]
+    fn whoever_is_refused_is_sent_to_the_ca() {
+        let refused = "the CA refuses a certificate for spiffe://a/b: no (Unauthenticated)";
+        for (error, advice) in
+            [(refused, "CA_TRUSTED_NODE_ACCOUNTS"), ("unreachable", "reaches its CA")]
+        {
+            let lines = certificates(&certs(None, Some(error)), OffsetDateTime::UNIX_EPOCH);
+            let text = format!("{lines:?}");
+            assert!(text.contains(error) && text.contains(advice), "{text}");
+        }
     }
 
     #[test]

@@ -12,6 +12,10 @@ app.kubernetes.io/part-of: sluice
 app.kubernetes.io/name: sluice
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
+{{- /* Whether the certificates are the controller's; anything or nothing. */ -}}
+{{- define "sluice.ownCa" -}}
+{{- if has .Values.ca.mode (list "selfSigned" "secret") }}yes{{ end -}}
+{{- end -}}
 {{- define "sluice.caServer" -}}
 sluice-controller.{{ .Release.Namespace }}.svc
 {{- end -}}
