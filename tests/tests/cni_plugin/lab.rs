@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use sluice_tests::{
-    Family, Lab, Netns, NodeName, Process, World,
+    Family, Lab, MeshFile, Netns, NodeName, Process, World,
     agent::sibling,
     mesh::{MODE, replace},
     netns,
@@ -23,6 +23,8 @@ use sluice_tests::{
 const NETWORK: &str = "pods";
 /// The only address that the network gives.
 const ADDRESS: &str = "10.77.1.200";
+/// The last number of the first address that many sandboxes get.
+const FIRST_ADDRESS: u8 = 201;
 /// The node's user who has the tools in the cache.
 const CACHE: &str = ".cache/sluice/tools";
 
@@ -39,6 +41,14 @@ pub(crate) struct Node {
     pub(crate) sandbox: Netns,
     directory: PathBuf,
     programs: Vec<PathBuf>,
+}
+
+/// One of many sandboxes, each with a network that gives one address.
+pub(crate) struct Sandbox {
+    pub(crate) name: String,
+    pub(crate) netns: Netns,
+    address: String,
+    directory: PathBuf,
 }
 
 impl Node {
@@ -60,21 +70,39 @@ impl Node {
         let netns = self.sandbox.path();
         self.lab.write_mesh(|mesh| {
             mesh.pods.retain(|pod| pod.name != "fresh");
-            let mut pod = mesh.pod("near")?.clone();
-            "fresh".clone_into(&mut pod.name);
-            "fresh".clone_into(&mut pod.service_account);
-            pod.addresses = vec![ADDRESS.parse()?];
-            pod.netns = netns;
-            if in_mesh {
-                pod.labels.insert(MODE.to_owned(), "ambient".to_owned());
-            }
-            mesh.pods.push(pod);
-            Ok(())
+            list(mesh, "fresh", ADDRESS, &netns, in_mesh)
         })
+    }
+
+    /// So many sandboxes, listed as pods of the mesh.
+    pub(crate) fn sandboxes(&mut self, count: u8) -> Result<Vec<Sandbox>> {
+        let mut sandboxes = Vec::new();
+        for number in 0..count {
+            let name = format!("rush-{number}");
+            let netns =
+                Netns::create(&self.lab.world.directory().join(netns::DIRECTORY).join(&name))?;
+            netns.ip("link set lo up\n")?;
+            let address = format!("10.77.1.{}", FIRST_ADDRESS + number);
+            let directory = self.directory.join(&name);
+            fs::create_dir_all(&directory)?;
+            self.write_list_to(&directory, "1.1.0", &address)?;
+            sandboxes.push(Sandbox { name, netns, address, directory });
+        }
+        self.lab.write_mesh(|mesh| {
+            for sandbox in &sandboxes {
+                list(mesh, &sandbox.name, &sandbox.address, &sandbox.netns.path(), true)?;
+            }
+            Ok(())
+        })?;
+        Ok(sandboxes)
     }
 
     /// Writes a list of ptp and our plugin.
     pub(crate) fn write_list(&self, version: &str) -> Result<()> {
+        self.write_list_to(&self.directory, version, ADDRESS)
+    }
+
+    fn write_list_to(&self, directory: &Path, version: &str, address: &str) -> Result<()> {
         let data = self.lab.world.directory().join("leases");
         let list = json!({
             "cniVersion": version,
@@ -87,7 +115,7 @@ impl Node {
                         "type": "host-local",
                         "dataDir": data,
                         "ranges": [[{
-                            "subnet": "10.77.1.192/26", "rangeStart": ADDRESS, "rangeEnd": ADDRESS,
+                            "subnet": "10.77.1.192/26", "rangeStart": address, "rangeEnd": address,
                         }]],
                         "routes": [{ "dst": "0.0.0.0/0" }],
                     },
@@ -100,7 +128,7 @@ impl Node {
                 },
             ],
         });
-        replace(&self.directory.join("10-pods.conflist"), &list.to_string())
+        replace(&directory.join("10-pods.conflist"), &list.to_string())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -114,10 +142,25 @@ impl Node {
 
     /// The same with arguments as Kubernetes gives them.
     pub(crate) fn tool_for(&self, command: &str, arguments: &str) -> Result<Answer> {
+        self.tool_in(&self.directory, &self.sandbox, command, arguments)
+    }
+
+    /// The same with one of many sandboxes.
+    pub(crate) fn tool_with(&self, command: &str, sandbox: &Sandbox) -> Result<Answer> {
+        self.tool_in(&sandbox.directory, &sandbox.netns, command, "")
+    }
+
+    fn tool_in(
+        &self,
+        directory: &Path,
+        sandbox: &Netns,
+        command: &str,
+        arguments: &str,
+    ) -> Result<Answer> {
         let mut tool = Command::new(find("cnitool", &self.programs)?);
-        tool.args([command, NETWORK]).arg(self.sandbox.path());
+        tool.args([command, NETWORK]).arg(sandbox.path());
         let path = std::env::join_paths(&self.programs)?;
-        tool.env("CNI_PATH", path).env("NETCONFPATH", &self.directory);
+        tool.env("CNI_PATH", path).env("NETCONFPATH", directory);
         if !arguments.is_empty() {
             tool.env("CNI_ARGS", arguments);
         }
@@ -171,6 +214,20 @@ impl Answer {
     pub(crate) fn result(self) -> Result<Value> {
         Ok(serde_json::from_str(&self.ok()?)?)
     }
+}
+
+/// Lists a pod of the first node.
+fn list(mesh: &mut MeshFile, name: &str, address: &str, netns: &Path, in_mesh: bool) -> Result<()> {
+    let mut pod = mesh.pod("near")?.clone();
+    name.clone_into(&mut pod.name);
+    name.clone_into(&mut pod.service_account);
+    pod.addresses = vec![address.parse()?];
+    netns.clone_into(&mut pod.netns);
+    if in_mesh {
+        pod.labels.insert(MODE.to_owned(), "ambient".to_owned());
+    }
+    mesh.pods.push(pod);
+    Ok(())
 }
 
 /// Directories of `cnitool`, the reference plugins and ours.

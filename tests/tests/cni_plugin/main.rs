@@ -2,6 +2,7 @@
 //! captured, and nothing ever keeps one from ending.
 
 mod lab;
+mod rush;
 
 use std::{
     thread,
