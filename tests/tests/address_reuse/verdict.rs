@@ -18,6 +18,8 @@ use crate::{
 
 /// Times in the log are cut off at microseconds.
 const ROUNDING: Duration = Duration::from_millis(1);
+/// How much later than its end a connection's line may be written, by which it seems to have begun later too.
+const WRITTEN_LATE: Duration = Duration::from_secs(1);
 
 /// A line of an access log.
 #[derive(Debug)]
@@ -113,7 +115,7 @@ fn candidates<'a>(
         .and_then(|source| lines.get(&at.pod.node)?.get(&(direction.to_owned(), source)))
         .map_or(&[][..], Vec::as_slice);
     let target = call.target.to_string();
-    let span = call.begun - ROUNDING..=call.ended + ROUNDING;
+    let span = call.begun - ROUNDING..=call.ended + WRITTEN_LATE;
     theirs.iter().filter(move |line| {
         line.field("dst.addr") == Some(&target)
             && line.begun().is_some_and(|begun| span.contains(&begun))
