@@ -32,10 +32,11 @@ fn world() -> Result<World> {
 }
 
 /// How many connections each of several meshes holds, so that together they are 10,000: an agent
-/// needs two descriptors for each, and this machine may not grant one process 20,000.
+/// needs two descriptors for each and keeps one in sixteen back, and this machine may not grant one process 20,000.
 fn shares() -> Vec<u64> {
     let mut left: u64 = if full_size() { 10_000 } else { 1_000 };
-    let most = descriptor_limit().saturating_sub(600) / 2;
+    let limit = descriptor_limit();
+    let most = (limit - limit / 16).saturating_sub(600) / 2;
     let mut shares = Vec::new();
     while left > 0 {
         let share = left.min(most);
