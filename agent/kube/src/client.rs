@@ -112,8 +112,14 @@ pub(crate) async fn within<T>(
     tokio::time::timeout(WITHIN, request).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
-/// What is at the bottom of an error: the layers above only repeat that something failed.
+/// What is at the bottom of an error: the layers above only repeat that something failed. Of the API server's answer,
+/// its own words.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(kube::Error::Api(status)) = error.downcast_ref()
+        && !status.message.is_empty()
+    {
+        return status.message.clone();
+    }
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

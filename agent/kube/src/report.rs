@@ -10,13 +10,17 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
+    core::Status,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use sluice_cluster::PodRecord;
 use sluice_mesh::WorkloadUid;
 use tokio::sync::watch;
 
-use crate::hub::Hub;
+use crate::{
+    client::{innermost, within},
+    hub::Hub,
+};
 
 /// Istio's annotation of captured pods.
 pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
@@ -98,50 +102,68 @@ impl Teller {
         }
     }
 
+    /// What failed is tried again by the next review, unless its pod has gone: then it fails no more.
     async fn review(&mut self, reported: &BTreeMap<WorkloadUid, Capture>) {
         let pods: Vec<_> = self.hub.cluster().pods_on(&self.node).collect();
         self.told.retain(|uid, _| reported.contains_key(uid));
+        let (mut annotated, mut told) = (Ok(()), Ok(()));
         for pod in pods {
             let uid = WorkloadUid(Arc::clone(&pod.uid));
             let capture = reported.get(&uid);
             let is_captured = capture == Some(&Capture::Captured);
             if is_captured != pod.annotated {
-                self.annotate(&pod, is_captured).await;
+                annotated = self.annotate(&pod, is_captured).await.and(annotated);
                 tokio::time::sleep(INTERVAL).await;
             }
             match capture {
-                Some(Capture::Failed(reason)) => self.tell(&pod, uid, reason).await,
+                Some(Capture::Failed(reason)) => {
+                    told = self.tell(&pod, uid, reason).await.and(told);
+                }
                 _ => drop(self.told.remove(&uid)),
+            }
+        }
+        for (what, result) in
+            [("annotating captured pods", annotated), ("writing events of pods", told)]
+        {
+            match result {
+                Ok(()) => self.hub.works(what),
+                Err(reason) => self.hub.failed(what, reason),
             }
         }
     }
 
     /// Through the status subresource, which cannot change what the pod runs; the UID keeps the patch
     /// from a namesake that came after.
-    async fn annotate(&self, pod: &PodRecord, is_captured: bool) {
+    async fn annotate(&self, pod: &PodRecord, is_captured: bool) -> Result<(), String> {
         let value = is_captured.then_some("enabled");
         let patch = serde_json::json!({
             "metadata": { "uid": &*pod.uid, "annotations": { REDIRECTION: value } },
         });
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let started = Instant::now();
-        let what = "annotating captured pods";
-        match api.patch_status(&pod.name, &PatchParams::default(), &Patch::Merge(patch)).await {
-            Ok(_) => self.hub.works(what),
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let written = within(api.patch_status(&pod.name, &parameters, &patch)).await;
+        tracing::debug!(pod = %pod.uid, is_captured, took = ?started.elapsed(), "annotated");
+        match written {
+            Ok(_) => Ok(()),
             // Gone, or another by the name: the watch will say so.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 403 => {
                 let advice = "grant patch on pods/status to the agent's service account";
-                self.hub.failed(what, format!("{}: {advice}", status.message));
+                Err(format!("{}: {advice}", status.message))
             }
-            Err(error) => self.hub.failed(what, crate::client::innermost(&error)),
+            Err(error) => Err(innermost(&error)),
         }
-        tracing::debug!(pod = %pod.uid, is_captured, took = ?started.elapsed(), "annotated");
     }
 
-    async fn tell(&mut self, pod: &PodRecord, uid: WorkloadUid, reason: &str) {
+    async fn tell(
+        &mut self,
+        pod: &PodRecord,
+        uid: WorkloadUid,
+        reason: &str,
+    ) -> Result<(), String> {
         if self.told.get(&uid).is_some_and(|told| told == reason) {
-            return;
+            return Ok(());
         }
         let reference = k8s_openapi::api::core::v1::ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -158,14 +180,21 @@ impl Teller {
             action: "Capture".to_owned(),
             secondary: None,
         };
-        let what = "writing events of pods";
-        match self.recorder.publish(&event, &reference).await {
-            Ok(()) => {
-                self.hub.works(what);
-                self.told.insert(uid, reason.to_owned());
-            }
-            Err(error) => self.hub.failed(what, crate::client::innermost(&error)),
-        }
+        let written = within(self.recorder.publish(&event, &reference)).await;
         tokio::time::sleep(INTERVAL).await;
+        match written {
+            Ok(()) => {
+                self.told.insert(uid, reason.to_owned());
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if says_namespace_goes(&status) => Ok(()),
+            Err(error) => Err(innermost(&error)),
+        }
     }
+}
+
+/// Whether nothing can be written because the namespace has gone, or is about to: its pods are too.
+fn says_namespace_goes(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 404 || causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }

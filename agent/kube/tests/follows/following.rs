@@ -37,6 +37,7 @@ async fn a_source_follows_announces_reports_and_remembers() {
     services(&world, &source_one, &web).await;
     announcements(&world, &source_one).await;
     reports(&world, &source_one, &web).await;
+    reports_in_a_namespace_that_goes(&world, &source_one).await;
     policies(&world, &source_one, &web).await;
     outage(&mut server, &directory, source_one, &web).await;
 }
@@ -110,6 +111,28 @@ async fn reports(world: &World, source: &KubeSource, web: &str) {
     })
     .await;
     eventually("no annotation", async || world.annotations("shop", "web").await != annotated).await;
+    source.reports.report(BTreeMap::new());
+}
+
+/// No event can be written there, which is nothing that an operator has to see to.
+async fn reports_in_a_namespace_that_goes(world: &World, source: &KubeSource) {
+    world.namespace("leaving", Some("ambient")).await;
+    let uid = world.pod("leaving", "last").await;
+    world.runs("leaving", "last", "10.0.0.3").await;
+    until(source, "the last pod", |snapshot| enrolled(snapshot, &uid)).await;
+    world.end_namespace("leaving").await;
+    let uid = WorkloadUid(uid.as_str().into());
+    source.reports.report([(uid, Capture::Failed("no veth".to_owned()))].into());
+    for (step, code) in [("the end has begun", 403), ("it is over", 404)] {
+        if code == 404 {
+            world.finalize_namespace("leaving").await;
+        }
+        let before = world.events_refused(code).await;
+        // The second attempt shows that the first was judged.
+        eventually(step, async || world.events_refused(code).await >= before + 2).await;
+        let errors = &source.status.status().errors;
+        assert!(errors.is_empty(), "{step}: {errors:?}");
+    }
     source.reports.report(BTreeMap::new());
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use sluice_cluster::Settings;
@@ -32,6 +32,38 @@ impl World {
         });
         let patch = Patch::Apply(namespace);
         api.patch(name, &PatchParams::apply("test").force(), &patch).await.unwrap();
+    }
+
+    /// Begins the end of a namespace, which here nobody completes but [`World::finalize_namespace`].
+    pub(crate) async fn end_namespace(&self, name: &str) {
+        let api: Api<Namespace> = Api::all(self.0.clone());
+        api.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    /// Completes it as the controller manager would, with what is in it still there.
+    pub(crate) async fn finalize_namespace(&self, name: &str) {
+        let path = format!("/api/v1/namespaces/{name}/finalize");
+        let body = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name}, "spec": {"finalizers": []},
+        });
+        let request = http::Request::put(path).header("content-type", "application/json");
+        let request = request.body(body.to_string().into_bytes()).unwrap();
+        self.0.request::<Value>(request).await.unwrap();
+    }
+
+    /// How often the API server has refused to write an event, with this code.
+    pub(crate) async fn events_refused(&self, code: u16) -> u64 {
+        let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+        let metrics = self.0.request_text(request).await.unwrap();
+        let code = format!("code=\"{code}\"");
+        let counted = metrics.lines().filter(|line| {
+            line.starts_with("apiserver_request_total{")
+                && line.contains(&code)
+                && line.contains("resource=\"events\"")
+                && line.contains("verb=\"POST\"")
+        });
+        counted.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
     /// A pod without an address yet; answers its UID.
@@ -65,7 +97,7 @@ impl World {
 
     pub(crate) async fn delete_pod(&self, namespace: &str, name: &str) {
         let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
-        let now = kube::api::DeleteParams { grace_period_seconds: Some(0), ..Default::default() };
+        let now = DeleteParams { grace_period_seconds: Some(0), ..Default::default() };
         api.delete(name, &now).await.unwrap();
     }
 
