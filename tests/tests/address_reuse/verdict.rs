@@ -102,20 +102,30 @@ fn read(log: &str) -> Result<Lines> {
     Ok(lines)
 }
 
-/// The lines that may be of this connection at one of its ends: between the same addresses, and begun within it. The
-/// port of a connection that was refused may serve again at once, so there may be more than one.
+/// The lines of all connections from the port of this one.
+fn ports_lines<'a>(
+    lines: &'a BTreeMap<NodeName, Lines>,
+    at: &Tenant,
+    direction: &str,
+    call: &Call,
+) -> &'a [Line] {
+    call.source
+        .and_then(|source| lines.get(&at.pod.node)?.get(&(direction.to_owned(), source)))
+        .map_or(&[], Vec::as_slice)
+}
+
+/// The lines that may be of this connection at one of its ends: between the same addresses, and begun within it, or
+/// `late` after it. The port of a connection that was refused may serve again at once, so there may be more than one.
 fn candidates<'a>(
     lines: &'a BTreeMap<NodeName, Lines>,
     at: &Tenant,
     direction: &str,
     call: &Call,
+    late: Duration,
 ) -> impl Iterator<Item = &'a Line> {
-    let theirs = call
-        .source
-        .and_then(|source| lines.get(&at.pod.node)?.get(&(direction.to_owned(), source)))
-        .map_or(&[][..], Vec::as_slice);
+    let theirs = ports_lines(lines, at, direction, call);
     let target = call.target.to_string();
-    let span = call.begun - ROUNDING..=call.ended + WRITTEN_LATE;
+    let span = call.begun - ROUNDING..=call.ended + late;
     theirs.iter().filter(move |line| {
         line.field("dst.addr") == Some(&target)
             && line.begun().is_some_and(|begun| span.contains(&begun))
@@ -128,8 +138,20 @@ fn of_delivery<'a>(
     at: &Tenant,
     direction: &str,
     call: &Call,
+    late: Duration,
 ) -> Option<&'a Line> {
-    candidates(lines, at, direction, call).find(|line| line.carried())
+    candidates(lines, at, direction, call, late).find(|line| line.carried())
+}
+
+/// As [`of_delivery`], of a connection that must have a line: if none seems to have begun in time, a later one.
+fn of_mesh_delivery<'a>(
+    lines: &'a BTreeMap<NodeName, Lines>,
+    at: &Tenant,
+    direction: &str,
+    call: &Call,
+) -> Option<&'a Line> {
+    let with = |late| of_delivery(lines, at, direction, call, late);
+    with(ROUNDING).or_else(|| with(WRITTEN_LATE))
 }
 
 // === impl Verdict ===
@@ -181,7 +203,11 @@ impl Verdict {
 
     fn judge_delivery(&mut self, call: &Call, server: &Tenant, lines: &BTreeMap<NodeName, Lines>) {
         let client = &call.client;
-        let outbound = of_delivery(lines, client, "outbound", call);
+        let outbound = if server.in_mesh() {
+            of_mesh_delivery(lines, client, "outbound", call)
+        } else {
+            of_delivery(lines, client, "outbound", call, ROUNDING)
+        };
         let what = format!(
             "{} ({}) to {} ({}) at {}",
             call.line, client.account, server.name, server.account, call.target
@@ -196,13 +222,19 @@ impl Verdict {
             }
             return;
         }
-        let inbound = of_delivery(lines, server, "inbound", call);
+        let inbound = of_mesh_delivery(lines, server, "inbound", call);
         let (own, other) = (client.identity(), server.identity());
         let right = |line: &Line| {
             line.field("src.identity") == Some(&own) && line.field("dst.identity") == Some(&other)
         };
         let (Some(out), Some(inn)) = (outbound, inbound) else {
-            self.wrongs.push(format!("{what} is in no log: {outbound:?} {inbound:?}"));
+            let others = [(client.as_ref(), "outbound"), (server, "inbound")]
+                .map(|(end, direction)| ports_lines(lines, end, direction, call));
+            self.wrongs.push(format!(
+                "{what} is in no log: {outbound:?} {inbound:?}, from {:?} to {:?}; from its port: {others:?}",
+                OffsetDateTime::from(call.begun),
+                OffsetDateTime::from(call.ended)
+            ));
             return;
         };
         if !right(out) || !right(inn) {
@@ -225,7 +257,9 @@ impl Verdict {
             self.strangers += usize::from(there.in_mesh());
             return;
         }
-        let Some(line) = candidates(lines, client, "outbound", call).next() else { return };
+        let Some(line) = candidates(lines, client, "outbound", call, ROUNDING).next() else {
+            return;
+        };
         let Some(believed) = line.field("dst.identity") else { return };
         if !there.in_mesh() || believed != there.identity() {
             self.client_misled += 1;
