@@ -2,6 +2,8 @@
 
 use std::{
     fs::File,
+    io::{ErrorKind, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     os::fd::AsFd as _,
     sync::{
         Arc,
@@ -184,6 +186,79 @@ fn an_agent_that_is_asked_to_stop_keeps_its_pods_closed() -> Result<()> {
     let target = lab.pod("server")?.at(Family::V4, PORT);
     let refusal = Probe::ensure_refused(&lab.pod("client")?.netns, target)?;
     ensure!(refusal.after <= REFUSED_WITHIN, "{refusal:?}");
+    Ok(())
+}
+
+/// Both ends of a connection whose server has said half of what it has to say.
+struct HalfSaid {
+    ends: [TcpStream; 2],
+    family: Family,
+}
+
+impl HalfSaid {
+    fn open(lab: &Lab, client: &str, server: &str, family: Family) -> Result<Self> {
+        let target = lab.pod(server)?.at(family, PORT);
+        let listener = lab.pod(server)?.netns.run(|| Ok(TcpListener::bind(target)?))?;
+        let mut near = lab.pod(client)?.netns.run(|| Ok(TcpStream::connect(target)?))?;
+        near.write_all(b"?")?;
+        let (mut far, _) = listener.accept()?;
+        let mut byte = [0];
+        far.read_exact(&mut byte)?;
+        far.write_all(b"!")?;
+        near.read_exact(&mut byte)?;
+        Ok(Self { ends: [near, far], family })
+    }
+
+    /// Neither end may take what befalls it for the end of what the other had to say.
+    fn ensure_reset(&mut self, within: Duration) -> Result<()> {
+        for (end, name) in self.ends.iter_mut().zip(["client", "server"]) {
+            end.set_read_timeout(Some(within))?;
+            let read = end.read(&mut [0]);
+            let is_reset =
+                matches!(&read, Err(error) if error.kind() == ErrorKind::ConnectionReset);
+            ensure!(is_reset, "the {name}, {:?}: {read:?}", self.family);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn an_agent_that_ends_does_not_end_half_a_stream_in_order() -> Result<()> {
+    let world = World::builder()
+        .pod("client", NodeName::A)
+        .pod("neighbour", NodeName::A)
+        .pod("outside", NodeName::A)
+        .pod("server", NodeName::B)
+        .build()?;
+    let mut lab = Lab::start(world, &["client", "neighbour", "server"])?;
+    let pairs = [("client", "neighbour"), ("client", "server"), ("outside", "server")];
+    let concerned = [(NodeName::A, &pairs[..2]), (NodeName::B, &pairs[1..])];
+    for ((node, pairs), asked) in concerned.into_iter().flat_map(|at| [(at, true), (at, false)]) {
+        let mut open = Vec::new();
+        for (client, server) in pairs {
+            for family in Family::BOTH {
+                open.push(HalfSaid::open(&lab, client, server, family)?);
+            }
+        }
+        let log = lab.agent(node)?.process()?.log().len();
+        if asked {
+            lab.agent(node)?.process()?.terminate(Duration::from_secs(15))?;
+            let log = lab.agent(node)?.process()?.log().split_off(log);
+            let told = "the agent went away before the connection ended";
+            let lines =
+                log.lines().filter(|line| line.contains("bytes_sent=1 ") && line.contains(told));
+            // The agent of two pods has a line for each.
+            let local = if node == NodeName::A { Family::BOTH.len() } else { 0 };
+            ensure!(lines.count() == open.len() + local, "{node:?}: {log}");
+        }
+        lab.agent(node)?.kill9()?;
+        for half in &mut open {
+            half.ensure_reset(Duration::from_secs(5))
+                .with_context(|| format!("{node:?}, asked: {asked}"))?;
+        }
+        lab.start_agent(node)?;
+        lab.wait_until_settled(BACK_WITHIN)?;
+    }
     Ok(())
 }
 

@@ -91,6 +91,7 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
         () = ending::drain(&agent.proxy, &agent.shared, retired, config.drain) => {}
         () = stopped() => tracing::warn!("told twice to stop: open connections end now"),
     }
+    ending::cut(&agent.proxy, &agent.shared).await;
     Ok(())
 }
 

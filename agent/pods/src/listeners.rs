@@ -65,7 +65,10 @@ impl PodListeners {
 
 impl OfWorker {
     fn open(needs_v6: bool) -> Result<Self, Refusal> {
-        Ok(Self { outbound: OfFamilies::open(needs_v6)?, inbound: OfFamilies::open(needs_v6)? })
+        let outbound = OfFamilies::open(needs_v6)?;
+        // An application whose agent dies must not take that for the end of what its peer had to say.
+        outbound.all().try_for_each(socket::set_reset_on_close).map_err(Refusal::Listeners)?;
+        Ok(Self { outbound, inbound: OfFamilies::open(needs_v6)? })
     }
 
     fn all(&self) -> impl Iterator<Item = &TcpListener> {

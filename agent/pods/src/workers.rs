@@ -8,7 +8,8 @@ use crate::LocalPod;
 /// the kernel already, so that connections may be waiting.
 #[derive(Debug)]
 pub struct WorkerListeners {
-    /// Where the pod's own connections arrive: IPv4, and IPv6 if the pod has it.
+    /// Where the pod's own connections arrive: IPv4, and IPv6 if the pod has it. What they accept is reset when it
+    /// is closed ([`sluice_sys::socket::set_reset_on_close`]).
     pub outbound: Vec<TcpListener>,
     /// Where connections to the pod arrive: IPv4, and IPv6 if the pod has it.
     pub inbound: Vec<TcpListener>,

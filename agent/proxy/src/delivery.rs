@@ -23,7 +23,7 @@ const DELIVER_TIME: Duration = Duration::from_secs(10);
 const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
 /// Connects to the application on `local` inside the pod, which will see `client` as its peer. The
-/// socket is of no runtime yet: it may be carried by another worker.
+/// socket is of no runtime yet: it may be carried by another worker. Closed, it is reset: see [`crate::closing`].
 pub(crate) async fn deliver(
     sockets: &SocketTable,
     netns: &Netns,
@@ -33,6 +33,7 @@ pub(crate) async fn deliver(
     nomad::enter(netns).map_err(io::Error::other)?;
     let socket = socket::tcp_socket(local.is_ipv6())?;
     sockets.mark_delivery(socket.as_fd(), client).map_err(io::Error::other)?;
+    socket::set_reset_on_close(&socket)?;
     if local.is_ipv4() {
         socket::bind_address(&socket, DELIVERY_SOURCE.into())?;
     }

@@ -5,13 +5,12 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use sluice_pods::LocalPod;
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
-use sluice_sys::socket;
 use sluice_tls::{Channel, VerifyError};
 use sluice_wire::{Preamble, ResetReason};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
-    access,
+    access, closing,
     deadline::watch_peer,
     delivery::deliver,
     descriptors::{self, Begins, Shortage},
@@ -88,11 +87,11 @@ pub(crate) async fn serve(
     let Ok(local) = stream.local_addr() else { return };
     if !pod.addresses.contains(&local.ip()) {
         // Somebody inside the pod dialled the agent's own port instead of being steered to it.
-        return reset_on_close(&stream);
+        return closing::by_reset(&stream);
     }
     let snapshot = worker.shared.snapshot();
     let Some(member) = snapshot.member(&pod.uid) else {
-        return reset_on_close(&stream);
+        return closing::by_reset(&stream);
     };
     let mode = member.policy.mode(local.port());
     let is_known = worker.shared.must_speak_mesh(&snapshot, client.ip(), local);
@@ -125,11 +124,6 @@ pub(crate) async fn serve(
     }
 }
 
-fn reset_on_close(stream: &TcpStream) {
-    // The socket closes either way; the option only makes the close a reset.
-    drop(socket::set_reset_on_close(stream));
-}
-
 // === impl Arrived ===
 
 impl Arrived {
@@ -147,7 +141,7 @@ impl Arrived {
     }
 
     fn refuse(&self, stream: &TcpStream, transport: Transport, failure: &Failure) {
-        reset_on_close(stream);
+        closing::by_reset(stream);
         self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
         let live = Live::new(self.facts(transport, self.client, None));
         access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
@@ -262,8 +256,8 @@ impl Arrived {
             Ok(mut application) => {
                 let relay = Relay::new(&mut application, session, live, Side::Server, &[]);
                 let outcome = relay.run().await;
-                if !matches!(outcome, Outcome::Clean) {
-                    reset_on_close(&application);
+                if matches!(outcome, Outcome::Clean) {
+                    closing::in_order(&application);
                 }
                 outcome
             }
@@ -301,6 +295,7 @@ impl Arrived {
     }
 
     async fn plaintext(&self, mut stream: TcpStream, head: Vec<u8>) {
+        closing::by_reset(&stream);
         let live = self.worker.list(self.facts(Transport::Plaintext, self.client, None));
         let result = self.plaintext_stream(&mut stream, &live, head).await;
         let stats = self.worker.shared.stats.of(&self.pod.uid);
@@ -312,9 +307,11 @@ impl Arrived {
         }
         let snapshot = self.worker.shared.snapshot();
         match result {
-            Ok(()) => access::connection_complete(&snapshot, &live, None),
+            Ok(()) => {
+                closing::in_order(&stream);
+                access::connection_complete(&snapshot, &live, None);
+            }
             Err(failure) => {
-                reset_on_close(&stream);
                 access::connection_complete(&snapshot, &live, Some(&failure));
             }
         }
@@ -330,15 +327,12 @@ impl Arrived {
         let delivered = self.deliver(self.client).await.and_then(TcpStream::from_std);
         let mut application = delivered.map_err(|source| self.undelivered(source))?;
         match plain::relay(stream, &mut application, &[live], head).await {
-            PlainEnd::Clean => Ok(()),
-            PlainEnd::Socket(_, error) => {
-                reset_on_close(&application);
-                Err(Failure::Application(error))
+            PlainEnd::Clean => {
+                closing::in_order(&application);
+                Ok(())
             }
-            PlainEnd::Cut(reason) => {
-                reset_on_close(&application);
-                Err(Failure::Ended(reason))
-            }
+            PlainEnd::Socket(_, error) => Err(Failure::Application(error)),
+            PlainEnd::Cut(reason) => Err(Failure::Ended(reason)),
         }
     }
 

@@ -12,6 +12,7 @@
 
 mod accept;
 mod access;
+mod closing;
 mod crew;
 mod deadline;
 mod delivery;

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    access,
+    access, closing,
     deadline::watch_peer,
     descriptors::{self, Begins, Shortage},
     live::{Direction, Facts, Listed, Live, Transport},
@@ -66,7 +66,8 @@ enum Failure {
     Ended(ResetReason),
 }
 
-/// A captured connection.
+/// A captured connection. Its application's end comes from a listener whose connections are reset when they are
+/// closed: see [`closing`].
 struct Captured {
     worker: Arc<Worker>,
     pod: Arc<LocalPod>,
@@ -89,10 +90,10 @@ pub(crate) async fn serve(
     let requested = match worker.shared.sockets.original_destination(application.as_fd()) {
         Ok(Some(requested)) => requested,
         // Somebody inside the pod dialled the agent's own port: there is nowhere to take this.
-        Ok(None) => return refuse(&application),
+        Ok(None) => return,
         Err(error) => {
             tracing::error!(pod = %pod.uid, %error, "reading the original destination");
-            return refuse(&application);
+            return;
         }
     };
     let snapshot = worker.shared.snapshot();
@@ -137,12 +138,6 @@ fn speaks_mesh(member: &Member, port: u16) -> bool {
         && !member.workload.bypass.inbound_ports.contains(&port)
 }
 
-/// A reset is what an application sees of a refusal.
-fn refuse(application: &TcpStream) {
-    // The socket closes either way; the option only makes the close a reset.
-    drop(socket::set_reset_on_close(application));
-}
-
 // === impl Captured ===
 
 impl Captured {
@@ -165,7 +160,6 @@ impl Captured {
     }
 
     fn refuse(&self, snapshot: &Snapshot, destination: SocketAddr, failure: &Failure) {
-        refuse(&self.application);
         self.worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
         let facts = self.facts(Transport::Plaintext, destination, None);
         access::connection_complete(snapshot, &Live::new(facts), Some(failure));
@@ -184,8 +178,8 @@ impl Captured {
         if !self.carried {
             worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
         }
-        if result.is_err() {
-            refuse(&self.application);
+        if result.is_ok() {
+            closing::in_order(&self.application);
         }
         complete(&worker.shared.snapshot(), &live, result);
     }
@@ -292,8 +286,8 @@ impl Captured {
             Ok(mut server) => {
                 let lives = [live, &*far];
                 let end = plain::relay(&mut self.application, &mut server, &lives, head).await;
-                if !matches!(end, PlainEnd::Clean) {
-                    refuse(&server);
+                if matches!(end, PlainEnd::Clean) {
+                    closing::in_order(&server);
                 }
                 end
             }
@@ -366,8 +360,8 @@ impl Captured {
             }
             _ => stats.outbound_plaintext.increment(),
         }
-        if result.is_err() {
-            refuse(&self.application);
+        if result.is_ok() {
+            closing::in_order(&self.application);
         }
         complete(snapshot, &live, result);
     }
@@ -378,16 +372,14 @@ impl Captured {
             Ok(connected) => connected.map_err(|source| Failure::Connect { address, source })?,
             Err(_) => return Err(Failure::Timeout(address)),
         };
+        closing::by_reset(&server);
         match plain::relay(&mut self.application, &mut server, &[live], Vec::new()).await {
-            PlainEnd::Clean => Ok(()),
-            PlainEnd::Socket(_, error) => {
-                refuse(&server);
-                Err(Failure::Application(error))
+            PlainEnd::Clean => {
+                closing::in_order(&server);
+                Ok(())
             }
-            PlainEnd::Cut(reason) => {
-                refuse(&server);
-                Err(Failure::Ended(reason))
-            }
+            PlainEnd::Socket(_, error) => Err(Failure::Application(error)),
+            PlainEnd::Cut(reason) => Err(Failure::Ended(reason)),
         }
     }
 }

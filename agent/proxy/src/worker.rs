@@ -209,6 +209,15 @@ impl Proxy {
         self.crew.tell_all(|| Command::Retire);
     }
 
+    /// Has all that is open end soon, by a reset. Says how many connections that is.
+    pub fn cut_all(&self) -> usize {
+        let open = self.shared.live.all();
+        for live in &open {
+            live.cut(ResetReason::Draining);
+        }
+        open.len()
+    }
+
     /// Connections that are being served, from accept to close, sessions that wait for a stream included.
     pub fn connections(&self) -> usize {
         self.crew.connections()

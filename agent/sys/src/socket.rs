@@ -53,9 +53,16 @@ pub fn incoming_cpu(socket: impl AsFd) -> io::Result<u32> {
     Ok(rustix::net::sockopt::socket_incoming_cpu(socket)?)
 }
 
-/// Makes closing the socket send a reset and forget unsent data (`SO_LINGER` of zero).
+/// Makes closing the socket send a reset and forget unsent data (`SO_LINGER` of zero). What a listener accepts
+/// from then on has it too, for the kernel copies it.
 pub fn set_reset_on_close(socket: impl AsFd) -> io::Result<()> {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO))
+}
+
+/// Makes closing the socket send what is unsent and then the end, as the kernel does by default; takes
+/// [`set_reset_on_close`] back.
+pub fn set_end_on_close(socket: impl AsFd) -> io::Result<()> {
+    SockRef::from(&socket).set_linger(None)
 }
 
 /// Ties the socket to a device by name (`SO_BINDTODEVICE`), such as `lo`.

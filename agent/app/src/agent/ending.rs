@@ -47,8 +47,13 @@ pub(super) async fn drain(
     }
     let deadline = deadline.max(Instant::now() + FAREWELL);
     until(deadline, || proxy.connections() == 0).await;
-    let open = shared.live.all().len();
-    tracing::info!(open, "stopped; connections that are still open end here");
+}
+
+/// Ends what is still open by a reset, which the peers' agents pass on, and has it logged.
+pub(super) async fn cut(proxy: &Proxy, shared: &Shared) {
+    let cut = proxy.cut_all();
+    until(Instant::now() + FAREWELL, || shared.live.all().is_empty()).await;
+    tracing::info!(cut, "stopped");
 }
 
 async fn until(deadline: Instant, is_over: impl Fn() -> bool) {

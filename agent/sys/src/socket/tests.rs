@@ -52,6 +52,21 @@ fn a_reset_on_close_is_seen_by_the_peer() {
 }
 
 #[test]
+fn what_a_listener_accepts_is_reset_on_close_until_it_may_end() {
+    let listener = listen(loopback(false), 16).unwrap();
+    set_reset_on_close(&listener).unwrap();
+    let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let mut client = connect();
+    drop(accept(&listener));
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let mut client = connect();
+    let server = accept(&listener);
+    set_end_on_close(&server).unwrap();
+    drop(server);
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
 fn options_stick() {
     let socket = tcp_socket(false).unwrap();
     bind_to_device(&socket, "lo").unwrap();
