@@ -196,6 +196,41 @@ fn an_agent_that_does_not_run_is_wrong_and_one_that_cannot_be_reached_is_unknown
 }
 
 #[test]
+fn an_agent_that_fails_is_quoted() -> Result<()> {
+    let cluster = mesh()?;
+    until("all to be well", || cluster.ask(&["status"]), |asked| asked.code == WELL)?;
+    let [first, _] = NODES;
+    let configuration = ["-n", SYSTEM, "get", "configmap", "sluice-agent", "--output"];
+    let configuration =
+        cluster.kubectl(&[&configuration[..], &["jsonpath={.data.agent\\.yaml}"]].concat())?;
+    let configure = |text: &str| {
+        let patch = serde_json::json!({ "data": { "agent.yaml": text } }).to_string();
+        let arguments =
+            ["-n", SYSTEM, "patch", "configmap", "sluice-agent", "--type=merge", "--patch", &patch];
+        cluster.kubectl(&arguments)
+    };
+    let replace = || {
+        let agent = cluster.agent(first)?;
+        cluster.kubectl(&["-n", SYSTEM, "delete", "pod", &agent, "--grace-period=1"])
+    };
+    configure(&format!("{configuration}\nnonsense: true\n"))?;
+    let asked = replace().and_then(|_deleted| {
+        until(
+            "the agent to fail",
+            || cluster.ask(&["check"]),
+            |asked| asked.code == WRONG && asked.output.contains("it ended with 1"),
+        )
+    });
+    configure(&configuration)?;
+    replace()?;
+    cluster.await_agents()?;
+    let text = asked?.output;
+    let said = text.lines().find(|line| line.contains("it ended with 1")).unwrap_or_default();
+    ensure!(said.contains(first) && said.contains("nonsense"), "{text}");
+    Ok(())
+}
+
+#[test]
 fn a_kubeconfig_that_is_no_use_is_named_with_what_to_do() -> Result<()> {
     let cluster = Cluster::open()?;
     let good = fs::read_to_string(cluster.kubeconfig())?;

@@ -130,9 +130,7 @@ impl Roster {
 fn agents(pods: Vec<Pod>) -> Vec<AgentPod> {
     let mut by_node: BTreeMap<String, (bool, AgentPod)> = BTreeMap::new();
     for pod in pods {
-        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else {
-            continue;
-        };
+        let Some(node) = node(&pod) else { continue };
         let is_leaving = pod.metadata.deletion_timestamp.is_some();
         let agent = agent(&node, &pod, is_leaving);
         let worth = |(is_leaving, agent): &(bool, AgentPod)| {
@@ -147,15 +145,47 @@ fn agents(pods: Vec<Pod>) -> Vec<AgentPod> {
     by_node.into_values().map(|(_, agent)| agent).collect()
 }
 
+/// The node that a pod runs on, or for which its DaemonSet has made it.
+fn node(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let required = || {
+        let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+        let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+        let fields =
+            required.node_selector_terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+        fields
+            .into_iter()
+            .find(|field| field.key == "metadata.name")?
+            .values
+            .as_ref()?
+            .first()
+            .cloned()
+    };
+    spec.node_name.clone().or_else(required)
+}
+
+/// Why no node has taken the pod, if that is so.
+fn unscheduled(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
+    (scheduled.status != "True").then(|| {
+        format!(
+            "it is not scheduled: {}",
+            scheduled.message.as_deref().unwrap_or("nobody says why")
+        )
+    })
+}
+
 fn agent(node: &str, pod: &Pod, is_leaving: bool) -> AgentPod {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let containers = status.and_then(|status| status.container_statuses.as_deref());
     let container = containers.unwrap_or_default().iter().find(|status| status.name == AGENT);
-    let mut state = container.map_or_else(
-        || AgentState::Down("its container has not been started yet".to_owned()),
-        agent_state,
-    );
+    let not_yet = || {
+        let why = unscheduled(pod);
+        AgentState::Down(why.unwrap_or_else(|| "its container has not been started yet".to_owned()))
+    };
+    let mut state = container.map_or_else(not_yet, agent_state);
     if is_leaving && state == AgentState::Ready {
         state = AgentState::NotReady("its pod is being deleted".to_owned());
     }
@@ -183,8 +213,10 @@ fn agent_state(container: &ContainerStatus) -> AgentState {
     });
     let ended = |state: &k8s_openapi::api::core::v1::ContainerState| {
         let ended = state.terminated.as_ref()?;
-        let message = ended.message.as_deref().unwrap_or_default();
-        Some(format!("it ended with {} {message}", ended.exit_code))
+        // The chart has Kubernetes take the last of its log for this.
+        let said = ended.message.as_deref().unwrap_or_default().trim().lines().next_back();
+        let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+        Some(format!("it ended with {}{said}", ended.exit_code))
     };
     let last = container.last_state.as_ref().and_then(ended);
     let now = waiting.or_else(|| state.and_then(ended)).unwrap_or_else(|| "unknown".to_owned());
@@ -233,6 +265,37 @@ mod tests {
             "{states:?}"
         );
         assert!(found[0].has_cni && found[0].account == "sluice-agent");
+    }
+
+    #[test]
+    fn an_agent_that_failed_is_quoted_by_its_last_words() {
+        let ended = json!({"exitCode": 1, "message": "INFO starting\nsluice: no such file\n"});
+        let state = json!({"terminated": ended});
+        let mut agent =
+            pod("a", "n1", false, &json!({"waiting": {"reason": "CrashLoopBackOff"}}), false);
+        let status = agent.status.as_mut().unwrap().container_statuses.as_mut().unwrap();
+        status[0].last_state = Some(serde_json::from_value(state).unwrap());
+        let down = "CrashLoopBackOff; it ended with 1: sluice: no such file".to_owned();
+        assert_eq!(agents(vec![agent])[0].state, AgentState::Down(down));
+    }
+
+    #[test]
+    fn an_agent_that_no_node_takes_is_named_with_the_node_that_it_is_for() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a"},
+            "spec": {"containers": [{"name": "agent"}], "affinity": {"nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                    {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}
+                ]}
+            }}},
+            "status": {"conditions": [
+                {"type": "PodScheduled", "status": "False", "message": "Insufficient memory."}
+            ]}
+        }))
+        .unwrap();
+        let found = agents(vec![pod]);
+        let down = AgentState::Down("it is not scheduled: Insufficient memory.".to_owned());
+        assert_eq!((found[0].node.as_str(), &found[0].state), ("n1", &down));
     }
 
     #[test]

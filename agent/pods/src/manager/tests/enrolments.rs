@@ -56,6 +56,10 @@ fn every_worker_listens_on_the_pods_loopback() {
         let notes = fake.notes();
         let (_, listeners) = &notes.served[&uid("web")];
         assert_eq!(listeners.len(), WORKERS);
+        // Only applications' ends of connections are to be reset with their agent.
+        let is_reset = |listener| rustix::net::sockopt::socket_linger(listener).unwrap().is_some();
+        assert!(listeners.iter().all(|worker| worker.outbound.iter().all(is_reset)));
+        assert!(!listeners.iter().any(|worker| worker.inbound.iter().any(is_reset)));
         for listener in
             listeners.iter().flat_map(|worker| worker.outbound.iter().chain(&worker.inbound))
         {

@@ -18,6 +18,7 @@ use std::{
 
 use sluice_kernel::{Datapath, Settings};
 use sluice_mesh::{Workload, WorkloadUid};
+use sluice_sys::socket;
 
 use crate::{
     LocalPod, PodEvent, PodManager, PodState, WorkerListeners, Workers,
@@ -104,7 +105,10 @@ impl Acceptor {
             loop {
                 let last = stopping.load(Ordering::SeqCst);
                 match listener.accept() {
-                    Ok((mut stream, _)) => drop(stream.write_all(answer(&stream).as_bytes())),
+                    Ok((mut stream, _)) => {
+                        drop(stream.write_all(answer(&stream).as_bytes()));
+                        socket::set_end_on_close(&stream).unwrap();
+                    }
                     Err(error) if error.kind() == ErrorKind::WouldBlock && last => return,
                     Err(_) => thread::sleep(Duration::from_millis(1)),
                 }
