@@ -259,6 +259,8 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_what_it_knew() -> 
     namespace.exec("client", &["sh", "-c", &loop_])?;
     let agents =
         [(first, cluster.agent_container(first)?), (second, cluster.agent_container(second)?)];
+    // What an agent knows is on disk a second later.
+    thread::sleep(Duration::from_secs(2));
     let server = cluster.away("control/kube-apiserver")?;
     let away = Instant::now();
     for (node, container) in agents {
@@ -272,8 +274,17 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_what_it_knew() -> 
     drop(server);
     wait_for("the API server", PATIENCE, || Ok(cluster.kubectl(&["get", "nodes"]).is_ok()))?;
     println!("API server away for {:?}", away.elapsed());
-    // Controllers take a while to come back to work; the next test needs them.
-    wait_for("the controllers", PATIENCE * 2, || Ok(cluster.namespace("mesh-api-back").is_ok()))?;
+    // Controllers take a while to come back to work, and some longer than others; the next test needs them.
+    let mut back = None;
+    wait_for("the controllers", PATIENCE * 2, || {
+        back = cluster.namespace("mesh-api-back").ok();
+        Ok(back.is_some())
+    })?;
+    let back = back.context("no namespace")?;
+    back.apply(&(back.pod("server", first, SERVE, "") + &service("server")))?;
+    let slices =
+        ["get", "endpointslices", "--output", "jsonpath={.items[*].endpoints[*].addresses}"];
+    wait_for("the service", PATIENCE * 2, || Ok(back.kubectl(&slices)?.contains('[')))?;
     let results = namespace.exec("client", &["cat", "/tmp/results"])?;
     let last = results.lines().rev().take(10).filter(|line| *line == "ok").count();
     ensure!(last == 10, "not served while the API server was away: {results}");

@@ -4,7 +4,7 @@
 //! not among the user's own programs, under a name that holds both versions.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -62,6 +62,10 @@ pub(crate) fn build(llvm: u32) -> Result<PathBuf> {
     let mut cargo = process::cargo();
     // The caller's target directory may be on another disk or shared; a tool has no business there.
     cargo.env_remove("CARGO_TARGET_DIR").env("LLVM_PREFIX", prefix);
+    // Away from this tree, whose cargo configuration links statically: LLVM is a shared library.
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    cargo.current_dir(&directory);
     cargo.args([
         "install",
         "bpf-linker",

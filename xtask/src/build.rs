@@ -1,6 +1,6 @@
 //! `cargo xtask build`: the BPF bytecode, then the agent with the bytecode inside.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -9,6 +9,9 @@ use crate::{
     bpf_toolchain, process, tools,
     workspace::{self, Profile},
 };
+
+/// What the demo, the tests and the image have of this tree.
+const PROGRAMS: [&str; 3] = ["sluice", "sluice-cni", "sluice-lab"];
 
 /// Build the BPF bytecode and the binaries that embed it.
 #[derive(Args)]
@@ -30,12 +33,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 pub(crate) fn all(profile: Profile) -> Result<()> {
     bytecode()?;
     binaries(profile)
-}
-
-/// What has to be there before cargo can compile the agent.
-pub(crate) fn prepare() -> Result<()> {
-    bytecode()?;
-    tools::ensure(&tools::BUILD)
 }
 
 fn bytecode() -> Result<()> {
@@ -77,7 +74,25 @@ fn binaries(profile: Profile) -> Result<()> {
         "sluice-tests",
         "--bins",
     ]);
-    process::exec(&mut cargo)
+    process::exec(&mut cargo)?;
+    PROGRAMS.iter().try_for_each(|program| show(program, profile))
+}
+
+/// Puts a program where people look for it: in cargo's directory for who names no target.
+fn show(program: &str, profile: Profile) -> Result<()> {
+    let place = workspace::target_dir().join(profile.directory()).join(program);
+    let built = Path::new("..").join(workspace::host()).join(profile.directory()).join(program);
+    if fs::read_link(&place).is_ok_and(|shown| shown == built) {
+        return Ok(());
+    }
+    if fs::symlink_metadata(&place).is_ok() {
+        fs::remove_file(&place).with_context(|| format!("cannot replace {}", place.display()))?;
+    }
+    if let Some(directory) = place.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    symlink(&built, &place).with_context(|| format!("cannot make {}", place.display()))
 }
 
 /// Copies the bytecode only when it changed: its time stamp decides whether cargo builds the agent anew.

@@ -1,9 +1,10 @@
 //! `cargo xtask image`: OCI images of this tree's programs, without Docker.
 //!
-//! The programs are linked statically, so an image holds them and nothing else: no shell, no libraries.
+//! The programs are linked statically (`.cargo/config.toml`), so an image holds them and nothing else: no shell, no
+//! libraries.
 
+mod elf;
 mod layout;
-mod statics;
 
 use std::{
     fs,
@@ -11,12 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use self::layout::Image;
 use crate::{
-    apt, cluster, process,
+    apt, build, cluster, process,
     workspace::{self, Profile},
 };
 
@@ -49,7 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// The `sluice` of the image, for the operator of a cluster that runs it.
 pub(crate) fn operators_program(profile: Profile) -> PathBuf {
-    statics::place(profile).join("sluice")
+    workspace::binary("sluice", profile)
 }
 
 /// The image of the agent and its plugin, by this tree's version.
@@ -69,17 +70,17 @@ pub(crate) fn coredns_name() -> String {
 /// Compiles the programs and writes both images; their files.
 pub(crate) fn build(profile: Profile) -> Result<Vec<PathBuf>> {
     let busybox = busybox()?;
-    let programs = statics::build(profile)?;
+    build::all(profile)?;
     let directory = workspace::target_dir().join("image");
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let sluice = Root::make(&directory.join("sluice"))?;
     for program in ["sluice", "sluice-cni"] {
-        sluice.add(&programs.join(program), &format!("usr/local/bin/{program}"))?;
+        sluice.add_own(program, profile)?;
     }
     sluice.write("etc/nsswitch.conf", "hosts: files dns\n")?;
     let lab = Root::make(&directory.join("lab"))?;
-    lab.add(&programs.join("sluice-lab"), "usr/local/bin/sluice-lab")?;
+    lab.add_own("sluice-lab", profile)?;
     lab.add_busybox(&busybox)?;
     lab.write("etc/nsswitch.conf", "hosts: files dns\n")?;
     lab.write("etc/passwd", "root:x:0:0:root:/:/bin/sh\n")?;
@@ -150,6 +151,18 @@ impl Root {
             .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
     }
 
+    /// A program of this tree, without what only debuggers read.
+    fn add_own(&self, program: &str, profile: Profile) -> Result<()> {
+        let built = workspace::binary(program, profile);
+        ensure!(
+            elf::is_static(&built),
+            "{} needs shared libraries: unset RUSTFLAGS, which takes the place of the flags in .cargo/config.toml",
+            built.display()
+        );
+        let to = self.place(&format!("usr/local/bin/{program}"))?;
+        process::exec(process::command("strip").arg("--strip-debug").arg("-o").arg(&to).arg(&built))
+    }
+
     fn write(&self, inside: &str, text: &str) -> Result<()> {
         let path = self.place(inside)?;
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
@@ -171,7 +184,7 @@ impl Root {
 
 /// A busybox that needs no library.
 fn busybox() -> Result<PathBuf> {
-    let fitting = || process::find("busybox").filter(|path| statics::is_static(path));
+    let fitting = || process::find("busybox").filter(|path| elf::is_static(path));
     if let Some(found) = fitting() {
         return Ok(found);
     }

@@ -50,7 +50,7 @@ pub(crate) const ZTUNNEL: [Program; 1] =
     [program("iptables-restore", "iptables", "redirects pods to ztunnel, as istio-cni does")];
 
 /// What the cluster is made with, beside the programs that xtask builds for it.
-pub(crate) const CLUSTER: [Program; 10] = [
+pub(crate) const CLUSTER: [Program; 11] = [
     program("ip", "iproute2", "joins the nodes' namespaces"),
     program("unshare", "util-linux", "makes the nodes' namespaces"),
     program("nsenter", "util-linux", "starts programs in them"),
@@ -61,6 +61,7 @@ pub(crate) const CLUSTER: [Program; 10] = [
     program("tar", "tar", "writes images"),
     program("sha256sum", "coreutils", "names what is in images"),
     program("readelf", "binutils", "tells whether a program is linked statically"),
+    program("strip", "binutils", "takes out of the image's programs what only debuggers read"),
 ];
 
 /// Installs the programs that are missing; does nothing, and asks apt nothing, when all are there.

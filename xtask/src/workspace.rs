@@ -55,7 +55,13 @@ pub(crate) fn target_dir() -> PathBuf {
 
 /// A binary that `build` made.
 pub(crate) fn binary(name: &str, profile: Profile) -> PathBuf {
-    target_dir().join(profile.directory()).join(name)
+    target_dir().join(host()).join(profile.directory()).join(name)
+}
+
+/// The target that `.cargo/config.toml` names, which gives what is built a directory of its own.
+pub(crate) fn host() -> String {
+    let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
+    format!("{}-unknown-linux-{libc}", env::consts::ARCH)
 }
 
 /// The BPF bytecode. Not under [`target_dir`]: the kernel crate's build script looks here whatever cargo is told.

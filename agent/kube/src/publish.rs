@@ -23,9 +23,10 @@ const REST: u32 = 100;
 const LONGEST_REST: Duration = Duration::from_millis(600);
 /// How long the API server has, after a start, before what is remembered is served.
 const GRACE: Duration = Duration::from_secs(3);
-/// Shortest time between two writes of what decides, and of the rest.
+/// Shortest time between two writes of what decides, and of the rest. A pod that starts after the last write is refused
+/// by an agent that starts again without the API server.
 const RULES_INTERVAL: Duration = Duration::from_secs(1);
-const MEMBERS_INTERVAL: Duration = Duration::from_secs(10);
+const MEMBERS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longer where there are many pods: this many times as long as a write takes, but no longer than
 const MEMBERS_REST: u32 = 300;
 const LONGEST_MEMBERS_INTERVAL: Duration = Duration::from_mins(1);
