@@ -1,6 +1,11 @@
 //! `cargo xtask test`: unit, property and namespace tests as one command.
 
-use std::{fs, process::Command, thread};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -36,12 +41,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     tools::ensure(&tools::LAB)?;
     build::all(Profile::Release)?;
-    let (on_cluster, others) = suites()?;
-    let mut cargo = command(options, &["--workspace", "--exclude", "sluice-tests"]);
-    let mut outcomes = vec![run_tests(&mut cargo, options)];
-    let targets: Vec<&str> = others.iter().flat_map(|suite| ["--test", suite.as_str()]).collect();
-    let mut cargo = command(options, &["--package", "sluice-tests", "--lib", "--bins"]);
-    outcomes.push(run_tests(cargo.args(targets), options));
+    let root = workspace::root();
+    let (on_cluster, on_nodes): (Vec<_>, Vec<_>) =
+        suites(&root.join("tests"))?.into_iter().partition(|name| name.starts_with("cluster_"));
+    let packages =
+        [crates(&root.join("agent"))?, crates(&root.join("ebpf"))?, vec![root.join("xtask")]];
+    let of_crates: Vec<Vec<_>> =
+        packages.concat().iter().map(|package| suites(package)).collect::<Result<_>>()?;
+    let of_crates = of_crates.concat();
+    let mut outcomes = vec![
+        run_tests(command(options).args(["--lib", "--bins"]).args(named(&of_crates)), options),
+        run_tests(command(options).arg("--doc"), options),
+        run_tests(command(options).args(named(&on_nodes)), options),
+    ];
     if !options.no_cluster {
         outcomes.push(run_on_cluster(options, &on_cluster));
     }
@@ -50,10 +62,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Tests of the whole on a real Kubernetes, which is made for them if any of them is asked for.
 fn run_on_cluster(options: &Options, suites: &[String]) -> Result<()> {
-    let targets: Vec<&str> = suites.iter().flat_map(|suite| ["--test", suite.as_str()]).collect();
     let cargo = || {
-        let mut cargo = command(options, &["--package", "sluice-tests"]);
-        cargo.args(&targets);
+        let mut cargo = command(options);
+        cargo.args(named(suites));
         cargo
     };
     let listed =
@@ -69,30 +80,46 @@ fn run_on_cluster(options: &Options, suites: &[String]) -> Result<()> {
     run_tests(&mut cargo, options)
 }
 
-/// The files of `tests/tests`, and its directories with a `main.rs`: those that need a cluster, by their name, and the others.
-fn suites() -> Result<(Vec<String>, Vec<String>)> {
-    let directory = workspace::root().join("tests/tests");
-    let entries =
-        fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    let names = entries.flatten().filter_map(|entry| {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_directory = entry.path().join("main.rs").is_file();
-        name.strip_suffix(".rs")
-            .or_else(|| is_directory.then_some(name.as_str()))
-            .map(str::to_owned)
-    });
-    let (mut on_cluster, mut others): (Vec<_>, Vec<_>) =
-        names.partition(|name| name.starts_with("cluster_"));
-    on_cluster.sort();
-    others.sort();
-    Ok((on_cluster, others))
+fn crates(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut crates = entries(directory)?;
+    crates.retain(|path| path.join("Cargo.toml").is_file());
+    Ok(crates)
 }
 
-fn command(options: &Options, which: &[&str]) -> Command {
+/// The test programs of a crate: files of its `tests`, and directories with a `main.rs`.
+fn suites(package: &Path) -> Result<Vec<String>> {
+    let directory = package.join("tests");
+    if !directory.is_dir() {
+        return Ok(Vec::new());
+    }
+    let name = |path: PathBuf| {
+        let is_suite = path.extension().is_some_and(|extension| extension == "rs")
+            || path.join("main.rs").is_file();
+        let name = path.file_stem().filter(|_| is_suite)?;
+        Some(name.to_string_lossy().into_owned())
+    };
+    Ok(entries(&directory)?.into_iter().filter_map(name).collect())
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+fn named(suites: &[String]) -> impl Iterator<Item = &str> {
+    suites.iter().flat_map(|suite| ["--test", suite.as_str()])
+}
+
+/// Always of the whole workspace, whichever targets are named: so dependencies have the same features each time, and
+/// are compiled once.
+fn command(options: &Options) -> Command {
     let mut cargo = process::cargo();
     cargo.current_dir(workspace::root());
     // To the end even when one fails: the next run should not be needed to hear of the second.
-    cargo.args(["test", "--release", "--no-fail-fast"]).args(which);
+    cargo.args(["test", "--release", "--no-fail-fast", "--workspace"]);
     cargo.env("RUST_TEST_THREADS", test_threads().to_string());
     cargo.env("SLUICE_BIN", workspace::binary("sluice", Profile::Release));
     if options.full {

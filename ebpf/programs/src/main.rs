@@ -48,7 +48,4 @@ fn on_panic(_: &core::panic::PanicInfo<'_>) -> ! {
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
-use {aya_ebpf as _, aya_log_ebpf as _, sluice_abi as _, sluice_ebpf as _};
-
-#[cfg(not(target_arch = "bpf"))]
 fn main() {}
