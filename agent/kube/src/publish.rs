@@ -28,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(3);
 const RULES_INTERVAL: Duration = Duration::from_secs(1);
 const MEMBERS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longer where there are many pods: this many times as long as a write takes, but no longer than
-const MEMBERS_REST: u32 = 300;
+const MEMBERS_REST: u32 = 1000;
 const LONGEST_MEMBERS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Makes snapshots for as long as the source lives.
