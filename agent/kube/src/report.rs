@@ -195,6 +195,7 @@ impl Teller {
 
 /// Whether nothing can be written because the namespace has gone, or is about to: its pods are too.
 fn says_namespace_goes(status: &Status) -> bool {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    status.code == 404 || causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    let Some(details) = &status.details else { return false };
+    status.code == 404 && details.kind == "namespaces"
+        || details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
 }

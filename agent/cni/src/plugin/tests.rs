@@ -1,107 +1,14 @@
 //! Every command in every version, against agents that answer, lie, hang, or are not there.
 
-use std::{
-    collections::HashMap, ffi::OsString, fs, os::unix::net::UnixListener, path::PathBuf,
-    sync::mpsc, thread, time::Instant,
-};
+mod lab;
+
+use std::{os::unix::net::UnixListener, thread, time::Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
+use self::lab::{Lab, RESULT, failure_of, succeeded};
 use super::*;
-use crate::protocol::{AttachmentId, encode, receive};
-
-const RESULT: &str = r#"{"cniVersion":"1.1.0","interfaces":[{"name":"veth1","mtu":1500},{"name":"eth0","sandbox":"/run/netns/x","pciID":"0","socketPath":"/s"}],"ips":[{"address":"10.0.0.2/24","interface":1},{"address":"fd00::2/64","interface":1},{"address":"10.9.9.9/32","interface":0}],"routes":[{"dst":"0.0.0.0/0","table":100,"scope":253}],"dns":{},"vendor":{"big":12345678901234567890.10}}"#;
-
-/// A call and everything around it.
-struct Lab {
-    directory: TempDir,
-    variables: HashMap<&'static str, OsString>,
-    config: Value,
-}
-
-impl Lab {
-    fn new(command: &str) -> Self {
-        let directory = TempDir::new().unwrap();
-        let netns = directory.path().join("netns");
-        fs::write(&netns, "").unwrap();
-        let variables = [
-            ("CNI_COMMAND", command.into()),
-            ("CNI_CONTAINERID", "c0ffee".into()),
-            ("CNI_IFNAME", "eth0".into()),
-            ("CNI_NETNS", netns.into_os_string()),
-            (
-                "CNI_ARGS",
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1;K8S_POD_UID=u-1".into(),
-            ),
-        ];
-        let config = json!({
-            "cniVersion": "1.1.0", "name": "pods", "type": "sluice-cni",
-            "socket": directory.path().join("cni.sock"),
-            "excludeNamespaces": ["kube-system"],
-            "ownPods": [{ "namespace": "sluice-system", "namePrefix": "sluice-agent-" }],
-            "somebodyElses": { "field": true },
-            "prevResult": serde_json::from_str::<Value>(RESULT).unwrap(),
-        });
-        Self { directory, variables: variables.into(), config }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("cni.sock")
-    }
-
-    fn set(&mut self, field: &str, value: Value) -> &mut Self {
-        self.config[field] = value;
-        self
-    }
-
-    fn version(&mut self, version: &str) -> &mut Self {
-        self.config["cniVersion"] = version.into();
-        self.config["prevResult"]["cniVersion"] = version.into();
-        self
-    }
-
-    /// An agent that gives one answer; what it was asked comes out of the channel.
-    fn agent(&self, answer: Answer) -> mpsc::Receiver<Request> {
-        let listener = UnixListener::bind(self.socket()).unwrap();
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                sender.send(receive(&mut stream).unwrap()).ok();
-                std::io::Write::write_all(&mut stream, &encode(&answer).unwrap()).unwrap();
-            }
-        });
-        receiver
-    }
-
-    fn run_text(&self, text: &str, retired: bool) -> Outcome {
-        let variables = |name: &str| self.variables.get(name).cloned();
-        run(&variables, &mut text.as_bytes(), retired)
-    }
-
-    fn run(&self) -> Outcome {
-        self.run_text(&self.config.to_string(), false)
-    }
-
-    /// The error's code and its text.
-    fn failure(&self) -> (u64, String) {
-        failure_of(&self.run())
-    }
-}
-
-fn failure_of(outcome: &Outcome) -> (u64, String) {
-    assert!(!outcome.success, "{outcome:?}");
-    let text = outcome.output.clone().unwrap();
-    let error: Value = serde_json::from_str(&text).unwrap();
-    assert!(error["cniVersion"].is_string() && error["msg"].is_string(), "{error}");
-    (error["code"].as_u64().unwrap(), text)
-}
-
-fn succeeded(outcome: &Outcome) -> Option<&str> {
-    assert!(outcome.success, "{outcome:?}");
-    outcome.output.as_deref()
-}
+use crate::protocol::{AttachmentId, receive};
 
 #[test]
 fn add_passes_the_result_on_unchanged_in_every_version() {
