@@ -80,26 +80,23 @@ fn sluice(client_identity: &Identity, server_identity: &Identity, place: IpAddr)
     let mut client = Channel::connect(client_identity, server_identity.id(), place).unwrap();
     let mut server = Channel::accept(server_identity).unwrap();
     let (mut to_client, mut to_server, mut plaintext) = (Vec::new(), Vec::new(), Vec::new());
-    let mut said = (false, false);
-    loop {
+    let (mut resumed, mut introduced) = (None, false);
+    while plaintext.len() < 2 {
         let progress = client.receive(&mut to_client, &mut plaintext, &mut to_server).unwrap();
         to_client.drain(..progress.taken);
-        if progress.established && !said.0 {
+        if progress.established && resumed.is_none() {
+            resumed = Some(client.peer(client_identity).unwrap().resumed);
             client.send(b"?", &mut to_server).unwrap();
-            said.0 = true;
         }
         let progress = server.receive(&mut to_server, &mut plaintext, &mut to_client).unwrap();
         to_server.drain(..progress.taken);
-        if progress.established && !said.1 {
+        if progress.established && !introduced {
+            server.peer(server_identity).unwrap();
+            introduced = true;
             server.send(b"!", &mut to_client).unwrap();
-            said.1 = true;
-        }
-        if plaintext.len() == 2 {
-            break;
         }
     }
-    server.peer(server_identity).unwrap();
-    client.peer(client_identity).unwrap().resumed
+    resumed.unwrap()
 }
 
 /// Plain rustls with P-256 certificates for a DNS name, and no SPIFFE.

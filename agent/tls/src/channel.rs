@@ -2,19 +2,26 @@
 //!
 //! Built on rustls' unbuffered connections, so that an idle connection owns no buffers: whoever does
 //! the I/O lends them. Handshakes, tickets and key updates are driven here; the caller only moves
-//! bytes.
+//! bytes. What comes after the handshake needs little of what rustls keeps: see [`records`].
 
 mod drive;
+mod keys;
+mod records;
 
 use std::net::IpAddr;
 
-use rustls::{Error, client::UnbufferedClientConnection, server::UnbufferedServerConnection};
+use rustls::{
+    CommonState, Error, ExtractedSecrets, SupportedCipherSuite, client::UnbufferedClientConnection,
+    server::UnbufferedServerConnection,
+};
 use sluice_spiffe::SpiffeId;
 
+use self::records::Records;
 use crate::{
-    binding::{self, Binding},
+    binding::Binding,
     error::TlsError,
-    identity::{Identity, Peer, PeerError},
+    identity::{Identity, Peer, PeerError, TICKETS_PER_HANDSHAKE},
+    witness::{self, TrafficSecrets},
 };
 
 /// The most ciphertext that one record can be (RFC 8446 section 5.2, with its header).
@@ -32,6 +39,10 @@ pub struct Channel {
     held: Vec<u8>,
     /// Shared with the other end; known once the server's flight is.
     binding: Option<Box<Binding>>,
+    /// What keys follow from, until [`Records`] has them.
+    secrets: Option<Box<TrafficSecrets>>,
+    /// Whether the caller knows who the peer is.
+    introduced: bool,
     /// Why the connection cannot go on.
     failed: Option<Error>,
 }
@@ -39,6 +50,10 @@ pub struct Channel {
 enum End {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
+    /// Either of them after the handshake.
+    Settled(Box<Records>),
+    /// None any more: it has failed.
+    Lost,
 }
 
 /// What a run over received bytes came to.
@@ -79,7 +94,8 @@ impl Channel {
     }
 
     fn over(end: End) -> Self {
-        Self { end, held: Vec::new(), binding: None, failed: None }
+        let (held, binding, secrets) = (Vec::new(), None, None);
+        Self { end, held, binding, secrets, introduced: false, failed: None }
     }
 
     /// Takes what was received: plaintext is appended to `plaintext`, and what must be answered
@@ -99,33 +115,83 @@ impl Channel {
         outgoing: &mut Vec<u8>,
     ) -> Result<Progress, TlsError> {
         self.check()?;
-        binding::forget();
+        let before = plaintext.len();
         let outcome = match &mut self.end {
+            End::Settled(records) => records.receive(received, plaintext, outgoing),
+            End::Client(_) | End::Server(_) | End::Lost => {
+                self.shake_hands(received, plaintext, outgoing)
+            }
+        };
+        let outcome = outcome.and_then(|progress| {
+            if progress.established && !progress.closed && self.introduced {
+                self.settle(plaintext.len() > before)?;
+            }
+            Ok(progress)
+        });
+        outcome.map_err(|error| {
+            self.failed = Some(error.clone());
+            error.into()
+        })
+    }
+
+    fn shake_hands(
+        &mut self,
+        received: &mut [u8],
+        plaintext: &mut Vec<u8>,
+        outgoing: &mut Vec<u8>,
+    ) -> Result<Progress, Error> {
+        let (outcome, seen) = witness::watch(|| match &mut self.end {
             End::Client(connection) => {
                 drive::receive(&mut ***connection, received, plaintext, outgoing)
             }
             End::Server(connection) => {
                 drive::receive(&mut ***connection, received, plaintext, outgoing)
             }
+            End::Settled(_) | End::Lost => Err(Error::HandshakeNotComplete),
+        });
+        if let Some((binding, secrets)) = seen {
+            self.binding = Some(Box::new(binding));
+            self.secrets = Some(Box::new(secrets));
+        }
+        let progress = outcome?;
+        self.hold(received.get(progress.taken..).unwrap_or_default(), progress.closed);
+        if self.held.len() > MAX_HELD {
+            return Err(Error::General("a handshake message in too small pieces".into()));
+        }
+        Ok(progress)
+    }
+
+    /// Lets go of rustls once all that it is needed for is over: nothing of the handshake is under way,
+    /// and a client has its tickets, which come before any data.
+    fn settle(&mut self, heard: bool) -> Result<(), Error> {
+        let is_over = match &self.end {
+            End::Client(connection) => {
+                let tickets = usize::try_from(connection.tls13_tickets_received());
+                heard || tickets.is_ok_and(|tickets| tickets >= TICKETS_PER_HANDSHAKE)
+            }
+            End::Server(_) => true,
+            End::Settled(_) | End::Lost => false,
         };
-        if let Some(noted) = binding::take_noted() {
-            self.binding = Some(Box::new(noted));
+        if !is_over || !self.held.is_empty() {
+            return Ok(());
         }
-        match outcome {
-            Ok(progress) => {
-                self.hold(received.get(progress.taken..).unwrap_or_default(), progress.closed);
-                if self.held.len() > MAX_HELD {
-                    let error = Error::General("a handshake message in too small pieces".into());
-                    self.failed = Some(error);
-                }
-                self.check()?;
-                Ok(progress)
+        let Some(secrets) = self.secrets.take() else { return Ok(()) };
+        let records = match std::mem::replace(&mut self.end, End::Lost) {
+            End::Client(connection) => {
+                let suite = connection.negotiated_cipher_suite();
+                let (extracted, _) = connection.dangerous_into_kernel_connection()?;
+                records(suite, true, *secrets, extracted)?
             }
-            Err(error) => {
-                self.failed = Some(error.clone());
-                Err(error.into())
+            End::Server(connection) => {
+                let suite = connection.negotiated_cipher_suite();
+                let (extracted, _) = connection.dangerous_into_kernel_connection()?;
+                records(suite, false, *secrets, extracted)?
             }
-        }
+            End::Settled(records) => records,
+            End::Lost => return Err(Error::HandshakeNotComplete),
+        };
+        self.end = End::Settled(records);
+        Ok(())
     }
 
     /// Appends `plaintext` to `outgoing` as records.
@@ -139,6 +205,8 @@ impl Channel {
         match &mut self.end {
             End::Client(connection) => drive::send(&mut ***connection, held, plaintext, outgoing)?,
             End::Server(connection) => drive::send(&mut ***connection, held, plaintext, outgoing)?,
+            End::Settled(records) => records.send(plaintext, outgoing)?,
+            End::Lost => return Err(Error::HandshakeNotComplete.into()),
         }
         Ok(())
     }
@@ -154,25 +222,38 @@ impl Channel {
         match &mut self.end {
             End::Client(connection) => drive::close(&mut ***connection, held, outgoing)?,
             End::Server(connection) => drive::close(&mut ***connection, held, outgoing)?,
+            End::Settled(records) => records.close(outgoing)?,
+            End::Lost => return Err(Error::HandshakeNotComplete.into()),
         }
         Ok(())
     }
 
-    /// Who is at the other end, once the handshake is over; to be asked before a byte is believed.
+    /// Who is at the other end, once the handshake is over; to be asked before a byte is believed, and
+    /// once: what the answer follows from is let go of afterwards.
     ///
     /// # Errors
     ///
     /// When the peer must not be talked to.
-    pub fn peer(&self, identity: &Identity) -> Result<Peer, PeerError> {
-        match &self.end {
-            End::Client(connection) => identity.peer(connection),
-            End::Server(connection) => identity.peer(connection),
-        }
+    pub fn peer(&mut self, identity: &Identity) -> Result<Peer, PeerError> {
+        let connection: &CommonState = match &self.end {
+            End::Client(connection) => connection,
+            End::Server(connection) => connection,
+            End::Settled(_) | End::Lost => return Err(PeerError::Forgotten),
+        };
+        let peer = identity.peer(connection)?;
+        self.introduced = true;
+        // Whoever uses the connection again is told.
+        self.failed = self.failed.take().or(self.settle(false).err());
+        Ok(peer)
     }
 
     /// Whether this end opened the connection.
     pub fn is_client(&self) -> bool {
-        matches!(self.end, End::Client(_))
+        match &self.end {
+            End::Client(_) => true,
+            End::Settled(records) => records.is_client(),
+            End::Server(_) | End::Lost => false,
+        }
     }
 
     /// Takes what the other end alone knows as well. A server has it before its flight is sent, so before
@@ -200,6 +281,16 @@ impl std::fmt::Debug for Channel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Channel").finish_non_exhaustive()
     }
+}
+
+fn records(
+    suite: Option<SupportedCipherSuite>,
+    is_client: bool,
+    secrets: TrafficSecrets,
+    extracted: ExtractedSecrets,
+) -> Result<Box<Records>, Error> {
+    let suite = suite.and_then(|suite| suite.tls13()).ok_or(Error::HandshakeNotComplete)?;
+    Ok(Box::new(Records::take_over(suite, is_client, secrets, extracted)?))
 }
 
 /// RFC 8446 section 5.1: type, version, length, and as many bytes.

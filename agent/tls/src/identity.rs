@@ -12,7 +12,7 @@ use std::{
 use rustls::{
     ClientConfig, CommonState, Error, HandshakeKind, ServerConfig,
     client::{Resumption, UnbufferedClientConnection},
-    crypto::aws_lc_rs::Ticketer,
+    crypto::{CryptoProvider, aws_lc_rs::Ticketer},
     server::{NoServerSessionStorage, ProducesTickets, UnbufferedServerConnection},
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
@@ -21,7 +21,6 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use sluice_spiffe::SpiffeId;
 
 use crate::{
-    binding::Witness,
     clock::{Clock, RustlsTime, after, between},
     expected::expected_name,
     presented::{Chains, Presented},
@@ -30,6 +29,7 @@ use crate::{
     session::Sessions,
     svid::{Svid, SvidError},
     verify::{ClientVerifier, ServerVerifier},
+    witness::Witness,
 };
 
 /// The protocol that agents speak inside TLS.
@@ -38,7 +38,7 @@ pub const ALPN: &[u8] = b"sluice/1";
 /// Tickets that a server sends after a handshake: one to replace the one that was used up, the others so
 /// that a burst of new connections can resume, at less than half the CPU of full handshakes. Each costs
 /// about 5 us at both ends together.
-const TICKETS_PER_HANDSHAKE: usize = 4;
+pub(crate) const TICKETS_PER_HANDSHAKE: usize = 4;
 
 /// Counts the certificates that this process has had.
 static CERTIFICATES: AtomicU64 = AtomicU64::new(0);
@@ -96,6 +96,9 @@ pub enum PeerError {
     /// There is no verified peer before the end of the handshake.
     #[error("the handshake is not complete")]
     Handshaking,
+    /// The peer was asked for before, and nothing is kept to answer again.
+    #[error("who the peer is was asked before")]
+    Forgotten,
     /// The two ends have not agreed on the protocol inside TLS.
     #[error("the peer does not speak {} (ALPN)", String::from_utf8_lossy(ALPN))]
     Protocol,
@@ -132,7 +135,7 @@ impl Identity {
             _ => Ticketer::new()?,
         };
         let sessions = Arc::new(Sessions::new(trust.clock.clone()));
-        let client = Arc::new(client_config(&key, &trust, &sessions)?);
+        let client = Arc::new(client_config(provider(), &key, &trust, &sessions)?);
         let server = Arc::new(server_config(&key, &trust, tickets.clone())?);
         let number = CERTIFICATES.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
@@ -263,13 +266,14 @@ pub(crate) fn half_life(now: UnixTime, last: UnixTime) -> UnixTime {
 }
 
 fn client_config(
+    provider: Arc<CryptoProvider>,
     key: &Arc<CertifiedKey>,
     trust: &Trust,
     sessions: &Arc<Sessions>,
 ) -> Result<ClientConfig, Error> {
     let verifier = Arc::new(ServerVerifier::new(trust.bundle.clone(), sessions.clone()));
     let time = Arc::new(RustlsTime(trust.clock.clone()));
-    let mut config = ClientConfig::builder_with_details(provider(), time)
+    let mut config = ClientConfig::builder_with_details(provider, time)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
@@ -279,6 +283,7 @@ fn client_config(
     config.enable_sni = false;
     config.enable_early_data = false;
     config.key_log = Arc::new(Witness);
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 
@@ -299,6 +304,7 @@ fn server_config(
     config.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
     config.max_early_data_size = 0;
     config.key_log = Arc::new(Witness);
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 

@@ -28,6 +28,7 @@ mod svid;
 #[cfg(test)]
 mod testing;
 mod verify;
+mod witness;
 
 pub use rustls_pki_types::{CertificateDer, UnixTime};
 

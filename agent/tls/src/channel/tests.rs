@@ -13,12 +13,12 @@ const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// One end with what it has read and what it has to say.
-struct Side {
-    channel: Channel,
+pub(super) struct Side {
+    pub(super) channel: Channel,
     identity: Identity,
-    plaintext: Vec<u8>,
-    outgoing: Vec<u8>,
-    progress: Progress,
+    pub(super) plaintext: Vec<u8>,
+    pub(super) outgoing: Vec<u8>,
+    pub(super) progress: Progress,
 }
 
 impl Side {
@@ -28,7 +28,7 @@ impl Side {
     }
 
     /// Takes everything of `wire` that is whole.
-    fn receive(&mut self, wire: &mut Vec<u8>) -> Result<(), TlsError> {
+    pub(super) fn receive(&mut self, wire: &mut Vec<u8>) -> Result<(), TlsError> {
         let progress = self.channel.receive(wire, &mut self.plaintext, &mut self.outgoing)?;
         wire.drain(..progress.taken);
         self.progress = progress;
@@ -43,11 +43,48 @@ fn identity(leaf: Leaf, root: &Authority, clock: &Arc<TestClock>) -> Identity {
 
 /// A client that expects `expected` and a server of [`WEB`], before the first byte.
 fn sides(expected: &str) -> (Side, Side) {
+    sides_of(expected, |identity| identity)
+}
+
+/// As [`sides`], the client's certificate in a configuration of its own.
+fn sides_of(expected: &str, change: impl FnOnce(Identity) -> Identity) -> (Side, Side) {
     let (root, clock) = (Authority::root("root"), test_clock());
     let [cart, web] = [CART, WEB].map(|id| identity(root.leaf(id), &root, &clock));
+    let cart = change(cart);
     let client = Channel::connect(&cart, &expected.parse().unwrap(), HERE).unwrap();
     let server = Channel::accept(&web).unwrap();
     (Side::new(client, cart), Side::new(server, web))
+}
+
+/// Both ends after a handshake and a word each way. Those who have been `introduced` have let go of rustls.
+pub(super) fn joined(
+    introduced: (bool, bool),
+    change: impl FnOnce(Identity) -> Identity,
+) -> (Side, Side) {
+    let (mut client, mut server) = sides_of(WEB, change);
+    settle(&mut client, &mut server).unwrap();
+    for (introduced, side) in [(introduced.0, &mut client), (introduced.1, &mut server)] {
+        if introduced {
+            side.channel.peer(&side.identity).unwrap();
+        }
+    }
+    for _ in 0..2 {
+        say(&mut client, &mut server, b"ping");
+        say(&mut server, &mut client, b"pong");
+    }
+    for (introduced, side) in [(introduced.0, &client), (introduced.1, &server)] {
+        assert_eq!(matches!(side.channel.end, End::Settled(_)), introduced);
+    }
+    (client, server)
+}
+
+/// `from` says `what`, and `to` hears it.
+pub(super) fn say(from: &mut Side, to: &mut Side, what: &[u8]) {
+    from.channel.send(what, &mut from.outgoing).unwrap();
+    let mut wire = std::mem::take(&mut from.outgoing);
+    to.receive(&mut wire).unwrap();
+    assert!(wire.is_empty(), "{} bytes are left", wire.len());
+    assert!(std::mem::take(&mut to.plaintext) == what, "of {} bytes", what.len());
 }
 
 /// Moves bytes until neither end has any left to say.
@@ -97,6 +134,25 @@ fn a_stream_of_any_length_arrives_as_it_was_sent() {
         assert!(wire.is_empty());
         assert_eq!(std::mem::take(&mut server.plaintext), sent, "{length} bytes");
     }
+}
+
+#[test]
+fn who_the_peer_is_can_be_asked_once() {
+    let (mut client, mut server) = joined((true, true), |identity| identity);
+    for Side { channel, identity, .. } in [&mut client, &mut server] {
+        assert_eq!(channel.peer(identity), Err(PeerError::Forgotten));
+    }
+    assert!(client.channel.is_client() && !server.channel.is_client());
+}
+
+#[test]
+fn a_client_keeps_its_tickets_before_it_lets_go() {
+    let (mut client, server) = joined((true, true), |identity| identity);
+    let again = client.identity.client_connection(server.identity.id(), HERE).unwrap();
+    client.channel = Channel::over(End::Client(Box::new(again)));
+    let mut far = Side::new(Channel::accept(&server.identity).unwrap(), server.identity);
+    settle(&mut client, &mut far).unwrap();
+    assert!(client.channel.peer(&client.identity).unwrap().resumed);
 }
 
 #[test]

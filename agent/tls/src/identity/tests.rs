@@ -5,7 +5,7 @@ mod resumption;
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
+use rustls::{HandshakeKind, NamedGroup, ProtocolVersion, SupportedCipherSuite};
 
 use super::*;
 use crate::{
@@ -46,6 +46,14 @@ impl Identity {
         Arc::make_mut(&mut self.client).max_fragment_size = Some(length);
         Arc::make_mut(&mut self.server).max_fragment_size = Some(length);
         self
+    }
+
+    /// The same with clients that offer nothing but `suite`.
+    pub(crate) fn with_suite(self, suite: SupportedCipherSuite) -> Self {
+        let provider =
+            CryptoProvider { cipher_suites: vec![suite], ..CryptoProvider::clone(&provider()) };
+        let config = client_config(Arc::new(provider), &self.key, &self.trust, &self.sessions);
+        Self { client: Arc::new(config.unwrap()), ..self }
     }
 }
 
