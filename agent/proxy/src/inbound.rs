@@ -19,7 +19,7 @@ use crate::{
     plain::{self, PlainEnd},
     pool::MAX_IDLE_TIME,
     preamble::{HELLO_TIME, NEWCOMER_SILENCE, STRANGER_SILENCE, read_preamble},
-    relay::{Outcome, Relay, Side},
+    relay::{Outcome, Relay, Resetter, Side},
     series::{Ending, Flags},
     session::{Broken, Session},
     worker::Worker,
@@ -179,7 +179,7 @@ impl Arrived {
             match self.mesh_stream(&mut session, client).await {
                 Ok(()) => {}
                 Err(Some(reason)) => return session.reset(reason),
-                Err(None) => return,
+                Err(None) => break,
             }
         }
         session.close();
@@ -252,28 +252,20 @@ impl Arrived {
         application: std::net::TcpStream,
         live: &Live,
     ) -> Result<(), Option<ResetReason>> {
-        let outcome = match TcpStream::from_std(application) {
+        let (session, failure) = match TcpStream::from_std(application) {
             Ok(mut application) => {
                 let relay = Relay::new(&mut application, session, live, Side::Server, &[]);
                 let outcome = relay.run().await;
                 if matches!(outcome, Outcome::Clean) {
                     closing::in_order(&application);
                 }
-                outcome
+                ended(outcome)
             }
-            Err(error) => Outcome::Application(error),
+            Err(error) => (Err(Some(ResetReason::Application)), Some(Failure::Application(error))),
         };
-        let snapshot = self.worker.shared.snapshot();
-        match ended(outcome) {
-            Ok(()) => {
-                access::connection_complete(&snapshot, live, None);
-                Ok(())
-            }
-            Err((reason, failure)) => {
-                access::connection_complete(&snapshot, live, Some(&failure));
-                Err(reason)
-            }
-        }
+        let failure = failure.as_ref().map(|failure| failure as &dyn Ending);
+        access::connection_complete(&self.worker.shared.snapshot(), live, failure);
+        session
     }
 
     async fn open(
@@ -368,16 +360,16 @@ async fn hand_over(
     }
 }
 
-/// What an outcome means for the session, and for the log.
-fn ended(outcome: Outcome) -> Result<(), (Option<ResetReason>, Failure)> {
+/// What an outcome means for the session, as [`Arrived::mesh_stream`], and for the log.
+fn ended(outcome: Outcome) -> (Result<(), Option<ResetReason>>, Option<Failure>) {
     match outcome {
-        Outcome::Clean => Ok(()),
-        Outcome::Application(error) => {
-            Err((Some(ResetReason::Application), Failure::Application(error)))
-        }
-        Outcome::Peer(reason) => Err((None, Failure::Ended(reason))),
-        Outcome::Broken(broken) => Err((None, broken.into())),
-        Outcome::Unseen => Err((None, Broken::Closed.into())),
-        Outcome::Cut(reason) => Err((Some(reason), Failure::Ended(reason))),
+        Outcome::Clean => (Ok(()), None),
+        Outcome::Reset(Resetter::Own(error)) => (Ok(()), Some(Failure::Application(error))),
+        Outcome::Reset(Resetter::Peer) => (Ok(()), Some(Failure::Ended(ResetReason::Application))),
+        Outcome::Application(error) => (Err(None), Some(Failure::Application(error))),
+        Outcome::Peer(reason) => (Err(None), Some(Failure::Ended(reason))),
+        Outcome::Broken(broken) => (Err(None), Some(broken.into())),
+        Outcome::Unseen => (Err(None), Some(Broken::Closed.into())),
+        Outcome::Cut(reason) => (Err(Some(reason)), Some(Failure::Ended(reason))),
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     plain::{self, PlainEnd},
     pool::Key,
     preamble::first_bytes,
-    relay::{Outcome, Relay, Side},
+    relay::{Outcome, Relay, Resetter, Side},
     session::{Broken, Session},
     worker::Worker,
 };
@@ -234,8 +234,15 @@ impl Captured {
                 Outcome::Unseen => return Err(Broken::Closed.into()),
                 Outcome::Broken(broken) => return Err(broken.into()),
                 Outcome::Peer(reason) => return Err(Failure::Ended(reason)),
+                Outcome::Reset(by) => {
+                    self.worker.put_session(key.clone(), session);
+                    return Err(match by {
+                        Resetter::Own(error) => Failure::Application(error),
+                        Resetter::Peer => Failure::Ended(ResetReason::Application),
+                    });
+                }
                 Outcome::Application(error) => {
-                    session.reset(ResetReason::Application);
+                    session.close();
                     return Err(Failure::Application(error));
                 }
                 Outcome::Cut(reason) => {

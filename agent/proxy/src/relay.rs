@@ -4,6 +4,8 @@
 //! was read is written in the same turn, and nothing is allocated while both sockets keep up.
 //! Back-pressure is the rule that nothing is read for a socket that has not taken what it got.
 
+mod parting;
+
 use std::{
     future::poll_fn,
     io,
@@ -32,7 +34,10 @@ const TURNS_PER_POLL: usize = 8;
 pub(crate) enum Outcome {
     /// Both directions ended; the session can carry another stream.
     Clean,
-    /// The application reset its connection, or is gone.
+    /// An application reset its connection, or is gone, and both agents know: the session can carry
+    /// another stream.
+    Reset(Resetter),
+    /// The application reset its connection, or is gone. The peer was told as far as that was possible.
     Application(io::Error),
     /// The peer tore the stream down.
     Peer(ResetReason),
@@ -43,6 +48,15 @@ pub(crate) enum Outcome {
     Unseen,
     /// The stream was ended from outside.
     Cut(ResetReason),
+}
+
+/// Whose application reset a stream.
+#[derive(Debug)]
+pub(crate) enum Resetter {
+    /// Our own.
+    Own(io::Error),
+    /// The peer's.
+    Peer,
 }
 
 /// One stream in flight.
@@ -130,13 +144,15 @@ impl<'a> Relay<'a> {
     /// Carries the stream to its end.
     pub(crate) async fn run(mut self) -> Outcome {
         let outcome = poll_fn(|cx| Scratch::lend(|scratch| self.poll(cx, scratch))).await;
-        match &outcome {
-            Outcome::Broken(broken) if !self.committed && self.is_farewell(broken).await => {
+        match outcome {
+            Outcome::Broken(broken) if !self.committed && self.is_farewell(&broken).await => {
                 Outcome::Unseen
             }
+            Outcome::Application(error) => self.part(error).await,
+            Outcome::Peer(ResetReason::Application) => self.answer_parting().await,
             Outcome::Broken(_)
             | Outcome::Clean
-            | Outcome::Application(_)
+            | Outcome::Reset(_)
             | Outcome::Peer(_)
             | Outcome::Unseen
             | Outcome::Cut(_) => outcome,
@@ -294,13 +310,24 @@ impl<'a> Relay<'a> {
         {
             self.commit();
             match event {
-                Event::Data(bytes) => self.give(cx, bytes)?,
+                Event::Data(bytes) => {
+                    if let Err(outcome) = self.give(cx, bytes) {
+                        // What follows counts for the session, though not for the application.
+                        self.session.unread = plaintext.to_vec();
+                        return Err(outcome);
+                    }
+                }
                 Event::End => {
                     self.incoming = Incoming::Ended;
                     self.session.unread = plaintext.to_vec();
                     return Ok(());
                 }
-                Event::Reset(reason) => return Err(Outcome::Peer(reason)),
+                Event::Reset(reason) => {
+                    // The peer's last word, too.
+                    self.incoming = Incoming::Told;
+                    self.session.unread = plaintext.to_vec();
+                    return Err(Outcome::Peer(reason));
+                }
                 Event::Open(_) => return Err(Outcome::Broken(Broken::UnexpectedOpen)),
             }
         }

@@ -11,14 +11,14 @@ use super::*;
 use crate::testing::{PATIENCE, live, opened, pattern, session_pair, tcp_pair};
 
 /// An application on each side and what is between them; each relay gives its session back.
-struct Stream {
-    client: TcpStream,
-    server: TcpStream,
-    near: tokio::task::JoinHandle<(Outcome, Session, u64, u64)>,
-    far: tokio::task::JoinHandle<(Outcome, Session)>,
+pub(super) struct Stream {
+    pub(super) client: TcpStream,
+    pub(super) server: TcpStream,
+    pub(super) near: tokio::task::JoinHandle<(Outcome, Session, u64, u64)>,
+    pub(super) far: tokio::task::JoinHandle<(Outcome, Session)>,
 }
 
-async fn stream(
+pub(super) async fn stream(
     (mut near_session, mut far_session): (Session, Session),
     head: &'static [u8],
 ) -> Stream {
@@ -48,7 +48,11 @@ async fn stream(
     Stream { client, server, near, far }
 }
 
-async fn exchange(sessions: (Session, Session), up: usize, down: usize) -> (Session, Session) {
+pub(super) async fn exchange(
+    sessions: (Session, Session),
+    up: usize,
+    down: usize,
+) -> (Session, Session) {
     let Stream { client, server, near, far } = stream(sessions, b"head").await;
     let (mut client_read, mut client_write) = client.into_split();
     let (mut server_read, mut server_write) = server.into_split();
@@ -94,20 +98,6 @@ async fn one_session_carries_stream_after_stream_exactly() {
         opened(&mut far).await;
         sessions = (near, far);
     }
-}
-
-#[tokio::test]
-async fn a_reset_at_one_end_is_a_reset_at_the_other() {
-    let Stream { client, mut server, near, far } = stream(session_pair().await, b"x").await;
-    assert_eq!(server.read_u8().await.unwrap(), b'x');
-    sluice_sys::socket::set_reset_on_close(&client).unwrap();
-    drop(client);
-    let (outcome, session, ..) = near.await.unwrap();
-    assert!(matches!(outcome, Outcome::Application(_)), "{outcome:?}");
-    session.reset(ResetReason::Application);
-    let (outcome, _) = timeout(PATIENCE, far).await.unwrap().unwrap();
-    assert!(matches!(outcome, Outcome::Peer(ResetReason::Application)), "{outcome:?}");
-    assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
