@@ -69,6 +69,16 @@ impl Ending for Failure {
     }
 }
 
+/// How a session goes that can carry no other stream.
+enum Leaving {
+    /// Its stream is torn down.
+    Reset(ResetReason),
+    /// Its stream has had our last word.
+    Close,
+    /// The peer knows, or cannot be told.
+    Drop,
+}
+
 /// A connection that arrived.
 struct Arrived {
     worker: Arc<Worker>,
@@ -178,8 +188,9 @@ impl Arrived {
             is_new = false;
             match self.mesh_stream(&mut session, client).await {
                 Ok(()) => {}
-                Err(Some(reason)) => return session.reset(reason),
-                Err(None) => break,
+                Err(Leaving::Reset(reason)) => return session.reset(reason),
+                Err(Leaving::Close) => break,
+                Err(Leaving::Drop) => return,
             }
         }
         session.close();
@@ -212,13 +223,8 @@ impl Arrived {
         Session::handshake(stream, Channel::accept(&identity)?, &identity, links, received).await
     }
 
-    /// Serves one stream. Then the session can carry another, or must go, with a reason for the peer or
-    /// without.
-    async fn mesh_stream(
-        &self,
-        session: &mut Session,
-        client: SocketAddr,
-    ) -> Result<(), Option<ResetReason>> {
+    /// Serves one stream. Then the session can carry another, or must go.
+    async fn mesh_stream(&self, session: &mut Session, client: SocketAddr) -> Result<(), Leaving> {
         let peer = Some(session.peer.id.clone());
         // Listed before it is judged: a policy change from here on finds it.
         let live = self.worker.list(self.facts(Transport::MutualTls, client, peer));
@@ -226,13 +232,13 @@ impl Arrived {
         let own = &self.pod.identity;
         let opened = match session.still_trusted(&self.worker.shared.certificates, own) {
             Ok(()) => Box::pin(self.open(client, &session.peer.id)).await,
-            Err(error) => Err((Some(ResetReason::Revoked), Failure::Untrusted(error))),
+            Err(error) => Err((ResetReason::Revoked, Failure::Untrusted(error))),
         };
         match opened {
             Ok(application) => {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_mtls.increment();
                 match hand_over(session, application, live).await {
-                    Ok(flushed) => flushed.map_err(|_broken| None),
+                    Ok(flushed) => flushed.map_err(|_broken| Leaving::Drop),
                     Err((application, live)) => self.carry(session, application, &live).await,
                 }
             }
@@ -240,7 +246,7 @@ impl Arrived {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
                 let snapshot = self.worker.shared.snapshot();
                 access::connection_complete(&snapshot, &live, Some(&failure));
-                Err(reason)
+                Err(Leaving::Reset(reason))
             }
         }
     }
@@ -251,7 +257,7 @@ impl Arrived {
         session: &mut Session,
         application: std::net::TcpStream,
         live: &Live,
-    ) -> Result<(), Option<ResetReason>> {
+    ) -> Result<(), Leaving> {
         let (session, failure) = match TcpStream::from_std(application) {
             Ok(mut application) => {
                 let relay = Relay::new(&mut application, session, live, Side::Server, &[]);
@@ -261,7 +267,10 @@ impl Arrived {
                 }
                 ended(outcome)
             }
-            Err(error) => (Err(Some(ResetReason::Application)), Some(Failure::Application(error))),
+            Err(error) => {
+                let leaving = Leaving::Reset(ResetReason::Application);
+                (Err(leaving), Some(Failure::Application(error)))
+            }
         };
         let failure = failure.as_ref().map(|failure| failure as &dyn Ending);
         access::connection_complete(&self.worker.shared.snapshot(), live, failure);
@@ -272,17 +281,17 @@ impl Arrived {
         &self,
         client: SocketAddr,
         peer: &SpiffeId,
-    ) -> Result<std::net::TcpStream, (Option<ResetReason>, Failure)> {
+    ) -> Result<std::net::TcpStream, (ResetReason, Failure)> {
         if client.ip() != self.client.ip() {
             let failure = Failure::ForeignClient { claimed: client, actual: self.client };
-            return Err((Some(ResetReason::Protocol), failure));
+            return Err((ResetReason::Protocol, failure));
         }
-        self.authorize(Some(peer)).map_err(|reason| (Some(ResetReason::Denied), reason.into()))?;
+        self.authorize(Some(peer)).map_err(|reason| (ResetReason::Denied, reason.into()))?;
         self.deliver(client).await.map_err(|source| {
             let is_shortage = descriptors::is_shortage(&source);
             let reason =
                 if is_shortage { ResetReason::Overloaded } else { ResetReason::Unreachable };
-            (Some(reason), self.undelivered(source))
+            (reason, self.undelivered(source))
         })
     }
 
@@ -361,15 +370,15 @@ async fn hand_over(
 }
 
 /// What an outcome means for the session, as [`Arrived::mesh_stream`], and for the log.
-fn ended(outcome: Outcome) -> (Result<(), Option<ResetReason>>, Option<Failure>) {
+fn ended(outcome: Outcome) -> (Result<(), Leaving>, Option<Failure>) {
     match outcome {
         Outcome::Clean => (Ok(()), None),
         Outcome::Reset(Resetter::Own(error)) => (Ok(()), Some(Failure::Application(error))),
         Outcome::Reset(Resetter::Peer) => (Ok(()), Some(Failure::Ended(ResetReason::Application))),
-        Outcome::Application(error) => (Err(None), Some(Failure::Application(error))),
-        Outcome::Peer(reason) => (Err(None), Some(Failure::Ended(reason))),
-        Outcome::Broken(broken) => (Err(None), Some(broken.into())),
-        Outcome::Unseen => (Err(None), Some(Broken::Closed.into())),
-        Outcome::Cut(reason) => (Err(Some(reason)), Some(Failure::Ended(reason))),
+        Outcome::Application(error) => (Err(Leaving::Close), Some(Failure::Application(error))),
+        Outcome::Peer(reason) => (Err(Leaving::Drop), Some(Failure::Ended(reason))),
+        Outcome::Broken(broken) => (Err(Leaving::Drop), Some(broken.into())),
+        Outcome::Unseen => (Err(Leaving::Drop), Some(Broken::Closed.into())),
+        Outcome::Cut(reason) => (Err(Leaving::Reset(reason)), Some(Failure::Ended(reason))),
     }
 }

@@ -6,7 +6,8 @@
 //!   frame   = type (1 byte)  length (3 bytes, big-endian)  payload
 //!   client  : OPEN(client address)  DATA*  END          next stream: OPEN ...
 //!   server  :                       DATA*  END
-//!   either  : RESET(reason) ends the stream and the connection
+//!   either  : RESET(application) instead of END: the stream is over once the other has said END or RESET
+//!             RESET(any other reason) ends the stream and the connection
 //! ```
 //!
 //! A stream is over when both sides have sent END; the connection may then carry the next OPEN. The

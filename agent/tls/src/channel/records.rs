@@ -150,7 +150,7 @@ impl Records {
             return Err(InvalidMessage::InvalidEmptyPayload.into());
         }
         self.message.extend_from_slice(content);
-        let messages = std::mem::take(&mut self.message);
+        let mut messages = std::mem::take(&mut self.message);
         let mut rest = messages.as_slice();
         while let Some(([kind, length @ ..], behind)) = rest.split_first_chunk::<MESSAGE_HEADER>() {
             let [high, middle, low] = *length;
@@ -168,7 +168,12 @@ impl Records {
                 _ => return Err(unexpected("a handshake message after the handshake")),
             }
         }
-        self.message = rest.to_vec();
+        if !rest.is_empty() {
+            // Moved only if something was taken, so that a message in small pieces is not copied for each.
+            let taken = messages.len() - rest.len();
+            messages.drain(..taken);
+            self.message = messages;
+        }
         Ok(())
     }
 
