@@ -10,7 +10,7 @@
 //!             RESET(any other reason) ends the stream and the connection
 //! ```
 //!
-//! A stream is over when both sides have sent END; the connection may then carry the next OPEN. The
+//! A stream is over when both sides have said their last; the connection may then carry the next OPEN. The
 //! destination is not in the frames: it is the address that was dialled. This crate does no I/O.
 #![forbid(unsafe_code)]
 
