@@ -95,6 +95,7 @@ impl Session {
         mut received: Vec<u8>,
     ) -> Result<Self, Broken> {
         let mut announced = None;
+        let mut closed = false;
         let mut outgoing = Vec::new();
         let mut plaintext = Vec::new();
         loop {
@@ -109,6 +110,7 @@ impl Session {
             };
             received.drain(..progress.taken);
             if progress.established {
+                closed = progress.closed;
                 break;
             }
             if !channel.is_client()
@@ -137,7 +139,7 @@ impl Session {
             outbox: exact(outgoing),
             partial: exact(received),
             unread: exact(plaintext),
-            closed: false,
+            closed,
             peer,
             last_use: Instant::now(),
             link,
