@@ -95,10 +95,9 @@ impl Session {
         mut received: Vec<u8>,
     ) -> Result<Self, Broken> {
         let mut announced = None;
-        let mut closed = false;
         let mut outgoing = Vec::new();
         let mut plaintext = Vec::new();
-        loop {
+        let closed = loop {
             let step = channel.receive(&mut received, &mut plaintext, &mut outgoing);
             let progress = match step {
                 Ok(progress) => progress,
@@ -110,8 +109,7 @@ impl Session {
             };
             received.drain(..progress.taken);
             if progress.established {
-                closed = progress.closed;
-                break;
+                break progress.closed;
             }
             if !channel.is_client()
                 && let Some(binding) = channel.take_binding()
@@ -126,7 +124,7 @@ impl Session {
             if tcp.read_buf(&mut received).await? == 0 {
                 return Err(Broken::Truncated);
             }
-        }
+        };
         let peer = channel.peer(identity)?;
         let link = match announced {
             Some(announced) => announced.settle(),
