@@ -285,6 +285,11 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_what_it_knew() -> 
     let slices =
         ["get", "endpointslices", "--output", "jsonpath={.items[*].endpoints[*].addresses}"];
     wait_for("the service", PATIENCE * 2, || Ok(back.kubectl(&slices)?.contains('[')))?;
+    // CoreDNS and kube-proxy too, neither of which has to do with the mesh here.
+    back.await_ready("pod/server")?;
+    let url = "http://server.mesh-api-back/page";
+    wait_for("the service's name", PATIENCE * 3, || Ok(namespace.fetch("client", url).is_ok()))?;
+    println!("a new service served by its name {:?} after the outage", away.elapsed());
     let results = namespace.exec("client", &["cat", "/tmp/results"])?;
     let last = results.lines().rev().take(10).filter(|line| *line == "ok").count();
     ensure!(last == 10, "not served while the API server was away: {results}");
