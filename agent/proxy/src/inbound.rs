@@ -14,8 +14,8 @@ use crate::{
     deadline::watch_peer,
     delivery::deliver,
     descriptors::{self, Begins, Shortage},
-    live::{Direction, Facts, Listed, Live, Transport},
-    local::Delivered,
+    live::{Direction, Facts, Live, Transport},
+    local::{self, Delivered},
     plain::{self, PlainEnd},
     pool::MAX_IDLE_TIME,
     preamble::{HELLO_TIME, NEWCOMER_SILENCE, STRANGER_SILENCE, read_preamble},
@@ -237,9 +237,11 @@ impl Arrived {
         match opened {
             Ok(application) => {
                 self.worker.shared.stats.of(&self.pod.uid).inbound_mtls.increment();
-                match hand_over(session, application, live).await {
+                match local::hand_over(session, Delivered { application, live }).await {
                     Ok(flushed) => flushed.map_err(|_broken| Leaving::Drop),
-                    Err((application, live)) => self.carry(session, application, &live).await,
+                    Err(Delivered { application, live }) => {
+                        self.carry(session, application, &live).await
+                    }
                 }
             }
             Err((reason, failure)) => {
@@ -347,25 +349,6 @@ impl Arrived {
             return Failure::NoSocket { address, source };
         }
         Failure::Unreachable { address, source }
-    }
-}
-
-/// Leaves a stream that was let in to the client's side of this process, if that is where the session
-/// comes from; then the session is free, unless it fails now. Otherwise the stream is to be carried here.
-async fn hand_over(
-    session: &mut Session,
-    application: std::net::TcpStream,
-    live: Listed,
-) -> Result<Result<(), Broken>, (std::net::TcpStream, Listed)> {
-    let delivered = Delivered { application, live };
-    let left = match &session.link {
-        Some(link) => link.hand_over(delivered),
-        None => Err(delivered),
-    };
-    match left {
-        // Tickets, which otherwise leave with the first bytes of the application.
-        Ok(()) => Ok(session.try_flush().await),
-        Err(Delivered { application, live }) => Err((application, live)),
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     live::{Listed, Live},
     pool::Key,
     scratch::Scratch,
-    session::Session,
+    session::{Broken, Session},
 };
 
 /// Streams that are opened at once between two pods of one node, over as many sessions at most. Each is
@@ -120,7 +120,7 @@ impl Drop for Announced<'_> {
 
 impl Link {
     /// Gives a stream that was let in to the client that waits for it; or back, when none does.
-    pub(crate) fn hand_over(&self, delivered: Delivered) -> Result<(), Delivered> {
+    fn hand_over(&self, delivered: Delivered) -> Result<(), Delivered> {
         let waiting = lock(&self.waiting).take();
         match waiting {
             Some(waiting) => waiting.send(delivered),
@@ -136,8 +136,22 @@ impl Link {
         let opened = poll_fn(|cx| poll_open(cx, session, live, &mut delivered)).await;
         // Whoever was faster decides: what has been handed over by now is ours to carry, or to end.
         delivered.close();
+        session.take_tickets().await;
         opened.or_else(|| delivered.try_recv().ok())
     }
+}
+
+/// Leaves a stream that was let in to the client's side of this process, if that is where the session
+/// comes from; then the session is free, unless it fails now. Otherwise the stream is given back.
+pub(crate) async fn hand_over(
+    session: &mut Session,
+    delivered: Delivered,
+) -> Result<Result<(), Broken>, Delivered> {
+    let Some(link) = session.link.clone() else { return Err(delivered) };
+    // Tickets, which otherwise leave with the first bytes of the application: the client takes them in before it
+    // puts its end away.
+    let flushed = session.try_flush().await;
+    link.hand_over(delivered).map(|()| flushed)
 }
 
 // === impl Turns ===

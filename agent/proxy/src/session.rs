@@ -16,6 +16,7 @@ use sluice_wire::{Control, Decoder, Event, ProtocolError};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    task::yield_now,
     time::timeout,
 };
 
@@ -306,6 +307,21 @@ impl Session {
                 }
             }
         })
+    }
+
+    /// Whether its tickets, for which a burst of connections waits, are still to be received.
+    pub(crate) fn awaits_tickets(&self) -> bool {
+        self.channel.awaits_tickets()
+    }
+
+    /// Receives the tickets that have arrived: a stream that is handed over leaves them behind.
+    pub(crate) async fn take_tickets(&mut self) {
+        if self.awaits_tickets() {
+            // The runtime has to hear of them first.
+            yield_now().await;
+            // What else it finds is found again when the session is to be used.
+            self.is_usable();
+        }
     }
 
     /// Whether the next that the peer has to say is its farewell; to be asked when the socket has failed, so that it

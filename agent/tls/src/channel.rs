@@ -194,6 +194,12 @@ impl Channel {
         Ok(())
     }
 
+    /// Whether this is a client's end whose tickets have not been received.
+    #[must_use]
+    pub fn awaits_tickets(&self) -> bool {
+        matches!(self.end, End::Client(_))
+    }
+
     /// Appends `plaintext` to `outgoing` as records.
     ///
     /// # Errors

@@ -72,6 +72,22 @@ async fn a_stream_that_is_let_in_leaves_the_session_free_for_the_next() {
 }
 
 #[tokio::test]
+async fn a_client_has_its_tickets_when_its_stream_is_handed_over() {
+    let (mut near, mut far) = linked().await;
+    let (link, live) = (near.link.clone().unwrap(), live());
+    assert!(near.awaits_tickets());
+    let letting_in = async {
+        let (delivered, application) = delivered().await;
+        (hand_over(&mut far, delivered).await.unwrap().unwrap(), application)
+    };
+    let both = async { tokio::join!(link.open(&mut near, &live), letting_in) };
+    let (opened_stream, _) = timeout(PATIENCE, both).await.unwrap();
+    assert!(opened_stream.is_some());
+    assert!(!near.awaits_tickets(), "others wait for them");
+    assert!(near.is_usable());
+}
+
+#[tokio::test]
 async fn a_refusal_comes_with_its_reason() {
     let (mut near, far) = linked().await;
     let link = near.link.clone().unwrap();
