@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use sluice_wire::data_header;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -150,4 +151,31 @@ async fn a_peer_that_does_not_answer_is_not_waited_for_long() {
     assert!(matches!(outcome, Outcome::Application(_)), "{outcome:?}");
     assert!(began.elapsed() >= PARTING_TIME);
     drop(far);
+}
+
+#[tokio::test]
+async fn a_peer_that_goes_on_sending_is_not_listened_to_forever() {
+    let (mut session, mut far) = session_pair().await;
+    let (client, mut application) = tcp_pair().await;
+    reset(client);
+    let flood = tokio::spawn(async move {
+        let bytes = pattern(16 << 10, 5);
+        let frame = [&data_header(bytes.len()).unwrap()[..], &bytes].concat();
+        let (mut sent, mut outgoing) = (0, Vec::new());
+        let mut write = |cx: &mut Context<'_>| {
+            ready!(far.poll_flush(cx))?;
+            Poll::Ready(far.poll_send(cx, &frame, &mut outgoing))
+        };
+        while poll_fn(&mut write).await.is_ok() {
+            sent += frame.len();
+        }
+        sent
+    });
+    let live = live();
+    let relay = Relay::new(&mut application, &mut session, &live, Side::Client, &[]);
+    let outcome = timeout(PATIENCE, relay.run()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Application(_)), "{outcome:?}");
+    drop(session);
+    let sent = timeout(PATIENCE, flood).await.unwrap().unwrap();
+    assert!(sent < PLENTY, "{sent} bytes were passed over");
 }
