@@ -136,8 +136,11 @@ impl Link {
         let opened = poll_fn(|cx| poll_open(cx, session, live, &mut delivered)).await;
         // Whoever was faster decides: what has been handed over by now is ours to carry, or to end.
         delivered.close();
-        session.take_tickets().await;
-        opened.or_else(|| delivered.try_recv().ok())
+        let opened = opened.or_else(|| delivered.try_recv().ok());
+        if opened.is_some() {
+            session.take_tickets().await;
+        }
+        opened
     }
 }
 

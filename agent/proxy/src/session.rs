@@ -316,12 +316,16 @@ impl Session {
 
     /// Receives the tickets that have arrived: a stream that is handed over leaves them behind.
     pub(crate) async fn take_tickets(&mut self) {
-        if self.awaits_tickets() {
-            // The runtime has to hear of them first.
-            yield_now().await;
-            // What else it finds is found again when the session is to be used.
-            self.is_usable();
+        if !self.awaits_tickets() {
+            return;
         }
+        // The runtime has to hear of them first.
+        yield_now().await;
+        // Whatever else has arrived is kept, or comes again, when the session is to be used.
+        poll_fn(|cx| match Scratch::lend(|scratch| self.poll_answer(cx, scratch)) {
+            Poll::Ready(()) | Poll::Pending => Poll::Ready(()),
+        })
+        .await;
     }
 
     /// Whether the next that the peer has to say is its farewell; to be asked when the socket has failed, so that it

@@ -88,6 +88,21 @@ async fn a_client_has_its_tickets_when_its_stream_is_handed_over() {
 }
 
 #[tokio::test]
+async fn what_comes_with_the_tickets_out_of_turn_is_not_lost() {
+    let (mut near, mut far) = linked().await;
+    let (link, live) = (near.link.clone().unwrap(), live());
+    far.queue(&Control::end()).unwrap();
+    let letting_in = async {
+        let (delivered, application) = delivered().await;
+        (hand_over(&mut far, delivered).await.unwrap().unwrap(), application)
+    };
+    let both = async { tokio::join!(link.open(&mut near, &live), letting_in) };
+    timeout(PATIENCE, both).await.unwrap();
+    assert!(!near.awaits_tickets());
+    assert!(!near.is_usable(), "a later stream would take this END for its own");
+}
+
+#[tokio::test]
 async fn a_refusal_comes_with_its_reason() {
     let (mut near, far) = linked().await;
     let link = near.link.clone().unwrap();
