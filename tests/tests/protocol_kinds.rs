@@ -11,6 +11,7 @@ use sluice_tests::{
     mesh::{NAMESPACE, PortEntry},
     traffic::{Probe, Server, Service},
 };
+use socket2::{Domain, Socket, Type};
 
 const PORT: u16 = 2525;
 /// A server that speaks first has to get through before anyone would call it slow.
@@ -166,6 +167,29 @@ fn a_client_that_sends_in_small_pieces_and_waits_in_between_is_carried() -> Resu
         let mut answer = [0_u8; 16];
         std::io::Read::read_exact(probe.stream(), &mut answer).context("echo")?;
         assert_eq!(&answer, b"GET / HTTP/1.1\r\n");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_chooses_only_its_port_is_carried_from_the_pods_address() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let server = lab.pod("server")?;
+    let service = Server::on_port(&server.netns, PORT, Service::Echo)?;
+    let client = lab.pod("client")?;
+    for family in Family::BOTH {
+        let target = server.at(family, PORT);
+        let stream = client.netns.run(|| {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(family.unspecified(), 0).into())?;
+            socket.connect(&target.into())?;
+            Ok(socket.into())
+        })?;
+        let mut probe = Probe::from_stream(stream)?;
+        probe.echo(b"hello")?;
+        let own = probe.local()?;
+        assert_eq!(own.ip(), client.ip(family), "getsockname");
+        assert_eq!(service.last_accepted()?.peer, own, "the server sees the client");
     }
     Ok(())
 }

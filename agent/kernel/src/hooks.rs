@@ -25,6 +25,8 @@ pub(crate) fn attach_type(name: &str) -> Option<AttachType> {
         program::CONNECT6 => Some(AttachType::CGROUP_INET6_CONNECT),
         program::PEERNAME4 => Some(AttachType::CGROUP_INET4_GETPEERNAME),
         program::PEERNAME6 => Some(AttachType::CGROUP_INET6_GETPEERNAME),
+        program::SOCKNAME4 => Some(AttachType::CGROUP_INET4_GETSOCKNAME),
+        program::SOCKNAME6 => Some(AttachType::CGROUP_INET6_GETSOCKNAME),
         program::SOCKOPS => Some(AttachType::CGROUP_SOCK_OPS),
         _ => None,
     }

@@ -12,10 +12,12 @@ use sluice_abi::{MAX_WORKERS, map, program, tunable};
 use crate::{Error, MapReport, Settings, bytecode, exempt, features::Features, pins::Pins, table};
 
 /// Programs in the order in which they are loaded, and their hooks attached: whoever shows an
-/// application its peer first, whoever captures last.
-pub(crate) const PROGRAMS: [&str; 8] = [
+/// application its peer and itself first, whoever captures last.
+pub(crate) const PROGRAMS: [&str; 10] = [
     program::PEERNAME4,
     program::PEERNAME6,
+    program::SOCKNAME4,
+    program::SOCKNAME6,
     program::SOCKOPS,
     program::INBOUND,
     program::GUARD,

@@ -1,6 +1,9 @@
 //! An enrolled pod of this node, as everyone who serves its connections sees it.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
 
 use sluice_mesh::WorkloadUid;
 use sluice_spiffe::{SpiffeId, WorkloadName};
@@ -32,4 +35,19 @@ pub struct LocalPod {
     pub guard_ifindexes: Vec<u32>,
     /// Since when this enrolment captures it.
     pub enrolled_at: SystemTime,
+}
+
+// === impl LocalPod ===
+
+impl LocalPod {
+    /// What others know an application of this pod by. A captured connection may come from loopback, if the
+    /// application has bound no address of its own; the pod's primary one is what it would have had.
+    pub fn seen_as(&self, application: SocketAddr) -> SocketAddr {
+        let ip = application.ip();
+        let of_family = |address: &&IpAddr| address.is_ipv4() == ip.is_ipv4();
+        match self.addresses.iter().find(of_family) {
+            Some(primary) if ip.is_loopback() => SocketAddr::new(*primary, application.port()),
+            _ => application,
+        }
+    }
 }

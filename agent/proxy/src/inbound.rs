@@ -11,7 +11,6 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     access, closing,
-    deadline::watch_peer,
     delivery::deliver,
     descriptors::{self, Begins, Shortage},
     live::{Direction, Facts, Live, Transport},
@@ -115,7 +114,6 @@ pub(crate) async fn serve(
     if let Err(shortage) = descriptors::check(&stream, Begins::Inbound) {
         return arrived.refuse(&stream, Transport::Plaintext, &shortage.into());
     }
-    watch_peer(&stream);
     let silence = match mode {
         MtlsMode::Permissive if !is_known => {
             Some(if expects_mesh { NEWCOMER_SILENCE } else { STRANGER_SILENCE })

@@ -24,7 +24,6 @@ use tokio::{
 
 use crate::{
     access, closing,
-    deadline::watch_peer,
     descriptors::{self, Begins, Shortage},
     live::{Direction, Facts, Listed, Live, Transport},
     local::Local,
@@ -96,6 +95,7 @@ pub(crate) async fn serve(
             return;
         }
     };
+    let client = pod.seen_as(client);
     let snapshot = worker.shared.snapshot();
     let shortage = descriptors::check(&application, Begins::Outbound).err();
     let asking = snapshot.member(&pod.uid).map(|member| &member.workload);
@@ -350,7 +350,6 @@ impl Captured {
             let socket = socket::tcp_socket(destination.is_ipv6())?;
             self.worker.shared.sockets.mark_upstream(socket.as_fd()).map_err(io::Error::other)?;
             socket::bind_address(&socket, source)?;
-            watch_peer(&socket);
             TcpSocket::from_std_stream(socket.into())
         };
         socket.connect(destination).await

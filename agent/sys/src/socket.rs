@@ -15,8 +15,14 @@ use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 
 use crate::option;
 
-/// A listener on `address`. An IPv6 one takes no IPv4 connections. What it accepts has `TCP_NODELAY`,
-/// which the kernel copies from a listener.
+/// Silence after which the kernel asks a peer whether it is still there, the time between two such
+/// questions, and how many may stay without an answer.
+const KEEPALIVE_IDLE: Duration = Duration::from_mins(1);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// A listener on `address`. An IPv6 one takes no IPv4 connections. What it accepts has the options of
+/// [`tcp_socket`], which the kernel copies from a listener.
 pub fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     let socket = tcp_socket(address.is_ipv6())?;
     if address.is_ipv6() {
@@ -31,12 +37,19 @@ pub fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// A TCP socket that is not bound nor connected, with `TCP_NODELAY`.
+/// A TCP socket that is not bound nor connected, with `TCP_NODELAY` and `SO_KEEPALIVE`. An application
+/// on loopback is asked as well as a peer on the network: a reset that overtakes data is lost when the
+/// kernel may not challenge it just then (RFC 5961, section 7).
 pub fn tcp_socket(ipv6: bool) -> io::Result<Socket> {
     let family = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new_raw(family, kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
     Ok(socket)
 }
 
@@ -73,18 +86,6 @@ pub fn bind_to_device(socket: impl AsFd, device: &str) -> io::Result<()> {
 /// The pending error of the socket (`SO_ERROR`), which is cleared by asking.
 pub fn take_error(socket: impl AsFd) -> io::Result<Option<io::Error>> {
     SockRef::from(&socket).take_error()
-}
-
-/// Turns on keep-alive: the first probe after `idle` without traffic, then one every `interval`, and
-/// the connection is dead after `probes` of them without an answer.
-pub fn set_keepalive(
-    socket: impl AsFd,
-    idle: Duration,
-    interval: Duration,
-    probes: u32,
-) -> io::Result<()> {
-    let settings = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(probes);
-    SockRef::from(&socket).set_tcp_keepalive(&settings)
 }
 
 #[cfg(test)]

@@ -78,6 +78,10 @@ pub mod program {
     pub const PEERNAME4: &str = "sluice_peer4";
     /// `cgroup/getpeername6`.
     pub const PEERNAME6: &str = "sluice_peer6";
+    /// `cgroup/getsockname4`.
+    pub const SOCKNAME4: &str = "sluice_own4";
+    /// `cgroup/getsockname6`.
+    pub const SOCKNAME6: &str = "sluice_own6";
     /// `sockops`.
     pub const SOCKOPS: &str = "sluice_sockops";
     /// `sk_lookup`.

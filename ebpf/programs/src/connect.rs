@@ -65,12 +65,15 @@ pub(crate) fn sluice_connect6(context: SockAddrContext) -> i32 {
         Steered::Leave => ALLOW,
         Steered::Refuse => fail(),
         Steered::To(port) => {
-            let family = Family::of(&destination);
-            if call.is_unbound_v6() && !call.bind_v6(pod.primary(family)) {
-                count_error(&context, pod, "cannot bind to the pod's address");
-            }
-            match family {
-                Family::V4 => call.set_address_v6(&LOOPBACK_V4),
+            match Family::of(&destination) {
+                Family::V4 => {
+                    if call.is_unbound_v6() && !call.bind_v6(pod.primary(Family::V4)) {
+                        count_error(&context, pod, "cannot bind to the pod's address");
+                    }
+                    call.set_address_v6(&LOOPBACK_V4);
+                }
+                // Its own end is left on loopback: to `::1` the kernel sends no reset from another
+                // address once the application has closed, and the agent would not learn of it.
                 Family::V6 => call.set_address_v6(&LOOPBACK_V6),
             }
             call.set_port(port);

@@ -23,6 +23,8 @@ impl AttachType {
     pub(crate) const CGROUP_INET6_CONNECT: Self = Self(11);
     pub(crate) const CGROUP_INET4_GETPEERNAME: Self = Self(29);
     pub(crate) const CGROUP_INET6_GETPEERNAME: Self = Self(30);
+    pub(crate) const CGROUP_INET4_GETSOCKNAME: Self = Self(31);
+    pub(crate) const CGROUP_INET6_GETSOCKNAME: Self = Self(32);
     pub(crate) const SK_LOOKUP: Self = Self(36);
     pub(crate) const TCX_INGRESS: Self = Self(46);
     pub(crate) const TCX_EGRESS: Self = Self(47);

@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -75,10 +75,13 @@ fn an_ipv4_connection_is_captured_and_the_application_sees_its_peer_and_its_own_
 fn an_ipv6_connection_is_captured() {
     let lab = Captured::new("v6");
     let client = lab.pod.connect(lab.peer_v6).unwrap();
-    let (_accepted, original) = lab.accept(&lab.agent.one().out_v6);
+    let (accepted, original) = lab.accept(&lab.agent.one().out_v6);
     assert_eq!(original, Some(lab.peer_v6));
     assert_eq!(client.peer_addr().unwrap(), lab.peer_v6);
-    assert_eq!(client.local_addr().unwrap().ip(), lab.pod.v6);
+    let own = client.local_addr().unwrap();
+    assert_eq!(own.ip(), lab.pod.v6);
+    let there = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), own.port());
+    assert_eq!(accepted.peer_addr().unwrap(), there, "the agent sees what is there");
 }
 
 #[test]
@@ -146,14 +149,22 @@ fn an_mptcp_connection_is_captured_and_shows_its_peer() {
 #[test]
 fn a_connection_from_a_bound_port_is_captured() {
     let lab = Captured::new("bound");
-    for own in [lab.pod.v4, IpAddr::from([0, 0, 0, 0])] {
-        let socket = lab.socket(Domain::IPV4, Protocol::TCP);
-        socket.bind(&SocketAddr::new(own, 0).into()).unwrap();
-        let bound = socket.local_addr().unwrap().as_socket().unwrap().port();
-        socket.connect(&lab.peer_v4.into()).unwrap();
-        let (accepted, original) = lab.accept(&lab.agent.one().out_v4);
-        assert_eq!(original, Some(lab.peer_v4), "bound to {own}");
-        assert_eq!(accepted.peer_addr().unwrap().port(), bound, "bound to {own}");
+    let agent = lab.agent.one();
+    let v4 = (lab.pod.v4, Ipv4Addr::UNSPECIFIED.into(), lab.peer_v4, &agent.out_v4);
+    let v6 = (lab.pod.v6, Ipv6Addr::UNSPECIFIED.into(), lab.peer_v6, &agent.out_v6);
+    for (pod, unspecified, peer, listener) in [v4, v6] {
+        for own in [pod, unspecified] {
+            let socket = lab.socket(Domain::for_address(peer), Protocol::TCP);
+            socket.bind(&SocketAddr::new(own, 0).into()).unwrap();
+            let bound = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(bound.ip(), own, "nothing is captured yet");
+            socket.connect(&peer.into()).unwrap();
+            let (accepted, original) = lab.accept(listener);
+            assert_eq!(original, Some(peer), "bound to {own}");
+            assert_eq!(accepted.peer_addr().unwrap().port(), bound.port(), "bound to {own}");
+            let shown = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(shown, SocketAddr::new(pod, bound.port()), "bound to {own}");
+        }
     }
     assert_eq!(lab.pod.counters(&lab.datapath).errors, 0);
 }

@@ -11,8 +11,15 @@ use sluice_kernel::{Datapath, Error, LogLevel, PodExemptions, PodHooks, Report, 
 
 use crate::lab::{Lab, Pod, eventually, is_refused, port, set_peers};
 
-const HOOKS: [&str; 5] =
-    ["sluice_connect4", "sluice_connect6", "sluice_peer4", "sluice_peer6", "sluice_sockops"];
+const HOOKS: [&str; 7] = [
+    "sluice_connect4",
+    "sluice_connect6",
+    "sluice_peer4",
+    "sluice_peer6",
+    "sluice_own4",
+    "sluice_own6",
+    "sluice_sockops",
+];
 
 fn instance_directory(lab: &Lab) -> PathBuf {
     lab.settings().bpffs.join("sluice").join(&lab.settings().instance)
@@ -30,7 +37,7 @@ fn any_loaded(report: &Report) -> bool {
 fn verifying_attaches_nothing_and_leaves_nothing() {
     let lab = Lab::new("verify");
     let report = Datapath::verify_only(lab.settings()).unwrap();
-    assert_eq!((report.programs.len(), report.maps.len()), (8, 14));
+    assert_eq!((report.programs.len(), report.maps.len()), (10, 14));
     assert!(
         report.programs.iter().all(|program| program.instructions > 0 && program.pin.is_none())
     );

@@ -23,13 +23,21 @@ fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
+fn assert_options(socket: &Socket) {
+    assert!(socket.tcp_nodelay().unwrap());
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+}
+
 #[test]
-fn a_listener_does_not_block_and_passes_on_nodelay() {
+fn a_listener_does_not_block_and_passes_on_its_options() {
     for ipv6 in [false, true] {
         let listener = listen(loopback(ipv6), 16).unwrap();
         assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(accept(&listener).nodelay().unwrap());
+        assert_options(&Socket::from(accept(&listener)));
         drop(client);
     }
 }
@@ -71,9 +79,7 @@ fn options_stick() {
     let socket = tcp_socket(false).unwrap();
     bind_to_device(&socket, "lo").unwrap();
     assert_eq!(socket.device().unwrap().as_deref(), Some(b"lo".as_slice()));
-    set_keepalive(&socket, Duration::from_secs(30), Duration::from_secs(5), 3).unwrap();
-    assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
-    assert!(socket.tcp_nodelay().unwrap());
+    assert_options(&socket);
     assert!(take_error(&socket).unwrap().is_none());
     let flags = rustix::io::fcntl_getfd(socket.as_fd()).unwrap();
     assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
