@@ -1,11 +1,15 @@
 //! Very many connections over few ports: never a wrong destination, never a wrong client.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::{
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use sluice_tests::{
-    Lab, NodeName, World, full_size,
-    traffic::{Server, Service, flood},
+    Family, Lab, NodeName, World, full_size,
+    traffic::{Probe, Server, Service, flood},
 };
 
 const PORTS: std::ops::Range<u16> = 7200..7208;
@@ -40,4 +44,23 @@ fn connections_that_reuse_ports_keep_their_destinations_and_clients() -> Result<
     assert_eq!(result.right.load(Ordering::Relaxed), total);
     drop(servers);
     lab.agent(NodeName::A)?.wait_for_count("client", "outbound_mtls", total)
+}
+
+#[test]
+fn short_connections_do_not_use_up_the_ports_beside_a_server() -> Result<()> {
+    let world = World::builder().pod("client", NodeName::A).pod("server", NodeName::B).build()?;
+    let lab = Lab::start(world, &["client", "server"])?;
+    let (client, server) = (lab.pod("client")?, lab.pod("server")?);
+    // From these its agent connects to the application. Whoever closes first keeps one for a minute.
+    server.netns.sysctl("net/ipv4/ip_local_port_range", "20000 20199")?;
+    let _server = Server::on_port(&server.netns, 7300, Service::Echo)?;
+    for family in Family::BOTH {
+        for number in 0..500 {
+            let reached = Probe::attempt(&client.netns, server.at(family, 7300))?;
+            ensure!(reached.is_ok(), "{family:?}, connection {number}: {reached:?}");
+            // The kernel lets a second pass, over IPv4.
+            thread::sleep(Duration::from_millis(8));
+        }
+    }
+    Ok(())
 }

@@ -338,7 +338,8 @@ impl Arrived {
     }
 
     async fn deliver(&self, client: SocketAddr) -> io::Result<std::net::TcpStream> {
-        deliver(&self.worker.shared.sockets, &self.pod.netns, client, self.local).await
+        let shared = &self.worker.shared;
+        deliver(&shared.sockets, &self.pod.netns, client, self.local, || shared.turn()).await
     }
 
     fn undelivered(&self, source: io::Error) -> Failure {

@@ -2,10 +2,11 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File},
+    ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     thread,
 };
 
@@ -15,6 +16,11 @@ use rustix::{
 };
 
 use crate::{Error, Result, nomad, option};
+
+/// Where the kernel says from which ports it chooses, for both families.
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// From which it does unless told otherwise.
+const DEFAULT_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
 /// An open network namespace. Clones share one descriptor; while one lives, the namespace does too.
 #[derive(Clone)]
@@ -33,6 +39,7 @@ struct Inner {
     file: OwnedFd,
     id: NetnsId,
     cookie: u64,
+    ports: OnceLock<RangeInclusive<u16>>,
 }
 
 // === impl Netns ===
@@ -83,7 +90,7 @@ impl Netns {
             Err(error) => return Err(error),
         };
         let id = NetnsId { device: status.st_dev, inode: status.st_ino };
-        Ok(Self(Arc::new(Inner { file, id, cookie })))
+        Ok(Self(Arc::new(Inner { file, id, cookie, ports: OnceLock::new() })))
     }
 
     /// The kernel's name for the namespace, never used twice while the machine runs
@@ -101,6 +108,15 @@ impl Netns {
     /// whatever becomes of the task, no thread that outlives it has changed namespaces.
     pub fn run<T: Send>(&self, task: impl FnOnce() -> T + Send) -> Result<T> {
         in_namespace(self.as_fd(), task)
+    }
+
+    /// The ports from which the kernel chooses for a socket that has none, as they were when this handle was
+    /// first asked; Linux's default if that cannot be read.
+    pub fn ports(&self) -> &RangeInclusive<u16> {
+        self.0.ports.get_or_init(|| {
+            let range = self.run(|| fs::read_to_string(PORT_RANGE));
+            range.ok().and_then(Result::ok).and_then(|range| parse(&range)).unwrap_or(DEFAULT_PORTS)
+        })
     }
 
     /// Moves the calling thread into the namespace.
@@ -136,6 +152,12 @@ fn in_namespace<T: Send>(namespace: BorrowedFd<'_>, task: impl FnOnce() -> T + S
             .join()
             .unwrap_or(Err(Error::Panicked))
     })
+}
+
+fn parse(range: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = range.trim().split_once(char::is_whitespace)?;
+    let range = first.parse().ok()?..=last.trim().parse().ok()?;
+    (!range.is_empty()).then_some(range)
 }
 
 /// A socket of any kind tells the cookie of the namespace that it was made in; a Unix one can always

@@ -61,6 +61,19 @@ pub fn bind_address(socket: &Socket, address: IpAddr) -> io::Result<()> {
     socket.bind(&SocketAddr::new(address, 0).into())
 }
 
+/// Binds a socket that will connect to a source address and port from which others may have connected before,
+/// be it to the same destination: a connection in `TIME_WAIT` makes room (with TCP timestamps, which Linux
+/// uses by default), one that is open does not.
+///
+/// # Errors
+///
+/// `AddrInUse` if somebody listens there. That a connection from there is open shows when this one connects,
+/// by `AddrNotAvailable`.
+pub fn bind_anew(socket: &Socket, source: SocketAddr) -> io::Result<()> {
+    socket.set_reuse_address(true)?;
+    socket.bind(&source.into())
+}
+
 /// The CPU on which the kernel last handled a packet of this socket (`SO_INCOMING_CPU`).
 pub fn incoming_cpu(socket: impl AsFd) -> io::Result<u32> {
     Ok(rustix::net::sockopt::socket_incoming_cpu(socket)?)

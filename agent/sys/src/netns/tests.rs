@@ -73,3 +73,20 @@ fn many_threads_may_work_in_one_namespace() {
         }
     });
 }
+
+#[test]
+fn the_ports_are_those_of_the_namespace() {
+    let (one, other) = (Namespace::new("ports-a"), Namespace::new("ports-b"));
+    let netns = one.open();
+    netns.run(|| std::fs::write(PORT_RANGE, "20000 20199")).unwrap().unwrap();
+    assert_eq!(*netns.ports(), 20_000..=20_199);
+    assert_eq!(*other.open().ports(), DEFAULT_PORTS);
+}
+
+#[test]
+fn a_range_that_is_none_is_not_taken_for_one() {
+    assert_eq!(parse("32768\t60999\n"), Some(32_768..=60_999));
+    for text in ["", "1", "1 x", "9 8", "1 65536", "-1 5"] {
+        assert_eq!(parse(text), None, "{text}");
+    }
+}
