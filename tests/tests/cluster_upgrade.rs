@@ -16,7 +16,7 @@ const RATE: u32 = 200;
 const LONG_RATE: u32 = 20;
 const LONG: Duration = Duration::from_secs(2);
 /// The programs of the node and how they are pinned; each is one link.
-const HOOKS: usize = 5;
+const HOOKS: usize = 7;
 /// How long all is knocked on: an upgrade of two nodes takes half of it.
 const SECONDS: u64 = 60;
 

@@ -15,6 +15,9 @@ use crate::{
     workspace::{self, Profile},
 };
 
+/// The suite that calls the plugin as a container runtime does.
+const CNI_PLUGIN: &str = "cni_plugin";
+
 /// Set up, then run every test: unit, property, and those in network namespaces.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -42,8 +45,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     tools::ensure(&tools::LAB)?;
     build::all(Profile::Release)?;
     let root = workspace::root();
-    let (on_cluster, on_nodes): (Vec<_>, Vec<_>) =
+    let (on_cluster, mut on_nodes): (Vec<_>, Vec<_>) =
         suites(&root.join("tests"))?.into_iter().partition(|name| name.starts_with("cluster_"));
+    let has_cni_tools = cluster::has_cni_tools()?;
+    on_nodes.retain(|suite| has_cni_tools || suite != CNI_PLUGIN);
     let packages =
         [crates(&root.join("agent"))?, crates(&root.join("ebpf"))?, vec![root.join("xtask")]];
     let of_crates: Vec<Vec<_>> =

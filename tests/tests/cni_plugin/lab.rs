@@ -241,7 +241,7 @@ fn programs() -> Result<Vec<PathBuf>> {
     for name in ["cnitool", "ptp", "host-local"] {
         let program = find(name, &cache).with_context(|| {
             format!(
-                "{name} is needed to call the plugin as a runtime does: `cargo xtask cluster up` builds it \
+                "{name} is needed to call the plugin as a runtime does: `cargo xtask test` builds it \
                  once, or set SLUICE_CNI_TOOLS to the directory that has it"
             )
         })?;

@@ -83,6 +83,14 @@ pub(crate) fn ensure() -> Result<Programs> {
     Ok(Programs { directories })
 }
 
+/// What calls a CNI plugin as a container runtime does, alone.
+pub(crate) fn cni() -> Result<()> {
+    let cache = workspace::tools_cache()?;
+    let mut modules =
+        MODULES.iter().filter(|module| ["cni-plugins", "cnitool"].contains(&module.name));
+    modules.try_for_each(|module| install(module, &cache).map(drop))
+}
+
 /// helm alone: from the cache, or built when it `may_build` and there is Go.
 pub(crate) fn helm(may_build: bool) -> Result<Option<PathBuf>> {
     let Some(module) = MODULES.iter().find(|module| module.name == "helm") else { return Ok(None) };

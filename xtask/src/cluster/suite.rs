@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::{down, instance::Instance, up};
+use super::{down, instance::Instance, programs, up};
 use crate::process;
 
 /// What the tests are told: the cluster's directory. `tests/src/cluster.rs` reads it.
@@ -18,6 +18,18 @@ pub(crate) struct Suite {
 /// Whether nobody is there to read what is left out: then that is a failure.
 pub(crate) fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| value != "false" && !value.is_empty())
+}
+
+/// Whether there is what the tests of the CNI plugin call it with, which is built if need be; `false`, after a word
+/// about it, where the machine has no Go and is not a CI's.
+pub(crate) fn has_cni_tools() -> Result<bool> {
+    match programs::cni() {
+        Err(error) if process::find("go").is_none() && !is_ci() => {
+            eprintln!("xtask: NO TESTS OF THE CNI PLUGIN: {error:#}");
+            Ok(false)
+        }
+        outcome => outcome.map(|()| true),
+    }
 }
 
 // === impl Suite ===

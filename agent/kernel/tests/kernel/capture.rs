@@ -137,13 +137,19 @@ fn a_connection_bound_to_a_device_is_captured() {
 }
 
 #[test]
-fn an_mptcp_connection_is_captured_and_shows_its_peer() {
+fn an_mptcp_connection_is_captured_and_shows_its_peer_and_its_own_address() {
     let lab = Captured::new("mptcp");
-    let socket = lab.socket(Domain::IPV4, Protocol::MPTCP);
-    socket.connect(&lab.peer_v4.into()).unwrap();
-    let (_accepted, original) = lab.accept(&lab.agent.one().out_v4);
-    assert_eq!(original, Some(lab.peer_v4));
-    assert_eq!(peer(&socket), lab.peer_v4);
+    let agent = lab.agent.one();
+    let v4 = (lab.pod.v4, lab.peer_v4, &agent.out_v4);
+    let v6 = (lab.pod.v6, lab.peer_v6, &agent.out_v6);
+    for (own, dialled, listener) in [v4, v6] {
+        let socket = lab.socket(Domain::for_address(dialled), Protocol::MPTCP);
+        socket.connect(&dialled.into()).unwrap();
+        let (_accepted, original) = lab.accept(listener);
+        assert_eq!(original, Some(dialled));
+        assert_eq!(peer(&socket), dialled);
+        assert_eq!(socket.local_addr().unwrap().as_socket().unwrap().ip(), own);
+    }
 }
 
 #[test]
