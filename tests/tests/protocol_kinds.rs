@@ -137,6 +137,25 @@ fn a_virtual_address_spreads_over_its_ready_endpoints() -> Result<()> {
 }
 
 #[test]
+fn a_virtual_address_spreads_over_endpoints_of_the_clients_own_node() -> Result<()> {
+    let pods = ["client", "outside", "server", "second"];
+    let world = pods.into_iter().fold(World::builder(), |world, pod| world.pod(pod, NodeName::A));
+    let world = world.build()?;
+    let mesh = with_service(&world, [true, true])?;
+    let lab = Lab::start_with(world, mesh, &[])?;
+    for target in virtual_addresses()? {
+        let serve = |pod| Server::on_port(&lab.pod(pod)?.netns, PORT, Service::Echo);
+        let servers = [serve("server")?, serve("second")?];
+        for _ in 0..20 {
+            Probe::connect(&lab.pod("client")?.netns, target)?.echo(b"hello")?;
+        }
+        let shares = servers.each_ref().map(|server| server.accepted().len());
+        ensure!(shares.iter().all(|share| *share >= 5), "{target}: {shares:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_service_without_a_ready_endpoint_and_a_port_without_a_listener_are_refused_at_once()
 -> Result<()> {
     let world = world()?;

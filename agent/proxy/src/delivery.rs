@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     ops::RangeInclusive,
     os::fd::AsFd,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -23,28 +24,31 @@ const DELIVER_TIME: Duration = Duration::from_secs(10);
 /// How many ports are tried for a delivery over IPv6 before the choice is the kernel's.
 const PORT_TRIES: usize = 16;
 
+/// Counts the ports that were tried, so that each has its turn. Of its own: a counter that also spreads connections
+/// over endpoints would give all of them to one, where both ends are of this agent.
+static TURN: AtomicUsize = AtomicUsize::new(0);
+
 /// Where deliveries over IPv4 come from, below the socket API. A loopback address, because only then does
 /// the kernel use a port again that is in `TIME_WAIT` (`tcp_tw_reuse` is 2 by default), without which a port
 /// of the application could take 470 connections a second; but not 127.0.0.1, which some applications
 /// trust. The application sees the client's address.
 const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
-/// Connects to the application on `local` inside the pod, which will see `client` as its peer; `turn` counts
-/// deliveries up. The socket is of no runtime yet: it may be carried by another worker. Closed, it is reset: see
-/// [`crate::closing`].
+/// Connects to the application on `local` inside the pod, which will see `client` as its peer. The
+/// socket is of no runtime yet: it may be carried by another worker. Closed, it is reset: see [`crate::closing`].
 pub(crate) async fn deliver(
     sockets: &SocketTable,
     netns: &Netns,
     client: SocketAddr,
     local: SocketAddr,
-    turn: impl Fn() -> usize,
 ) -> io::Result<TcpStream> {
     let connecting = |source| connect(sockets, netns, client, local, source);
     let socket = match local {
         SocketAddr::V4(_) => connecting(Source::Address(DELIVERY_SOURCE.into()))?,
         SocketAddr::V6(_) => {
             let ports = netns.ports();
-            let mut sources = (0..PORT_TRIES).filter_map(|_| source(local, ports, turn()));
+            let mut sources = (0..PORT_TRIES)
+                .filter_map(|_| source(local, ports, TURN.fetch_add(1, Ordering::Relaxed)));
             // The first that can be had, or cannot for another reason than the port.
             let chosen = sources.find_map(|source| match connecting(Source::Chosen(source)) {
                 Err(error) if is_taken(&error) => None,

@@ -338,8 +338,7 @@ impl Arrived {
     }
 
     async fn deliver(&self, client: SocketAddr) -> io::Result<std::net::TcpStream> {
-        let shared = &self.worker.shared;
-        deliver(&shared.sockets, &self.pod.netns, client, self.local, || shared.turn()).await
+        deliver(&self.worker.shared.sockets, &self.pod.netns, client, self.local).await
     }
 
     fn undelivered(&self, source: io::Error) -> Failure {

@@ -119,7 +119,7 @@ impl Shared {
             .is_none_or(|since| since.elapsed() >= CAPTURE_TIME)
     }
 
-    /// A number that counts up, to spread connections over a service's endpoints, or deliveries over ports.
+    /// A number that counts up, to spread connections over a service's endpoints.
     pub(crate) fn turn(&self) -> usize {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
