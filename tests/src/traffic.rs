@@ -6,6 +6,7 @@
 
 pub mod bytes;
 pub mod flood;
+pub mod pair;
 mod pattern;
 pub mod probe;
 pub mod server;
@@ -13,6 +14,7 @@ pub mod steady;
 
 pub use bytes::{Ending, Exchange, Tally};
 pub use flood::{FloodResult, flood};
+pub use pair::Pair;
 pub use probe::{Probe, Refusal};
 pub use server::{Accepted, Server, Service};
 pub use steady::Load;

@@ -2,9 +2,8 @@
 
 use std::{
     fs::File,
-    io::{ErrorKind, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
     os::fd::AsFd as _,
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +17,7 @@ use sluice_tests::{
     Canary, Capture, Family, Lab, NodeName, World, full_size,
     privilege::cgroup_root,
     syscalls::{Hook, Target, attached_programs},
-    traffic::{Probe, Server, Service},
+    traffic::{Pair, Probe, Server, Service, pair::ensure_reset},
 };
 
 const PORT: u16 = 7000;
@@ -148,6 +147,9 @@ fn watch_hooks(lab: &Lab, stop: &Arc<AtomicBool>) -> Result<Watch> {
     let watch = node.spawn(move || {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
         let index = rustix::net::netdevice::name_to_index(&socket, &device)?;
+        let guard = (Target::Interface(index), Hook::TcxIngress, 1);
+        let has_tcx = attached_programs(guard.0, guard.1).is_ok();
+        let filters = (!has_tcx).then(FilterEvents::listen).transpose()?;
         let (mut samples, mut gaps) = (0, Vec::new());
         while !stop.load(Ordering::Relaxed) {
             samples += 1;
@@ -159,9 +161,8 @@ fn watch_hooks(lab: &Lab, stop: &Arc<AtomicBool>) -> Result<Watch> {
                 (group, Hook::PeerName6, 2),
                 (group, Hook::SockOps, 2),
                 (Target::Fd(client.as_fd()), Hook::SkLookup, 1),
-                (Target::Interface(index), Hook::TcxIngress, 1),
             ];
-            for (target, hook, least) in places {
+            for (target, hook, least) in places.into_iter().chain(has_tcx.then_some(guard)) {
                 let programs = attached_programs(target, hook)?;
                 if programs.len() < least {
                     gaps.push(format!("{hook:?}: {programs:?}"));
@@ -173,9 +174,36 @@ fn watch_hooks(lab: &Lab, stop: &Arc<AtomicBool>) -> Result<Watch> {
             }
             thread::sleep(Duration::from_millis(2));
         }
+        gaps.extend(filters.map(FilterEvents::deletions).transpose()?.unwrap_or_default());
         Ok((samples, gaps))
     });
     Ok(watch)
+}
+
+/// What the kernel tells of the filters in the calling thread's namespace. Before Linux 6.6 they are what guards a pod,
+/// since there is no tcx.
+struct FilterEvents {
+    monitor: Child,
+}
+
+impl FilterEvents {
+    fn listen() -> Result<Self> {
+        let mut tc = Command::new("tc");
+        let monitor = tc.arg("monitor").stdout(Stdio::piped()).spawn().context("start tc")?;
+        Ok(Self { monitor })
+    }
+
+    /// Each deletion of a filter, and an entry if nothing was heard at all: the agents put theirs in place anew.
+    fn deletions(mut self) -> Result<Vec<String>> {
+        self.monitor.kill()?;
+        let output = self.monitor.wait_with_output()?;
+        let heard = String::from_utf8_lossy(&output.stdout);
+        let filters = || heard.lines().filter(|line| line.contains("filter"));
+        if filters().next().is_none() {
+            return Ok(vec![format!("no filter was replaced: {heard}")]);
+        }
+        Ok(filters().filter(|line| line.starts_with("deleted")).map(str::to_owned).collect())
+    }
 }
 
 #[test]
@@ -187,39 +215,6 @@ fn an_agent_that_is_asked_to_stop_keeps_its_pods_closed() -> Result<()> {
     let refusal = Probe::ensure_refused(&lab.pod("client")?.netns, target)?;
     ensure!(refusal.after <= REFUSED_WITHIN, "{refusal:?}");
     Ok(())
-}
-
-/// Both ends of a connection whose server has said half of what it has to say.
-struct HalfSaid {
-    ends: [TcpStream; 2],
-    family: Family,
-}
-
-impl HalfSaid {
-    fn open(lab: &Lab, client: &str, server: &str, family: Family) -> Result<Self> {
-        let target = lab.pod(server)?.at(family, PORT);
-        let listener = lab.pod(server)?.netns.run(|| Ok(TcpListener::bind(target)?))?;
-        let mut near = lab.pod(client)?.netns.run(|| Ok(TcpStream::connect(target)?))?;
-        near.write_all(b"?")?;
-        let (mut far, _) = listener.accept()?;
-        let mut byte = [0];
-        far.read_exact(&mut byte)?;
-        far.write_all(b"!")?;
-        near.read_exact(&mut byte)?;
-        Ok(Self { ends: [near, far], family })
-    }
-
-    /// Neither end may take what befalls it for the end of what the other had to say.
-    fn ensure_reset(&mut self, within: Duration) -> Result<()> {
-        for (end, name) in self.ends.iter_mut().zip(["client", "server"]) {
-            end.set_read_timeout(Some(within))?;
-            let read = end.read(&mut [0]);
-            let is_reset =
-                matches!(&read, Err(error) if error.kind() == ErrorKind::ConnectionReset);
-            ensure!(is_reset, "the {name}, {:?}: {read:?}", self.family);
-        }
-        Ok(())
-    }
 }
 
 #[test]
@@ -237,7 +232,9 @@ fn an_agent_that_ends_does_not_end_half_a_stream_in_order() -> Result<()> {
         let mut open = Vec::new();
         for (client, server) in pairs {
             for family in Family::BOTH {
-                open.push(HalfSaid::open(&lab, client, server, family)?);
+                let (client, server) = (lab.pod(client)?, lab.pod(server)?);
+                let target = server.at(family, PORT);
+                open.push((Pair::open(&client.netns, &server.netns, target)?, family));
             }
         }
         let log = lab.agent(node)?.process()?.log().len();
@@ -252,9 +249,12 @@ fn an_agent_that_ends_does_not_end_half_a_stream_in_order() -> Result<()> {
             ensure!(lines.count() == open.len() + local, "{node:?}: {log}");
         }
         lab.agent(node)?.kill9()?;
-        for half in &mut open {
-            half.ensure_reset(Duration::from_secs(5))
-                .with_context(|| format!("{node:?}, asked: {asked}"))?;
+        // Neither end may take what befalls it for the end of what the other had to say.
+        for (pair, family) in &mut open {
+            for (end, name) in [(&mut pair.client, "client"), (&mut pair.server, "server")] {
+                ensure_reset(end, Duration::from_secs(5))
+                    .with_context(|| format!("{node:?}, {name}, {family:?}, asked: {asked}"))?;
+            }
         }
         lab.start_agent(node)?;
         lab.wait_until_settled(BACK_WITHIN)?;

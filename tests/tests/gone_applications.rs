@@ -3,14 +3,17 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use sluice_tests::{Family, Lab, Netns, NodeName, Process, World, full_size};
+use sluice_tests::{
+    Family, Lab, Netns, NodeName, Process, World, full_size,
+    traffic::pair::{Pair, ensure_reset},
+};
 use socket2::SockRef;
 
 const PORT: u16 = 7150;
@@ -18,27 +21,9 @@ const PORT: u16 = 7150;
 const FOUND_OUT: Duration = Duration::from_secs(75);
 const PAIRS: [(&str, &str); 3] = [("client", "server"), ("client", "near"), ("outside", "server")];
 
-/// A connection of two applications that have both said something.
-struct Open {
-    near: TcpStream,
-    far: TcpStream,
-}
-
-// === impl Open ===
-
-impl Open {
-    fn new(lab: &Lab, client: &str, server: &str, family: Family) -> Result<Self> {
-        let target = lab.pod(server)?.at(family, PORT);
-        let listener = lab.pod(server)?.netns.run(|| Ok(TcpListener::bind(target)?))?;
-        let mut near = lab.pod(client)?.netns.run(|| Ok(TcpStream::connect(target)?))?;
-        near.write_all(b"?")?;
-        let (mut far, _) = listener.accept()?;
-        let mut byte = [0];
-        far.read_exact(&mut byte)?;
-        far.write_all(b"!")?;
-        near.read_exact(&mut byte)?;
-        Ok(Self { near, far })
-    }
+fn open(lab: &Lab, client: &str, server: &str, family: Family) -> Result<Pair> {
+    let (client, server) = (lab.pod(client)?, lab.pod(server)?);
+    Pair::open(&client.netns, &server.netns, server.at(family, PORT))
 }
 
 fn lab() -> Result<Lab> {
@@ -64,10 +49,10 @@ fn asking(netns: &Netns) -> Result<(usize, usize)> {
 #[test]
 fn an_agent_asks_the_applications_beside_it_whether_they_are_there() -> Result<()> {
     let lab = lab()?;
-    let mut open = Vec::new();
+    let mut pairs = Vec::new();
     for (client, server) in PAIRS {
         for family in Family::BOTH {
-            open.push(Open::new(&lab, client, server, family)?);
+            pairs.push(open(&lab, client, server, family)?);
         }
     }
     // For each pair and family the application has one socket and the agent two, of which one leads to the
@@ -106,8 +91,12 @@ fn who_sends_on_is_told_that_the_other_has_closed() -> Result<()> {
         for family in Family::BOTH {
             let of = || format!("{client} to {server}, {family:?}");
             for client_closes in [true, false] {
-                let Open { near, far } = Open::new(&lab, client, server, family)?;
-                let (gone, mut left) = if client_closes { (near, far) } else { (far, near) };
+                let pair = open(&lab, client, server, family)?;
+                let (gone, mut left) = if client_closes {
+                    (pair.client, pair.server)
+                } else {
+                    (pair.server, pair.client)
+                };
                 // In order: it has read all that was sent.
                 drop(gone);
                 ensure!(left.read(&mut [0]).with_context(of)? == 0, "{}: no end", of());
@@ -131,14 +120,6 @@ fn vanish(netns: &Netns, gone: Vec<TcpStream>) -> Result<()> {
     netns.ip("link set lo up")
 }
 
-fn ensure_reset(stream: &mut TcpStream, until: Instant) -> Result<()> {
-    stream.set_read_timeout(Some(until.saturating_duration_since(Instant::now())))?;
-    let read = stream.read(&mut [0]);
-    let is_reset = matches!(&read, Err(error) if error.kind() == ErrorKind::ConnectionReset);
-    ensure!(is_reset, "{read:?}");
-    Ok(())
-}
-
 /// Takes a minute, so only at full size.
 #[test]
 fn the_other_application_is_told_of_a_reset_that_was_lost() -> Result<()> {
@@ -148,12 +129,12 @@ fn the_other_application_is_told_of_a_reset_that_was_lost() -> Result<()> {
     let lab = lab()?;
     let (mut near_gone, mut far_gone, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for family in Family::BOTH {
-        let Open { near, far } = Open::new(&lab, "client", "server", family)?;
-        near_gone.push(near);
-        left.push((far, family, "the client is gone"));
-        let Open { near, far } = Open::new(&lab, "client", "server", family)?;
-        far_gone.push(far);
-        left.push((near, family, "the server is gone"));
+        let pair = open(&lab, "client", "server", family)?;
+        near_gone.push(pair.client);
+        left.push((pair.server, family, "the client is gone"));
+        let pair = open(&lab, "client", "server", family)?;
+        far_gone.push(pair.server);
+        left.push((pair.client, family, "the server is gone"));
     }
     vanish(&lab.pod("client")?.netns, near_gone)?;
     vanish(&lab.pod("server")?.netns, far_gone)?;
@@ -167,7 +148,8 @@ fn the_other_application_is_told_of_a_reset_that_was_lost() -> Result<()> {
     }
     let until = Instant::now() + FOUND_OUT;
     for (stream, family, what) in &mut left {
-        ensure_reset(stream, until).with_context(|| format!("{what}, {family:?}"))?;
+        let left = until.saturating_duration_since(Instant::now());
+        ensure_reset(stream, left).with_context(|| format!("{what}, {family:?}"))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sluice_kernel::Datapath;
+use sluice_kernel::{Datapath, Feature};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::lab::{AgentSockets, Lab, Pod, is_refused, port, set_peers};
@@ -139,6 +139,7 @@ fn a_connection_bound_to_a_device_is_captured() {
 #[test]
 fn an_mptcp_connection_is_captured_and_shows_its_peer_and_its_own_address() {
     let lab = Captured::new("mptcp");
+    let is_known = !lab.lab.lacks(Feature::Mptcp);
     let agent = lab.agent.one();
     let v4 = (lab.pod.v4, lab.peer_v4, &agent.out_v4);
     let v6 = (lab.pod.v6, lab.peer_v6, &agent.out_v6);
@@ -147,6 +148,10 @@ fn an_mptcp_connection_is_captured_and_shows_its_peer_and_its_own_address() {
         socket.connect(&dialled.into()).unwrap();
         let (_accepted, original) = lab.accept(listener);
         assert_eq!(original, Some(dialled));
+        // Before Linux 5.19 the hooks cannot tell which connection such a socket is of.
+        if !is_known {
+            continue;
+        }
         assert_eq!(peer(&socket), dialled);
         assert_eq!(socket.local_addr().unwrap().as_socket().unwrap().ip(), own);
     }

@@ -125,6 +125,27 @@ impl Lab {
         self.node.ip(&format!("link set {} {state}", pod.veth));
     }
 
+    /// Whether this kernel, or the lab's settings, is without a feature: then the older way is to be expected.
+    pub(crate) fn lacks(&self, feature: Feature) -> bool {
+        let report = Datapath::verify_only(&self.settings).unwrap();
+        report.fallbacks.iter().any(|fallback| fallback.feature == feature)
+    }
+
+    /// Takes a program off a pod's host veth behind the agent's back: `guard` or `probe`.
+    pub(crate) fn lose(&self, pod: &Pod, which: &str) {
+        if self.lacks(Feature::Tcx) {
+            let side = if which == "guard" { "ingress" } else { "egress" };
+            let arguments = ["-n", &self.node.name, "filter", "del", "dev", &pod.veth, side];
+            let output = Command::new("tc").args(arguments).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            return;
+        }
+        let instance = self.settings.bpffs.join("sluice").join(&self.settings.instance);
+        let generation = fs::read_dir(instance).unwrap().next().unwrap().unwrap().path();
+        let hooks = generation.join("pod").join(pod.cookie().to_string());
+        fs::remove_file(hooks.join(format!("{which}-{}", pod.ifindex))).unwrap();
+    }
+
     /// What `tc` says of a host veth's ingress filters.
     pub(crate) fn filters(&self, pod: &Pod) -> String {
         let arguments = ["-n", &self.node.name, "filter", "show", "dev", &pod.veth, "ingress"];

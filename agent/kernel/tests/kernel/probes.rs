@@ -362,14 +362,7 @@ fn a_detached_recogniser_is_found() {
         lab.lab.on_node(|| lab.datapath.audit(lab.pod.cookie(), lab.pod.netns().as_fd())).unwrap()
     };
     assert!(audit().complete());
-    let settings = lab.lab.settings();
-    let instance = settings.bpffs.join("sluice").join(&settings.instance);
-    let generation = fs::read_dir(instance).unwrap().next().unwrap().unwrap().path();
-    let pin = generation
-        .join("pod")
-        .join(lab.pod.cookie().to_string())
-        .join(format!("probe-{}", lab.pod.ifindex));
-    fs::remove_file(pin).unwrap();
+    lab.lab.lose(&lab.pod, "probe");
     // The kernel takes a link down in its own time, once nobody holds it.
     assert!(crate::lab::eventually(|| audit().unprobed == [lab.pod.ifindex]));
     lab.pod.enroll_exempt(&lab.lab, &lab.datapath, &lab.agent, &probed()).exempt.unwrap();
