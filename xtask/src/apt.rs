@@ -1,5 +1,10 @@
 //! Debian's packages: asked about, installed when we may, otherwise named in the error.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, Result, bail};
 
 use crate::process;
@@ -21,14 +26,17 @@ pub(crate) fn candidate(package: &str) -> Option<String> {
             policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?.trim();
         (version != "(none)").then(|| version.to_owned())
     };
-    ask().or_else(|| {
-        // A fresh container has no lists at all, and then apt knows of no package.
-        if lists_are_there() || !process::is_root() {
-            return None;
-        }
-        update().ok()?;
-        ask()
-    })
+    ask().or_else(|| fetch_lists_if_there_are_none().then(ask).flatten())
+}
+
+/// The packages that apt knows whose names match a regular expression. Fetches the package lists when there are none.
+pub(crate) fn matching(names: &str) -> Result<Vec<String>> {
+    let ask = || {
+        process::output(process::command("apt-cache").args(["search", "--names-only", names]))
+            .map(|found| first_words(&found))
+    };
+    let found = ask()?;
+    if found.is_empty() && fetch_lists_if_there_are_none() { ask() } else { Ok(found) }
 }
 
 /// Whether dpkg has the package unpacked and configured.
@@ -56,6 +64,31 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
     })
 }
 
+/// Fetches a package and unpacks it into a directory, which is made: nothing is installed, so no service starts.
+pub(crate) fn unpack(package: &str, into: &Path) -> Result<()> {
+    fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
+    // apt drops root for downloads, says so where it cannot, and goes on.
+    process::output(
+        process::command("apt-get").args(["download", "-qq", package]).current_dir(into),
+    )?;
+    let fetched = fetched_package(into)?;
+    process::output(process::command("dpkg-deb").arg("-x").arg(&fetched).arg(into))?;
+    fs::remove_file(&fetched).with_context(|| format!("cannot remove {}", fetched.display()))
+}
+
+fn fetched_package(directory: &Path) -> Result<PathBuf> {
+    fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download left no package in {}", directory.display()))
+}
+
+fn first_words(lines: &str) -> Vec<String> {
+    lines.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
 fn try_install(packages: &[&str]) -> Result<()> {
     let mut command = process::command("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
@@ -69,8 +102,14 @@ fn update() -> Result<()> {
     process::output(process::command("apt-get").args(["update", "-qq"])).map(drop)
 }
 
+/// A fresh container has no lists at all, and then apt knows of no package. Whether there are lists now that were not
+/// there before.
+fn fetch_lists_if_there_are_none() -> bool {
+    present() && !lists_are_there() && process::is_root() && update().is_ok()
+}
+
 fn lists_are_there() -> bool {
-    std::fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
+    fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
         entries.flatten().any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
     })
 }

@@ -3,7 +3,7 @@
 //! The programs are linked statically (`.cargo/config.toml`), so an image holds them and nothing else: no shell, no
 //! libraries.
 
-mod elf;
+pub(crate) mod elf;
 mod layout;
 
 use std::{

@@ -18,6 +18,7 @@ mod build;
 mod cluster;
 mod demo;
 mod image;
+mod kernel;
 mod load;
 mod manifest;
 mod process;

@@ -1,5 +1,7 @@
 //! `cargo xtask test`: unit, property and namespace tests as one command.
 
+mod kernels;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -17,6 +19,8 @@ use crate::{
 
 /// The suite that calls the plugin as a container runtime does.
 const CNI_PLUGIN: &str = "cni_plugin";
+/// The suite of the kernel programs by themselves.
+const KERNEL_PROGRAMS: &str = "kernel";
 
 /// Set up, then run every test: unit, property, and those in network namespaces.
 #[derive(Args)]
@@ -27,6 +31,9 @@ pub(crate) struct Options {
     /// Leave out the tests that need the two-node Kubernetes.
     #[arg(long)]
     no_cluster: bool,
+    /// Only the tests of the kernel programs and those in namespaces, on another kernel in qemu: Debian's of this series (6.1), or the one at this path.
+    #[arg(long, value_name = "SERIES|PATH")]
+    kernel: Option<String>,
     /// Only tests whose name contains this.
     filter: Option<String>,
     /// Handed to the test programs as they are, e.g. `-- --nocapture`.
@@ -49,6 +56,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         suites(&root.join("tests"))?.into_iter().partition(|name| name.starts_with("cluster_"));
     let has_cni_tools = cluster::has_cni_tools()?;
     on_nodes.retain(|suite| has_cni_tools || suite != CNI_PLUGIN);
+    if let Some(kernel) = &options.kernel {
+        let arguments: Vec<_> = options.filter.iter().chain(&options.arguments).cloned().collect();
+        on_nodes.insert(0, KERNEL_PROGRAMS.to_owned());
+        return kernels::run(&mut command(options), kernel, &on_nodes, &arguments);
+    }
     let packages =
         [crates(&root.join("agent"))?, crates(&root.join("ebpf"))?, vec![root.join("xtask")]];
     let of_crates: Vec<Vec<_>> =
@@ -61,6 +73,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ];
     if !options.no_cluster {
         outcomes.push(run_on_cluster(options, &on_cluster));
+    }
+    if options.filter.is_none() {
+        outcomes.push(kernels::run_few(&mut command(options)));
     }
     outcomes.into_iter().collect()
 }

@@ -1,9 +1,6 @@
 //! The real programs that the demo, the tests and the benchmark drive: one list, each with its reason.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
@@ -64,6 +61,16 @@ pub(crate) const CLUSTER: [Program; 11] = [
     program("strip", "binutils", "takes out of the image's programs what only debuggers read"),
 ];
 
+/// What boots other kernels than the machine's.
+pub(crate) const KERNEL: [Program; 6] = [
+    program("qemu-system-x86_64", "qemu-system-x86", "boots other kernels, to test on them"),
+    program("busybox", "busybox-static", "mounts their root file system"),
+    program("readelf", "binutils", "tells whether that busybox is linked statically"),
+    program("cpio", "cpio", "packs what they start with"),
+    program("depmod", "kmod", "finds the modules that they need"),
+    program("xz", "xz-utils", "unpacks those modules"),
+];
+
 /// Installs the programs that are missing; does nothing, and asks apt nothing, when all are there.
 pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
     let missing: Vec<&Program> =
@@ -93,22 +100,6 @@ pub(crate) fn nginx() -> Result<PathBuf> {
         "xtask: fetching nginx {version} into {} (not installed, so no service starts)",
         directory.display()
     );
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
-    process::output(
-        process::command("apt-get").args(["download", "-qq", "nginx"]).current_dir(&directory),
-    )?;
-    let package = downloaded_package(&directory)?;
-    process::output(process::command("dpkg").arg("-x").arg(&package).arg(directory.join("root")))?;
-    fs::remove_file(&package).with_context(|| format!("cannot remove {}", package.display()))?;
+    apt::unpack("nginx", &directory.join("root"))?;
     Ok(binary)
-}
-
-fn downloaded_package(directory: &Path) -> Result<PathBuf> {
-    fs::read_dir(directory)
-        .with_context(|| format!("cannot read {}", directory.display()))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download left no package in {}", directory.display()))
 }

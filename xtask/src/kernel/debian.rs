@@ -1,0 +1,132 @@
+//! Debian's kernels: found by their series, fetched and unpacked into the tools' cache, never installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::Kernel;
+use crate::{apt, process, tools, workspace};
+
+/// Of a kernel's modules, what tests use: some 40 MB of 400.
+const KEPT: [&str; 7] = ["arch", "crypto", "drivers/net", "drivers/virtio", "fs", "lib", "net"];
+
+/// The newest kernel of a series, such as `6.1`.
+pub(super) fn kernel(series: &str) -> Result<Kernel> {
+    ensure!(
+        !series.is_empty() && series.split('.').all(|part| part.parse::<u32>().is_ok()),
+        "{series} is neither a kernel's series, such as 6.1, nor a path to one (with a slash)"
+    );
+    ensure!(
+        std::env::consts::ARCH == "x86_64",
+        "Debian's kernels are fetched for x86_64 only so far: name one by its path"
+    );
+    ensure!(apt::present(), "no apt-get to fetch Linux {series} with: name a kernel by its path");
+    let package = apt::matching(&format!(r"^linux-image-{}\.[0-9].*-amd64$", series.replace('.', r"\.")))?
+        .into_iter()
+        .filter(|name| is_plain(name, series))
+        .max_by_key(|name| version(name))
+        .with_context(|| {
+            format!("apt knows of no Linux {series}: add a distribution that has it, or name a kernel by its path")
+        })?;
+    let release = package.trim_start_matches("linux-image-").to_owned();
+    let root = workspace::tools_cache()?.join(format!("kernel-{release}"));
+    if !root.exists() {
+        fetch(&package, &release, &root)?;
+    }
+    Ok(Kernel { image: root.join(format!("boot/vmlinuz-{release}")), modules: Some(root), release })
+}
+
+/// Whether it is the ordinary kernel, signed, of just that series (`6.1` is not `6.12`).
+fn is_plain(package: &str, series: &str) -> bool {
+    let Some(rest) = package.strip_prefix(&format!("linux-image-{series}.")) else { return false };
+    !["-cloud-", "-rt-", "-unsigned", "-dbg"].iter().any(|variant| rest.contains(variant))
+}
+
+/// The numbers in a name, by which kernels are older and newer.
+fn version(package: &str) -> Vec<u64> {
+    package
+        .split(|letter: char| !letter.is_ascii_digit())
+        .filter_map(|part| part.parse().ok())
+        .collect()
+}
+
+fn fetch(package: &str, release: &str, root: &Path) -> Result<()> {
+    tools::ensure(&tools::KERNEL)?;
+    eprintln!("xtask: fetching Linux {release} into {} (not installed)", root.display());
+    let part = root.with_extension("part");
+    if part.exists() {
+        fs::remove_dir_all(&part).with_context(|| format!("cannot clear {}", part.display()))?;
+    }
+    apt::unpack(package, &part)?;
+    keep_only(&part.join("lib/modules").join(release).join("kernel"))?;
+    process::output(process::command("depmod").arg("-b").arg(&part).arg(release))?;
+    // Whole or not at all, should somebody end us.
+    fs::rename(&part, root).with_context(|| format!("cannot move {} into place", root.display()))
+}
+
+/// Removes what tests do not use. Of `drivers/net`, that is everything for hardware.
+fn keep_only(modules: &Path) -> Result<()> {
+    let kept: Vec<PathBuf> = KEPT.iter().map(|name| modules.join(name)).collect();
+    let drivers = modules.join("drivers");
+    for directory in [modules, drivers.as_path(), &drivers.join("net")] {
+        for entry in fs::read_dir(directory)
+            .with_context(|| format!("the package has no {}", directory.display()))?
+            .flatten()
+        {
+            let path = entry.path();
+            if path.is_dir() && path != drivers && !kept.contains(&path) {
+                fs::remove_dir_all(&path)
+                    .with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+    }
+    if !modules.join("net").is_dir() {
+        bail!("no network modules are left in {}", modules.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_ordinary_kernel_of_the_series_is_taken() {
+        let names = [
+            "linux-image-6.1.0-9-amd64",
+            "linux-image-6.1.0-56-amd64",
+            "linux-image-6.1.0-57-cloud-amd64",
+            "linux-image-6.1.0-57-rt-amd64",
+            "linux-image-6.12.117+deb12-amd64",
+        ];
+        let newest = |series: &str| {
+            names.into_iter().filter(|name| is_plain(name, series)).max_by_key(|name| version(name))
+        };
+        assert_eq!(newest("6.1"), Some("linux-image-6.1.0-56-amd64"));
+        assert_eq!(newest("6.12"), Some("linux-image-6.12.117+deb12-amd64"));
+        assert_eq!(newest("5.15"), None);
+    }
+
+    #[test]
+    fn what_is_no_series_is_refused() {
+        for wrong in ["", "six", "6.", "6.1-rc1", "v6.1"] {
+            assert!(kernel(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn modules_for_hardware_are_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        for directory in ["net/sched", "drivers/net/wireless", "drivers/gpu", "sound", "fs/9p"] {
+            fs::create_dir_all(root.path().join(directory)).unwrap();
+        }
+        fs::write(root.path().join("drivers/net/veth.ko"), b"").unwrap();
+        keep_only(root.path()).unwrap();
+        let left = |path: &str| root.path().join(path).exists();
+        assert!(left("net/sched") && left("fs/9p") && left("drivers/net/veth.ko"));
+        assert!(!left("drivers/net/wireless") && !left("drivers/gpu") && !left("sound"));
+    }
+}
