@@ -67,10 +67,12 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
 /// Fetches a package and unpacks it into a directory, which is made: nothing is installed, so no service starts.
 pub(crate) fn unpack(package: &str, into: &Path) -> Result<()> {
     fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
-    // apt drops root for downloads, says so where it cannot, and goes on.
-    process::output(
-        process::command("apt-get").args(["download", "-qq", package]).current_dir(into),
-    )?;
+    let download = || {
+        let mut apt = process::command("apt-get");
+        process::output(apt.args(["download", "-qq", package]).current_dir(into))
+    };
+    // As in `install`, for lists older than the archive.
+    download().or_else(|_first| update().and_then(|()| download()))?;
     let fetched = fetched_package(into)?;
     process::output(process::command("dpkg-deb").arg("-x").arg(&fetched).arg(into))?;
     fs::remove_file(&fetched).with_context(|| format!("cannot remove {}", fetched.display()))
@@ -96,6 +98,15 @@ fn try_install(packages: &[&str]) -> Result<()> {
         .args(["install", "-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"])
         .args(packages);
     process::output(&mut command).map(drop)
+}
+
+/// Fetches the package lists anew, if we may; who then misses a package says so.
+pub(crate) fn refresh() {
+    if process::is_root()
+        && let Err(error) = update()
+    {
+        eprintln!("xtask: the package lists stay as they are: {error:#}");
+    }
 }
 
 fn update() -> Result<()> {

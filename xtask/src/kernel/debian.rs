@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::Kernel;
 use crate::{apt, process, tools, workspace};
 
+/// What packages of kernels are called, before the kernel's release.
+const PACKAGE: &str = "linux-image-";
 /// Of a kernel's modules, what tests use: some 40 MB of 400.
 const KEPT: [&str; 7] = ["arch", "crypto", "drivers/net", "drivers/virtio", "fs", "lib", "net"];
 
@@ -24,24 +26,41 @@ pub(super) fn kernel(series: &str) -> Result<Kernel> {
         "Debian's kernels are fetched for x86_64 only so far: name one by its path"
     );
     ensure!(apt::present(), "no apt-get to fetch Linux {series} with: name a kernel by its path");
-    let package = apt::matching(&format!(r"^linux-image-{}\.[0-9].*-amd64$", series.replace('.', r"\.")))?
-        .into_iter()
-        .filter(|name| is_plain(name, series))
-        .max_by_key(|name| version(name))
-        .with_context(|| {
-            format!("apt knows of no Linux {series}: add a distribution that has it, or name a kernel by its path")
-        })?;
-    let release = package.trim_start_matches("linux-image-").to_owned();
-    let root = workspace::tools_cache()?.join(format!("kernel-{release}"));
+    let mut release = newest(series)?;
+    if !is_cached(release.as_deref())? {
+        // Lists older than the archive name kernels that it no longer has.
+        apt::refresh();
+        release = newest(series)?;
+    }
+    let release = release.with_context(|| {
+        format!("apt knows of no Linux {series}: add a distribution that has it, or name a kernel by its path")
+    })?;
+    let root = place(&release)?;
     if !root.exists() {
-        fetch(&package, &release, &root)?;
+        fetch(&release, &root)?;
     }
     Ok(Kernel { image: root.join(format!("boot/vmlinuz-{release}")), modules: Some(root), release })
 }
 
+/// The newest that apt knows of, as `uname -r` will name it.
+fn newest(series: &str) -> Result<Option<String>> {
+    let names = format!(r"^{PACKAGE}{}\.[0-9].*-amd64$", series.replace('.', r"\."));
+    let found = apt::matching(&names)?.into_iter();
+    let newest = found.filter(|name| is_plain(name, series)).max_by_key(|name| version(name));
+    Ok(newest.and_then(|name| name.strip_prefix(PACKAGE).map(str::to_owned)))
+}
+
+fn is_cached(release: Option<&str>) -> Result<bool> {
+    release.map_or(Ok(false), |release| Ok(place(release)?.exists()))
+}
+
+fn place(release: &str) -> Result<PathBuf> {
+    Ok(workspace::tools_cache()?.join(format!("kernel-{release}")))
+}
+
 /// Whether it is the ordinary kernel, signed, of just that series (`6.1` is not `6.12`).
 fn is_plain(package: &str, series: &str) -> bool {
-    let Some(rest) = package.strip_prefix(&format!("linux-image-{series}.")) else { return false };
+    let Some(rest) = package.strip_prefix(&format!("{PACKAGE}{series}.")) else { return false };
     !["-cloud-", "-rt-", "-unsigned", "-dbg"].iter().any(|variant| rest.contains(variant))
 }
 
@@ -53,14 +72,14 @@ fn version(package: &str) -> Vec<u64> {
         .collect()
 }
 
-fn fetch(package: &str, release: &str, root: &Path) -> Result<()> {
+fn fetch(release: &str, root: &Path) -> Result<()> {
     tools::ensure(&tools::KERNEL)?;
     eprintln!("xtask: fetching Linux {release} into {} (not installed)", root.display());
     let part = root.with_extension("part");
     if part.exists() {
         fs::remove_dir_all(&part).with_context(|| format!("cannot clear {}", part.display()))?;
     }
-    apt::unpack(package, &part)?;
+    apt::unpack(&format!("{PACKAGE}{release}"), &part)?;
     keep_only(&part.join("lib/modules").join(release).join("kernel"))?;
     process::output(process::command("depmod").arg("-b").arg(&part).arg(release))?;
     // Whole or not at all, should somebody end us.
