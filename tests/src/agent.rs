@@ -347,7 +347,8 @@ fn same_names(left: &[String], right: &[String]) -> bool {
     left == right
 }
 
-fn pins(world: &World) -> PathBuf {
+/// The bpffs of the world's agents.
+pub fn pins(world: &World) -> PathBuf {
     world.directory().join("bpf")
 }
 

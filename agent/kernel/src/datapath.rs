@@ -257,11 +257,13 @@ impl Datapath {
         Self::remove(&self.settings.bpffs, &self.settings.instance)
     }
 
-    /// Puts this agent's programs under the node-wide links again, after another agent's attempt to take over has
-    /// failed. Pods that it may have moved to listeners of its own are those that an audit finds amiss, and have to
-    /// be enrolled anew.
+    /// Puts this agent's programs under the node-wide links again, or attaches and pins what somebody has taken away:
+    /// another agent whose attempt to take over has failed, or who removed files below the bpffs. Pods that lost
+    /// their own hooks with it are those that an audit finds amiss, and have to be enrolled anew.
     pub fn reattach(&self) -> Result<(), Error> {
         let mut state = self.lock();
+        self.instance.pins.create()?;
+        load::pin_maps(&state.loaded, &self.instance.pins)?;
         hooks::attach(&state.loaded, &self.cgroup, &self.instance.pins)?;
         state.peers = Peers::read(&self.instance.tables, self.settings.max_peers)?;
         state.exempt = Exempt::read(&self.instance.tables)?;

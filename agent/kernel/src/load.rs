@@ -9,7 +9,9 @@ use aya::{
 };
 use sluice_abi::{MAX_WORKERS, map, program, tunable};
 
-use crate::{Error, MapReport, Settings, bytecode, exempt, features::Features, pins::Pins, table};
+use crate::{
+    Error, MapReport, Settings, bytecode, exempt, features::Features, pins::Pins, syscall, table,
+};
 
 /// Programs in the order in which they are loaded, and their hooks attached: whoever shows an
 /// application its peer and itself first, whoever captures last.
@@ -106,6 +108,18 @@ pub(crate) fn load(
         programs.push(verify(&mut ebpf, name)?);
     }
     Ok(Loaded { ebpf, programs })
+}
+
+/// Pins the maps whose pins somebody has removed: the next agent finds them by these.
+pub(crate) fn pin_maps(loaded: &Loaded, pins: &Pins) -> Result<(), Error> {
+    for (name, ..) in table::sizes() {
+        let path = pins.map(name);
+        if !path.exists() {
+            let map = loaded.map(name)?;
+            syscall::pin(map.as_fd(), &path).map_err(Error::path("pin a map at", path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Sizes of the maps that depend on the settings. A pod has about two addresses and one veth; four

@@ -24,6 +24,8 @@ pub trait Hooks {
     fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error>;
     fn counters(&self, cookie: u64) -> Result<PodCounters, Error>;
     fn audit(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<CaptureState, Error>;
+    fn missing_hooks(&self) -> Result<Vec<&'static str>, Error>;
+    fn reattach(&self) -> Result<(), Error>;
     fn mark_listener(&self, listener: BorrowedFd<'_>) -> Result<(), Error>;
 }
 
@@ -58,6 +60,14 @@ impl Hooks for Arc<Datapath> {
 
     fn audit(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<CaptureState, Error> {
         self.as_ref().audit(cookie, netns)
+    }
+
+    fn missing_hooks(&self) -> Result<Vec<&'static str>, Error> {
+        self.as_ref().missing_hooks()
+    }
+
+    fn reattach(&self) -> Result<(), Error> {
+        self.as_ref().reattach()
     }
 
     fn mark_listener(&self, listener: BorrowedFd<'_>) -> Result<(), Error> {

@@ -27,6 +27,7 @@ impl<H: Hooks> PodManager<H> {
         if self.frozen {
             return Vec::new();
         }
+        self.mend_node();
         self.retry_unwanted();
         self.locate_all();
         let uids: Vec<_> = self.pods.keys().cloned().collect();
@@ -39,6 +40,28 @@ impl<H: Hooks> PodManager<H> {
         self.set_direct();
         self.hand_over();
         self.take_events()
+    }
+
+    /// Attaches the node's own hooks again if one was taken away: without them no pod is captured.
+    fn mend_node(&self) {
+        let missing = match self.hooks.missing_hooks() {
+            Ok(missing) => missing.join(", "),
+            Err(error) => {
+                return tracing::error!(%error, "whether the node's hooks are attached is unknown");
+            }
+        };
+        if missing.is_empty() {
+            return;
+        }
+        match self.hooks.reattach() {
+            Ok(()) => tracing::warn!(
+                hooks = missing,
+                "hooks of the node had been detached by somebody, and are attached again"
+            ),
+            Err(error) => {
+                tracing::error!(%error, hooks = missing, "hooks of the node are detached");
+            }
+        }
     }
 
     pub(super) fn audit_pod(&mut self, uid: &WorkloadUid) {
@@ -110,7 +133,7 @@ fn judge(state: &CaptureState, guard_ifindexes: &[u32]) -> Finding {
     if !state.missing_hooks.is_empty() {
         let hooks = state.missing_hooks.join(", ");
         return Finding::Faulty(format!(
-            "hooks of the node are detached: {hooks}; restart the agent"
+            "hooks of the node are detached: {hooks}; the agent's log says why they stay so"
         ));
     }
     let attached =

@@ -59,12 +59,25 @@ fn a_missing_hook_of_the_pod_is_put_back() {
 }
 
 #[test]
-fn a_missing_hook_of_the_node_is_reported_until_it_is_back() {
+fn a_missing_hook_of_the_node_is_put_back_before_pods_are_judged() {
     Lab::run("a-node", |lab| {
         let mut scene = Scene::new(lab);
         scene.fake.notes().missing_hooks.push("sluice_connect4");
+        assert_eq!(scene.manager.audit(), []);
+        assert_eq!(scene.fake.calls(), ["reattach"]);
+        assert_eq!(scene.manager.audit(), []);
+        assert_eq!(scene.fake.calls(), [""; 0], "only when one is missing");
+    });
+}
+
+#[test]
+fn a_hook_of_the_node_that_cannot_be_put_back_is_reported_until_it_can() {
+    Lab::run("a-node-not", |lab| {
+        let mut scene = Scene::new(lab);
+        scene.fake.fail("reattach", true);
+        scene.fake.notes().missing_hooks.push("sluice_connect4");
         assert!(scene.impaired().contains("sluice_connect4"));
-        scene.fake.notes().missing_hooks.clear();
+        scene.fake.fail("reattach", false);
         assert_eq!(scene.manager.audit(), []);
         assert_eq!(scene.manager.status()[0].state, PodState::Captured);
     });

@@ -151,6 +151,15 @@ impl Hooks for Fake {
         })
     }
 
+    fn missing_hooks(&self) -> Result<Vec<&'static str>, Error> {
+        Ok(self.notes().missing_hooks.clone())
+    }
+
+    fn reattach(&self) -> Result<(), Error> {
+        self.called("reattach")?.missing_hooks.clear();
+        Ok(())
+    }
+
     fn mark_listener(&self, listener: BorrowedFd<'_>) -> Result<(), Error> {
         assert!(rustix::net::sockopt::socket_acceptconn(listener.as_fd()).unwrap());
         self.notes().marked += 1;
