@@ -259,8 +259,9 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_what_it_knew() -> 
     namespace.exec("client", &["sh", "-c", &loop_])?;
     let agents =
         [(first, cluster.agent_container(first)?), (second, cluster.agent_container(second)?)];
-    // What an agent knows is on disk a second later.
-    thread::sleep(Duration::from_secs(2));
+    // What an agent knows is on disk a second later. The controller asks about a token again after 30 s: later it is
+    // left with what it remembers.
+    thread::sleep(Duration::from_secs(32));
     let server = cluster.away("control/kube-apiserver")?;
     let away = Instant::now();
     for (node, container) in agents {

@@ -95,6 +95,12 @@ impl PodPlaces {
         Self(places)
     }
 
+    /// As after a listing that found no pod.
+    #[cfg(test)]
+    pub(crate) fn listed_none() -> Self {
+        Self(watch::channel(Some(Pods::default())).1)
+    }
+
     /// Where pods of a service account run, as seen from `node`. Waits a moment for a pod that is on its way.
     pub async fn find(&self, namespace: &str, account: &str, node: &str) -> Place {
         let account = (namespace.to_owned(), account.to_owned());

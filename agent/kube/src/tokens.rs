@@ -17,6 +17,10 @@ use crate::{ApiServer, PodPlaces, client::ApiFault};
 
 /// How long an answer is good for. A pod that is deleted meanwhile ends its token at once, as the watch tells.
 const MEMORY: Duration = Duration::from_secs(30);
+/// How long it is kept for times without an API server, if the token does not end before.
+const KEPT: Duration = Duration::from_hours(24);
+/// How long an older answer stands in for one that the API server owes us, before it is asked again.
+const STAND_IN: Duration = Duration::from_secs(5);
 /// How long a refusal is good for.
 const REFUSAL_MEMORY: Duration = Duration::from_secs(5);
 /// Answers that are remembered; a token has one.
@@ -67,9 +71,20 @@ pub struct TokenJudge {
 
 #[derive(Clone, Debug)]
 struct Remembered {
+    /// Until when nobody is asked again.
+    fresh_until: Instant,
+    /// Until when it may stand in; no longer than the token is good by itself.
     until: Instant,
     pod_uid: Option<String>,
     answer: Result<AgentToken, String>,
+}
+
+/// Why the API server has not judged a token.
+#[derive(Debug)]
+struct Unanswered {
+    reason: String,
+    /// It could not be asked, and not: it was, and would not.
+    is_away: bool,
 }
 
 /// What the API server says of a token that it knows.
@@ -104,11 +119,12 @@ impl TokenJudge {
         }
     }
 
-    /// Whose token `bearer` is.
+    /// Whose token `bearer` is. While the API server cannot be asked, a token that it knew before is believed until it
+    /// ends: an agent that restarts meanwhile needs its certificates.
     ///
     /// # Errors
     ///
-    /// When it is nobody's whom we believe, or the API server cannot be asked.
+    /// When it is nobody's whom we believe, or the API server cannot be asked about one that is new to us.
     pub async fn judge(&self, bearer: &str) -> Result<AgentToken, TokenFault> {
         let digest: [u8; 32] = Sha256::digest(bearer).into();
         if let Some(answer) = self.recall(&digest) {
@@ -125,7 +141,14 @@ impl TokenJudge {
         if let Some(answer) = self.recall(&digest) {
             return answer.map_err(TokenFault::Refused);
         }
-        let (answer, pod_uid) = match self.ask(bearer).await? {
+        let judged = match self.ask(bearer).await {
+            Ok(judged) => judged,
+            Err(Unanswered { reason, is_away }) => {
+                let stand_in = is_away.then(|| self.stand_in(&digest)).flatten();
+                return stand_in.ok_or(TokenFault::Unknown(reason));
+            }
+        };
+        let (answer, pod_uid) = match judged {
             Ok(known) => {
                 let pod_uid = known.pod.as_ref().map(|(uid, _)| uid.clone());
                 (self.locate(known).await?, pod_uid)
@@ -147,7 +170,7 @@ impl TokenJudge {
         Ok(())
     }
 
-    async fn ask(&self, bearer: &str) -> Result<Result<Known, String>, TokenFault> {
+    async fn ask(&self, bearer: &str) -> Result<Result<Known, String>, Unanswered> {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 audiences: Some(vec![self.audience.clone()]),
@@ -165,11 +188,11 @@ impl TokenJudge {
             Ok(Err(error)) => {
                 let fault = ApiFault::new(what, "create on tokenreviews", &error);
                 tracing::warn!(%fault, "callers cannot be verified");
-                Err(TokenFault::Unknown(fault.to_string()))
+                Err(Unanswered { reason: fault.to_string(), is_away: !is_refusal(&error) })
             }
             Err(_elapsed) => {
                 let reason = format!("{what}: no answer within {} s", WITHIN.as_secs());
-                Err(TokenFault::Unknown(reason))
+                Err(Unanswered { reason, is_away: true })
             }
         }
     }
@@ -198,13 +221,31 @@ impl TokenJudge {
 
     fn recall(&self, digest: &[u8; 32]) -> Option<Result<AgentToken, String>> {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let Remembered { until, pod_uid, answer } = remembered.get(digest)?;
-        let is_over = *until <= Instant::now();
-        if is_over || pod_uid.as_deref().is_some_and(|uid| self.places.is_gone(uid)) {
+        self.forget_if_over(&mut remembered, digest);
+        let Remembered { fresh_until, answer, .. } = remembered.get(digest)?;
+        (*fresh_until > Instant::now()).then(|| answer.clone())
+    }
+
+    /// What was known of a token, for while the API server cannot be asked: neither is a pod deleted without it, nor
+    /// a token that is bound to the pod.
+    fn stand_in(&self, digest: &[u8; 32]) -> Option<AgentToken> {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget_if_over(&mut remembered, digest);
+        let entry = remembered.get_mut(digest)?;
+        let token = entry.answer.clone().ok()?;
+        entry.fresh_until = Instant::now() + STAND_IN;
+        tracing::warn!(agent = token.name, "a token that the API server knew before is believed");
+        Some(token)
+    }
+
+    fn forget_if_over(&self, remembered: &mut HashMap<[u8; 32], Remembered>, digest: &[u8; 32]) {
+        let is_over = remembered.get(digest).is_some_and(|entry| {
+            entry.until <= Instant::now()
+                || entry.pod_uid.as_deref().is_some_and(|uid| self.places.is_gone(uid))
+        });
+        if is_over {
             remembered.remove(digest);
-            return None;
         }
-        Some(answer.clone())
     }
 
     fn remember(
@@ -214,17 +255,25 @@ impl TokenJudge {
         pod_uid: Option<String>,
         answer: Result<AgentToken, String>,
     ) {
-        let memory = if answer.is_ok() { MEMORY } else { REFUSAL_MEMORY };
         let now = Instant::now();
-        let until = now + memory.min(outline.left());
+        let (fresh, kept) = match &answer {
+            Ok(_) => (MEMORY, KEPT.min(outline.left())),
+            Err(_) => (REFUSAL_MEMORY, REFUSAL_MEMORY.min(outline.left())),
+        };
+        let (fresh_until, until) = (now + fresh.min(kept), now + kept);
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= MAX_REMEMBERED {
             remembered.retain(|_, entry| entry.until > now);
         }
         if remembered.len() < MAX_REMEMBERED {
-            remembered.insert(digest, Remembered { until, pod_uid, answer });
+            remembered.insert(digest, Remembered { fresh_until, until, pod_uid, answer });
         }
     }
+}
+
+/// Whether the API server heard the question and would not answer it, other than for being busy.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429)
 }
 
 /// Judges the server's answer. The audience is looked at again: a server that knows no audiences answers without
@@ -261,68 +310,4 @@ fn read_status(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn accounts() -> BTreeSet<String> {
-        ["system:serviceaccount:sluice-system:sluice-agent".to_owned()].into()
-    }
-
-    fn status(changed: &serde_json::Value) -> TokenReviewStatus {
-        let mut status = serde_json::json!({
-            "authenticated": true,
-            "audiences": ["sluice-ca"],
-            "user": {
-                "username": "system:serviceaccount:sluice-system:sluice-agent",
-                "extra": {NODE: ["n1"], POD: ["agent-x"], POD_UID: ["u"]},
-            },
-        });
-        for (key, value) in changed.as_object().unwrap() {
-            status[key] = value.clone();
-        }
-        serde_json::from_value(status).unwrap()
-    }
-
-    fn read(changed: &serde_json::Value) -> Result<Known, String> {
-        read_status(status(changed), "sluice-ca", &accounts())
-    }
-
-    #[test]
-    fn a_known_token_tells_its_node_and_pod() {
-        let known = read(&serde_json::json!({})).unwrap();
-        assert_eq!(known.node.as_deref(), Some("n1"));
-        assert_eq!(known.pod, Some(("u".to_owned(), "agent-x".to_owned())));
-        let bound_to_pod = serde_json::json!({"user": {
-            "username": "system:serviceaccount:sluice-system:sluice-agent",
-            "extra": {POD: ["agent-x"], POD_UID: ["u"]},
-        }});
-        assert_eq!(read(&bound_to_pod).unwrap().node, None);
-    }
-
-    #[test]
-    fn a_token_that_is_not_an_agents_is_refused_whatever_it_says() {
-        let user = |name: &str| serde_json::json!({"user": {"username": name}});
-        for (changed, said) in [
-            (serde_json::json!({"authenticated": false}), "does not know it"),
-            (serde_json::json!({"authenticated": false, "error": "expired"}), "says: expired"),
-            (serde_json::json!({"authenticated": null}), "does not know it"),
-            (serde_json::json!({"audiences": ["https://kubernetes"]}), "not made for sluice-ca"),
-            (serde_json::json!({"audiences": null}), "not made for sluice-ca"),
-            (serde_json::json!({"user": null}), "\"\" is not"),
-            (user("sluice-agent"), "is not the service account of an agent"),
-            (user("system:serviceaccount:other:sluice-agent"), "is not the service account"),
-        ] {
-            let refusal = read(&changed).unwrap_err();
-            assert!(refusal.contains(said), "{refusal}");
-        }
-    }
-
-    #[test]
-    fn a_claim_with_several_values_is_none() {
-        let two = serde_json::json!({"user": {
-            "username": "system:serviceaccount:sluice-system:sluice-agent",
-            "extra": {NODE: ["n1", "n2"]},
-        }});
-        assert_eq!(read(&two).unwrap().node, None);
-    }
-}
+mod tests;
