@@ -12,7 +12,7 @@ use crate::{apt, process, tools, workspace};
 
 /// What packages of kernels are called, before the kernel's release.
 const PACKAGE: &str = "linux-image-";
-/// Of a kernel's modules, what tests use: some 40 MB of 400.
+/// Of a kernel's modules, what tests use: a quarter of 400 MB.
 const KEPT: [&str; 7] = ["arch", "crypto", "drivers/net", "drivers/virtio", "fs", "lib", "net"];
 
 /// The newest kernel of a series, such as `6.1`.
