@@ -18,6 +18,7 @@ use crate::{Canary, Pod, syscalls, world::POD_DEVICE};
 
 pub mod donor;
 mod frames;
+mod ring;
 
 /// `IPPROTO_MPTCP`
 const MPTCP: i32 = 262;
@@ -51,6 +52,8 @@ pub enum StreamWay {
     FastOpen,
     /// `TCP_FASTOPEN_CONNECT`, which sends the SYN with the first bytes.
     FastOpenConnect,
+    /// By requests in an `io_uring`.
+    Ring,
     /// A multipath TCP socket.
     Multipath,
     /// An IPv6 socket to a v4-mapped address.
@@ -93,11 +96,12 @@ pub enum FrameWay {
 
 impl Way {
     /// All ways, with the mark that Istio's own sockets carry.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Stream(StreamWay::Connect),
         Self::Stream(StreamWay::NonBlocking),
         Self::Stream(StreamWay::FastOpen),
         Self::Stream(StreamWay::FastOpenConnect),
+        Self::Stream(StreamWay::Ring),
         Self::Stream(StreamWay::Multipath),
         Self::Stream(StreamWay::V4Mapped),
         Self::Stream(StreamWay::BoundToDevice),
@@ -168,6 +172,10 @@ impl StreamWay {
                 std::thread::sleep(Duration::from_millis(100));
                 socket.set_nonblocking(false)?;
             }
+            Self::Ring => {
+                ring::connect_and_send(&socket, &target.into(), canary.as_bytes(), PATIENCE)?;
+                return linger(&socket);
+            }
             // Returns at once; the SYN leaves with the first bytes.
             Self::FastOpenConnect => socket.connect(&target.into())?,
             Self::Connect
@@ -208,6 +216,7 @@ impl StreamWay {
             Self::Connect
             | Self::NonBlocking
             | Self::FastOpen
+            | Self::Ring
             | Self::Multipath
             | Self::V4Mapped => {}
         }

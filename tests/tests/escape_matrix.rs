@@ -100,6 +100,7 @@ fn ordinary_ways_to_connect_are_carried_not_refused() -> Result<()> {
             StreamWay::NonBlocking,
             StreamWay::FastOpen,
             StreamWay::FastOpenConnect,
+            StreamWay::Ring,
             StreamWay::Multipath,
             StreamWay::V4Mapped,
             StreamWay::BoundToDevice,

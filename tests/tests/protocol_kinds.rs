@@ -2,16 +2,21 @@
 //! refusals that must look like refusals.
 
 use std::{
-    collections::BTreeMap, io::Write as _, net::SocketAddr, process::Command, time::Duration,
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     Canary, Capture, Family, Lab, MeshFile, NodeName, Process, ServiceEntry, World,
     mesh::{NAMESPACE, PortEntry},
-    traffic::{Probe, Server, Service},
+    traffic::{Pair, Probe, Server, Service},
+    world::POD_DEVICE,
 };
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 const PORT: u16 = 2525;
 /// A server that speaks first has to get through before anyone would call it slow.
@@ -23,6 +28,7 @@ fn world() -> Result<World> {
         .pod("outside", NodeName::A)
         .pod("server", NodeName::B)
         .pod("second", NodeName::B)
+        .pod("near", NodeName::A)
         .build()
 }
 
@@ -36,7 +42,7 @@ fn a_server_that_speaks_first_is_heard_in_the_mesh_and_by_a_plaintext_client() -
     for family in Family::BOTH {
         for (pod, encrypted) in [("client", true), ("outside", false)] {
             let capture = Capture::between_nodes(&lab.world, &canary)?;
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             let mut probe = Probe::connect(&lab.pod(pod)?.netns, server.at(family, PORT))?;
             assert_eq!(probe.read_line()?, greeting, "{pod} {family:?}");
             let waited = start.elapsed();
@@ -184,7 +190,7 @@ fn a_client_that_sends_in_small_pieces_and_waits_in_between_is_carried() -> Resu
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut answer = [0_u8; 16];
-        std::io::Read::read_exact(probe.stream(), &mut answer).context("echo")?;
+        probe.stream().read_exact(&mut answer).context("echo")?;
         assert_eq!(&answer, b"GET / HTTP/1.1\r\n");
     }
     Ok(())
@@ -209,6 +215,102 @@ fn a_client_that_chooses_only_its_port_is_carried_from_the_pods_address() -> Res
         let own = probe.local()?;
         assert_eq!(own.ip(), client.ip(family), "getsockname");
         assert_eq!(service.last_accepted()?.peer, own, "the server sees the client");
+    }
+    Ok(())
+}
+
+/// Both ends are told apart only by who connected.
+fn ensure_urgent_byte_arrives(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
+    to.set_read_timeout(Some(Duration::from_secs(2)))?;
+    // As RFC 6093 wants applications to read it, for what is on the way may take the mark away.
+    SockRef::from(&*to).set_out_of_band_inline(true)?;
+    from.write_all(b"before")?;
+    SockRef::from(&*from).send_out_of_band(b"!")?;
+    from.write_all(b"after")?;
+    let mut text = [0; 12];
+    to.read_exact(&mut text).context("not every byte came")?;
+    ensure!(&text == b"before!after", "{:?}", String::from_utf8_lossy(&text));
+    Ok(())
+}
+
+#[test]
+fn an_urgent_byte_arrives_in_its_place() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "near", "server"])?;
+    for (client, server) in [("client", "server"), ("client", "near"), ("outside", "server")] {
+        for family in Family::BOTH {
+            let target = lab.pod(server)?.at(family, PORT);
+            let Pair { client: mut near, server: mut far } =
+                Pair::open(&lab.pod(client)?.netns, &lab.pod(server)?.netns, target)?;
+            let what = || format!("{client} to {server}, {family:?}");
+            ensure_urgent_byte_arrives(&mut near, &mut far).with_context(what)?;
+            ensure_urgent_byte_arrives(&mut far, &mut near)
+                .with_context(|| format!("back, {}", what()))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_that_listens_on_its_device_alone_is_reached() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "near", "server"])?;
+    // The first of them, outside the mesh, shows that such a server can be reached at all.
+    for name in ["second", "near", "server"] {
+        let server = lab.pod(name)?;
+        let _server = Server::on_device(&server.netns, POD_DEVICE, PORT, Service::Echo)?;
+        for (client, family) in ["client", "outside", "client"]
+            .into_iter()
+            .flat_map(|client| Family::BOTH.map(|family| (client, family)))
+        {
+            Probe::connect(&lab.pod(client)?.netns, server.at(family, PORT))?
+                .echo(b"hello")
+                .with_context(|| format!("{client} to {name}, {family:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_server_whose_backlog_is_full_gets_every_client_once() -> Result<()> {
+    const CLIENTS: &[u8] = b"0123";
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let server = lab.pod("server")?;
+    for family in Family::BOTH {
+        let target = server.at(family, PORT);
+        let listener = server.netns.run(|| {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&target.into())?;
+            // Two wait to be accepted, and the kernel takes no more.
+            socket.listen(1)?;
+            socket.set_nonblocking(true)?;
+            Ok(TcpListener::from(socket))
+        })?;
+        let mut clients = Vec::new();
+        for name in CLIENTS {
+            let mut probe = Probe::connect(&lab.pod("client")?.netns, target)?;
+            probe.stream().write_all(&[*name])?;
+            clients.push(probe);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let mut served = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(8);
+        // And a little longer than all take, for one too many.
+        let mut last = None;
+        while Instant::now() < last.unwrap_or(deadline) {
+            if let Ok((mut stream, _)) = listener.accept() {
+                stream.set_nonblocking(false)?;
+                stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+                let mut name = [0];
+                stream.read_exact(&mut name).context("an accepted client says nothing")?;
+                served.extend(name);
+                if served.len() == CLIENTS.len() {
+                    last = Some(Instant::now() + Duration::from_millis(500));
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        served.sort_unstable();
+        assert_eq!(served, CLIENTS, "{family:?}");
     }
     Ok(())
 }

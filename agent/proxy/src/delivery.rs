@@ -1,11 +1,15 @@
 //! The last step of an inbound connection: from the agent to the application, over the pod's loopback.
 
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     ops::RangeInclusive,
     os::fd::AsFd,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,12 +20,18 @@ use sluice_sys::{
     socket::{self, Socket},
 };
 
-use crate::deadline::within;
+use tokio::time::timeout;
 
 /// How long the application may take to accept, when its backlog is full.
 const DELIVER_TIME: Duration = Duration::from_secs(10);
 
-/// How many ports are tried for a delivery over IPv6 before the choice is the kernel's.
+/// How long one that has not answered at once is taken for busy, before it is tried in another way.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// Applications that are known to listen on a device of their own.
+const MAX_ON_DEVICE: usize = 4096;
+
+/// How many ports are tried for a delivery from the pod's own address before the choice is the kernel's.
 const PORT_TRIES: usize = 16;
 
 /// Counts the ports that were tried, so that each has its turn. Of its own: a counter that also spreads connections
@@ -34,6 +44,9 @@ static TURN: AtomicUsize = AtomicUsize::new(0);
 /// trust. The application sees the client's address.
 const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
+/// Applications that were found to listen on a device of their own: namespace and port.
+static ON_DEVICE: Mutex<BTreeSet<(u64, u16)>> = Mutex::new(BTreeSet::new());
+
 /// Connects to the application on `local` inside the pod, which will see `client` as its peer. The
 /// socket is of no runtime yet: it may be carried by another worker. Closed, it is reset: see [`crate::closing`].
 pub(crate) async fn deliver(
@@ -42,38 +55,38 @@ pub(crate) async fn deliver(
     client: SocketAddr,
     local: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let connecting = |source| connect(sockets, netns, client, local, source);
-    let socket = match local {
-        SocketAddr::V4(_) => connecting(Source::Address(DELIVERY_SOURCE.into()))?,
-        SocketAddr::V6(_) => {
-            let ports = netns.ports();
-            let mut sources = (0..PORT_TRIES)
-                .filter_map(|_| source(local, ports, TURN.fetch_add(1, Ordering::Relaxed)));
-            // The first that can be had, or cannot for another reason than the port.
-            let chosen = sources.find_map(|source| match connecting(Source::Chosen(source)) {
-                Err(error) if is_taken(&error) => None,
-                outcome => Some(outcome),
-            });
-            chosen.unwrap_or_else(|| connecting(Source::Any))?
-        }
+    let delivery = Delivery { sockets, netns, client, local };
+    if local.is_ipv6() || delivery.is_on_device() {
+        return settled(delivery.connect_from_pod()?, DELIVER_TIME).await?.or_timed_out();
+    }
+    let first = delivery.connect(Source::Address(DELIVERY_SOURCE.into()))?;
+    let waiting = match settled(first, GRACE).await? {
+        Progress::Settled(stream) => return Ok(stream),
+        Progress::Waiting(socket) => socket,
     };
-    let is_settled = {
-        let mut watched = [PollFd::new(&socket, PollFlags::OUT)];
-        poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0
-    };
-    if let Some(error) = socket.take_error()? {
-        return Err(error);
+    // Its backlog is full; or it listens on a device (`SO_BINDTODEVICE`) other than the loopback one, from which it
+    // answers no loopback address.
+    if let Progress::Settled(stream) = settled(delivery.connect_from_pod()?, Duration::ZERO).await?
+    {
+        delivery.note_device();
+        return Ok(stream);
     }
-    if is_settled {
-        return Ok(socket.into());
-    }
-    // Over loopback the handshake is over before `connect` returns, unless the backlog is full.
-    let stream = tokio::net::TcpStream::from_std(socket.into())?;
-    within(DELIVER_TIME, stream.writable()).await?;
-    match stream.take_error()? {
-        Some(error) => Err(error),
-        None => stream.into_std(),
-    }
+    settled(waiting, DELIVER_TIME).await?.or_timed_out()
+}
+
+/// A connection that is to be made.
+#[derive(Clone, Copy)]
+struct Delivery<'a> {
+    sockets: &'a SocketTable,
+    netns: &'a Netns,
+    client: SocketAddr,
+    local: SocketAddr,
+}
+
+/// How far a connection has come.
+enum Progress {
+    Settled(TcpStream),
+    Waiting(Socket),
 }
 
 /// Where a delivery comes from, below the socket API.
@@ -85,33 +98,103 @@ enum Source {
     Chosen(SocketAddr),
 }
 
-/// A socket on its way to the application.
-fn connect(
-    sockets: &SocketTable,
-    netns: &Netns,
-    client: SocketAddr,
-    local: SocketAddr,
-    source: Source,
-) -> io::Result<Socket> {
-    nomad::enter(netns).map_err(io::Error::other)?;
-    let socket = socket::tcp_socket(local.is_ipv6())?;
-    sockets.mark_delivery(socket.as_fd(), client).map_err(io::Error::other)?;
-    socket::set_reset_on_close(&socket)?;
-    match source {
-        Source::Any => {}
-        Source::Address(address) => socket::bind_address(&socket, address)?,
-        Source::Chosen(source) => socket::bind_anew(&socket, source)?,
+// === impl Delivery ===
+
+impl Delivery<'_> {
+    /// A socket on its way to the application.
+    fn connect(self, source: Source) -> io::Result<Socket> {
+        nomad::enter(self.netns).map_err(io::Error::other)?;
+        let socket = socket::tcp_socket(self.local.is_ipv6())?;
+        self.sockets.mark_delivery(socket.as_fd(), self.client).map_err(io::Error::other)?;
+        socket::set_reset_on_close(&socket)?;
+        match source {
+            Source::Any => {}
+            Source::Address(address) => socket::bind_address(&socket, address)?,
+            Source::Chosen(source) => socket::bind_anew(&socket, source)?,
+        }
+        match socket.connect(&self.local.into()) {
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            other => other?,
+        }
+        Ok(socket)
     }
-    match socket.connect(&local.into()) {
-        Err(error)
-            if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-        other => other?,
+
+    /// A socket on its way to the application from the address that it goes to.
+    fn connect_from_pod(self) -> io::Result<Socket> {
+        let ports = self.netns.ports();
+        let mut sources = (0..PORT_TRIES)
+            .filter_map(|_| source(self.local, ports, TURN.fetch_add(1, Ordering::Relaxed)));
+        // The first that can be had, or cannot for another reason than the port.
+        let chosen = sources.find_map(|source| match self.connect(Source::Chosen(source)) {
+            Err(error) if is_taken(&error) => None,
+            outcome => Some(outcome),
+        });
+        chosen.unwrap_or_else(|| self.connect(Source::Any))
     }
-    Ok(socket)
+
+    fn is_on_device(self) -> bool {
+        on_device().contains(&self.application())
+    }
+
+    fn note_device(self) {
+        let mut known = on_device();
+        // What is forgotten is found out again.
+        if known.len() >= MAX_ON_DEVICE {
+            known.clear();
+        }
+        known.insert(self.application());
+    }
+
+    fn application(self) -> (u64, u16) {
+        (self.netns.cookie(), self.local.port())
+    }
+}
+
+fn on_device() -> MutexGuard<'static, BTreeSet<(u64, u16)>> {
+    ON_DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Progress ===
+
+impl Progress {
+    fn or_timed_out(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Settled(stream) => Ok(stream),
+            Self::Waiting(_) => Err(ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// Waits until the connection is open. Over loopback its handshake is over before `connect` returns, as a rule.
+async fn settled(socket: Socket, patience: Duration) -> io::Result<Progress> {
+    let is_settled = {
+        let mut watched = [PollFd::new(&socket, PollFlags::OUT)];
+        poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0
+    };
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    if is_settled {
+        return Ok(Progress::Settled(socket.into()));
+    }
+    if patience.is_zero() {
+        return Ok(Progress::Waiting(socket));
+    }
+    let stream = tokio::net::TcpStream::from_std(socket.into())?;
+    let is_settled = match timeout(patience, stream.writable()).await {
+        Ok(writable) => writable.map(|()| true)?,
+        Err(_elapsed) => false,
+    };
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    let stream = stream.into_std()?;
+    Ok(if is_settled { Progress::Settled(stream) } else { Progress::Waiting(stream.into()) })
 }
 
 /// Over IPv6 a delivery comes from the address that it goes to, since the kernel sends no reset from there to
-/// `::1`, and from a port of our choice, since between such addresses it would not itself use one again that is
+/// `::1`; and from a port of our choice, since between such addresses it would not itself use one again that is
 /// in `TIME_WAIT`. `None` for the port that it goes to, from which it would reach itself.
 fn source(local: SocketAddr, ports: &RangeInclusive<u16>, turn: usize) -> Option<SocketAddr> {
     let count = ports.len();

@@ -90,7 +90,7 @@ struct Arrived {
 pub(crate) async fn serve(
     worker: Arc<Worker>,
     pod: Arc<LocalPod>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     client: SocketAddr,
 ) {
     let Ok(local) = stream.local_addr() else { return };
@@ -120,7 +120,7 @@ pub(crate) async fn serve(
         }
         MtlsMode::Strict | MtlsMode::Permissive | MtlsMode::Disable => None,
     };
-    match Box::pin(read_preamble(&mut stream, silence)).await {
+    match Box::pin(read_preamble(&stream, silence)).await {
         Ok(first) if first.preamble == Preamble::Mesh => arrived.mesh(stream, first.bytes).await,
         Ok(_) if is_known => {
             arrived.refuse(&stream, Transport::Plaintext, &Failure::PlaintextFromMesh);

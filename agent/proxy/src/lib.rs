@@ -24,6 +24,7 @@ mod outbound;
 mod plain;
 mod pool;
 mod preamble;
+mod receive;
 mod recheck;
 mod relay;
 mod retirement;

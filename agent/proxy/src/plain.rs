@@ -9,12 +9,9 @@ use std::{
 };
 
 use sluice_wire::ResetReason;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWrite, net::TcpStream};
 
-use crate::{live::Live, relay::Side, scratch::Scratch};
+use crate::{live::Live, receive::poll_receive, relay::Side, scratch::Scratch};
 
 /// Turns of both directions in one poll, before other connections of the worker get theirs.
 const TURNS_PER_POLL: usize = 8;
@@ -129,10 +126,8 @@ impl Flow {
             self.finished = true;
             return Poll::Ready(Ok(0));
         }
-        let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|error| (sender, error))?;
-        let mut bytes = buffer.filled();
-        let read = bytes.len();
+        let read = ready!(poll_receive(cx, from, buffer)).map_err(|error| (sender, error))?;
+        let mut bytes = buffer.get(..read).unwrap_or_default();
         self.ended = read == 0;
         while !bytes.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, bytes) {

@@ -1,13 +1,18 @@
 //! The first bytes of a connection: of an inbound one, as many as it takes to tell mesh TLS from an
 //! application's bytes; of a captured one, what is there already.
 
-use std::{io, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    task::{Poll, ready},
+    time::Duration,
+};
 
 use rustix::net::RecvFlags;
 use sluice_wire::{MAX_HELLO_LENGTH, Preamble, classify};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 
-use crate::{deadline::within, scratch::Scratch};
+use crate::{deadline::within, receive::poll_receive, scratch::Scratch};
 
 /// How long a client that must speak TLS may take to say hello.
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -18,6 +23,9 @@ pub(crate) const STRANGER_SILENCE: Duration = Duration::from_millis(100);
 /// agent, busy with many handshakes, is not taken for a silent application.
 pub(crate) const NEWCOMER_SILENCE: Duration = Duration::from_secs(1);
 
+/// How much is read at once.
+const PIECE: usize = 2048;
+
 /// What a connection begins with, and the bytes that were read to find out.
 pub(crate) struct FirstBytes {
     pub(crate) preamble: Preamble,
@@ -27,7 +35,7 @@ pub(crate) struct FirstBytes {
 /// Reads until the connection can be judged. A client that says nothing for `silence`, or ends before it
 /// spoke, is taken for an application's; without it, every client must speak.
 pub(crate) async fn read_preamble(
-    stream: &mut TcpStream,
+    stream: &TcpStream,
     silence: Option<Duration>,
 ) -> io::Result<FirstBytes> {
     let mut bytes = Vec::new();
@@ -57,9 +65,16 @@ pub(crate) async fn read_preamble(
     Ok(FirstBytes { preamble, bytes })
 }
 
-async fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<usize> {
-    bytes.reserve(2048);
-    stream.read_buf(bytes).await
+async fn read_more(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    poll_fn(|cx| {
+        Scratch::lend(|scratch| {
+            let room = scratch.application.get_mut(..PIECE).unwrap_or_default();
+            let read = ready!(poll_receive(cx, stream, room))?;
+            bytes.extend_from_slice(room.get(..read).unwrap_or_default());
+            Poll::Ready(Ok(read))
+        })
+    })
+    .await
 }
 
 /// What the application has sent by the time that its connection is accepted, if anything: it leaves

@@ -14,13 +14,11 @@ use std::{
 };
 
 use sluice_wire::{Control, Event, HEADER_LENGTH, ResetReason, data_header};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWrite, net::TcpStream};
 
 use crate::{
     live::Live,
+    receive::poll_receive,
     returning::Return,
     scratch::Scratch,
     session::{Broken, MERGE_LENGTH, Session},
@@ -233,10 +231,9 @@ impl<'a> Relay<'a> {
         cx: &mut Context<'_>,
         room: &mut [u8],
     ) -> Poll<Result<usize, Outcome>> {
-        let mut buffer = ReadBuf::new(room);
-        ready!(Pin::new(&mut *self.application).poll_read(cx, &mut buffer))
-            .map_err(Outcome::Application)?;
-        let read = buffer.filled();
+        let length =
+            ready!(poll_receive(cx, self.application, room)).map_err(Outcome::Application)?;
+        let read = room.get(..length).unwrap_or_default();
         // The end may be read again on another session; bytes cannot, unless they are kept.
         match &mut self.kept {
             Some(kept) if !self.committed && kept.len() + read.len() <= MAX_KEPT => {
@@ -245,7 +242,7 @@ impl<'a> Relay<'a> {
             _ if !read.is_empty() => self.commit(),
             _ => {}
         }
-        Poll::Ready(Ok(buffer.filled().len()))
+        Poll::Ready(Ok(length))
     }
 
     /// From here on the stream cannot begin again.

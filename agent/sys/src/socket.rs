@@ -37,14 +37,16 @@ pub fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// A TCP socket that is not bound nor connected, with `TCP_NODELAY` and `SO_KEEPALIVE`. An application
+/// A TCP socket that is not bound nor connected, with `TCP_NODELAY`, `SO_OOBINLINE` and `SO_KEEPALIVE`. An application
 /// on loopback is asked as well as a peer on the network: a reset that overtakes data is lost when the
-/// kernel may not challenge it just then (RFC 5961, section 7).
+/// kernel may not challenge it just then (RFC 5961, section 7). An urgent byte stays in its place among the others,
+/// as what is on a connection's way may have it (RFC 6093, section 3.4); it would be lost otherwise.
 pub fn tcp_socket(ipv6: bool) -> io::Result<Socket> {
     let family = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new_raw(family, kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)

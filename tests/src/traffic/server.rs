@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -77,14 +77,29 @@ impl Server {
         Self::start(netns, &everywhere, service)
     }
 
+    /// As [`Server::on_port`], for what comes by `device` alone.
+    pub fn on_device(netns: &Netns, device: &str, port: u16, service: Service) -> Result<Self> {
+        let listen_there = |family: Family| {
+            let listener = listen(SocketAddr::new(family.unspecified(), port))?;
+            SockRef::from(&listener).bind_device(Some(device.as_bytes()))?;
+            Ok(listener)
+        };
+        let listeners = netns.run(|| Family::BOTH.map(listen_there).into_iter().collect())?;
+        Ok(Self::over(netns, listeners, service))
+    }
+
     /// Listens on `addresses` of `netns`; returns once connections would be accepted.
     pub fn start(netns: &Netns, addresses: &[SocketAddr], service: Service) -> Result<Self> {
         let listeners = netns.run(|| addresses.iter().copied().map(listen).collect())?;
+        Ok(Self::over(netns, listeners, service))
+    }
+
+    fn over(netns: &Netns, listeners: Vec<std::net::TcpListener>, service: Service) -> Self {
         let accepted = Arc::new(Mutex::new(Vec::new()));
         let (stop, stopped) = oneshot::channel();
         let record = Arc::clone(&accepted);
         let thread = netns.spawn(move || serve(listeners, &service, &record, stopped));
-        Ok(Self { accepted, stop: Some(stop), thread: Some(thread) })
+        Self { accepted, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Every connection accepted so far.

@@ -25,6 +25,7 @@ fn accept(listener: &TcpListener) -> TcpStream {
 
 fn assert_options(socket: &Socket) {
     assert!(socket.tcp_nodelay().unwrap());
+    assert!(socket.out_of_band_inline().unwrap());
     assert!(socket.keepalive().unwrap());
     assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
     assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
