@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use sluice_tests::{
     Canary, Capture, Family, Lab, MeshFile, NodeName, Process, ServiceEntry, World,
     mesh::{NAMESPACE, PortEntry},
+    policies,
     traffic::{Pair, Probe, Server, Service},
     world::POD_DEVICE,
 };
@@ -162,6 +163,36 @@ fn a_virtual_address_spreads_over_endpoints_of_the_clients_own_node() -> Result<
 }
 
 #[test]
+fn a_pod_reaches_itself_by_its_service_and_by_its_own_address() -> Result<()> {
+    let world = world()?;
+    let mesh = with_service(&world, [true, false])?;
+    let lab = Lab::start_with(world, mesh, &[])?;
+    let server = lab.pod("server")?;
+    let service = Server::on_port(&server.netns, PORT, Service::Echo)?;
+    let own = Family::BOTH.map(|family| server.at(family, PORT));
+    for target in virtual_addresses()?.into_iter().chain(own) {
+        let before = service.accepted().len();
+        let mut probe = Probe::connect(&server.netns, target)?;
+        probe.echo(b"hello").with_context(|| format!("to {target}"))?;
+        assert_eq!(probe.peer()?, target, "the client sees the address that it dialled");
+        let accepted = service.accepted();
+        let [accepted] = accepted.get(before..).unwrap_or_default() else {
+            bail!("to {target}: {accepted:?}");
+        };
+        assert_eq!(accepted.peer, probe.local()?, "the server sees the client");
+    }
+    let [virtual_address, _] = virtual_addresses()?;
+    let mut open = Probe::connect(&server.netns, virtual_address)?;
+    open.echo(b"hello")?;
+    lab.write_policy("deny.yaml", &policies::deny("web", &["server"]))?;
+    open.wait_for_cut(Duration::from_secs(5))?;
+    for target in virtual_addresses()? {
+        Probe::ensure_refused(&server.netns, target)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_service_without_a_ready_endpoint_and_a_port_without_a_listener_are_refused_at_once()
 -> Result<()> {
     let world = world()?;
@@ -292,7 +323,7 @@ fn a_server_whose_backlog_is_full_gets_every_client_once() -> Result<()> {
             clients.push(probe);
         }
         std::thread::sleep(Duration::from_millis(200));
-        let mut served = Vec::new();
+        let mut names = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(8);
         // And a little longer than all take, for one too many.
         let mut last = None;
@@ -302,15 +333,15 @@ fn a_server_whose_backlog_is_full_gets_every_client_once() -> Result<()> {
                 stream.set_read_timeout(Some(Duration::from_secs(2)))?;
                 let mut name = [0];
                 stream.read_exact(&mut name).context("an accepted client says nothing")?;
-                served.extend(name);
-                if served.len() == CLIENTS.len() {
+                names.extend(name);
+                if names.len() == CLIENTS.len() {
                     last = Some(Instant::now() + Duration::from_millis(500));
                 }
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        served.sort_unstable();
-        assert_eq!(served, CLIENTS, "{family:?}");
+        names.sort_unstable();
+        assert_eq!(names, CLIENTS, "{family:?}");
     }
     Ok(())
 }

@@ -132,6 +132,26 @@ pub(crate) async fn serve(
     }
 }
 
+/// Lets a connection in that the pod itself has opened, if policy does; how it ends is logged by whoever carries it.
+///
+/// # Errors
+///
+/// With the reason for the other end, when it is not let in or not delivered.
+pub(crate) async fn let_in(
+    worker: &Arc<Worker>,
+    pod: &Arc<LocalPod>,
+    client: SocketAddr,
+    local: SocketAddr,
+) -> Result<Delivered, ResetReason> {
+    let arrived = Arrived { worker: Arc::clone(worker), pod: Arc::clone(pod), client, local };
+    // Listed before it is judged: a policy change from here on finds it.
+    let live = worker.list(arrived.facts(Transport::Local, client, Some(pod.identity.clone())));
+    match arrived.open(client, &pod.identity).await {
+        Ok(application) => Ok(Delivered { application, live }),
+        Err((reason, failure)) => Err(arrived.turned_away(&live, reason, &failure)),
+    }
+}
+
 // === impl Arrived ===
 
 impl Arrived {
@@ -243,12 +263,16 @@ impl Arrived {
                 }
             }
             Err((reason, failure)) => {
-                self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
-                let snapshot = self.worker.shared.snapshot();
-                access::connection_complete(&snapshot, &live, Some(&failure));
-                Err(Leaving::Reset(reason))
+                Err(Leaving::Reset(self.turned_away(&live, reason, &failure)))
             }
         }
+    }
+
+    /// Counts and logs a stream that is not let in; gives the reason back, for the other end.
+    fn turned_away(&self, live: &Live, reason: ResetReason, failure: &Failure) -> ResetReason {
+        self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
+        access::connection_complete(&self.worker.shared.snapshot(), live, Some(failure));
+        reason
     }
 
     /// Carries a stream that was let in over its session, as [`Arrived::mesh_stream`].

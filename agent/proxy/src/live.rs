@@ -33,7 +33,7 @@ pub enum Transport {
     /// Mutual TLS between two agents.
     MutualTls,
     /// Within one agent, from one of its pods to another, after a mutual-TLS handshake between the two
-    /// has proved both identities.
+    /// has proved both identities; or from a pod to itself.
     Local,
     /// As the application sent it.
     Plaintext,

@@ -1,6 +1,7 @@
 //! A local pod's captured connection: find out where it wanted to go, and take it there.
 
 mod ending;
+mod home;
 
 use std::{
     io,
@@ -22,10 +23,11 @@ use tokio::{
     time::timeout,
 };
 
+use self::ending::complete;
 use crate::{
     access, closing,
     descriptors::{self, Begins, Shortage},
-    live::{Direction, Facts, Listed, Live, Transport},
+    live::{Direction, Facts, Live, Transport},
     local::Local,
     plain::{self, PlainEnd},
     pool::Key,
@@ -115,6 +117,9 @@ pub(crate) async fn serve(
             let expected = member.workload.identity.clone();
             // A connection does not keep the state of the mesh in which it began.
             drop((member, snapshot));
+            if captured.leads_home(address) {
+                return Box::pin(captured.into_home(address)).await;
+            }
             captured.into_mesh(expected, address).await;
         }
         Destination::Member(_, address) | Destination::Outside(address) => {
@@ -387,12 +392,5 @@ impl Captured {
             PlainEnd::Socket(_, error) => Err(Failure::Application(error)),
             PlainEnd::Cut(reason) => Err(Failure::Ended(reason)),
         }
-    }
-}
-
-fn complete(snapshot: &Snapshot, live: &Listed, result: Result<(), Failure>) {
-    match result {
-        Ok(()) => access::connection_complete(snapshot, live, None),
-        Err(failure) => access::connection_complete(snapshot, live, Some(&failure)),
     }
 }

@@ -1,7 +1,13 @@
 //! How a captured connection ended, in the words of Istio's metrics.
 
+use sluice_mesh::Snapshot;
+
 use super::Failure;
-use crate::series::{Ending, Flags};
+use crate::{
+    access,
+    live::Listed,
+    series::{Ending, Flags},
+};
 
 impl Ending for Failure {
     fn flags(&self) -> Flags {
@@ -17,5 +23,13 @@ impl Ending for Failure {
             Self::Ended(reason) => Flags::of_reset(*reason),
             Self::Application(_) => Flags::None,
         }
+    }
+}
+
+/// Logs a connection that is over.
+pub(super) fn complete(snapshot: &Snapshot, live: &Listed, result: Result<(), Failure>) {
+    match result {
+        Ok(()) => access::connection_complete(snapshot, live, None),
+        Err(failure) => access::connection_complete(snapshot, live, Some(&failure)),
     }
 }
