@@ -1,7 +1,7 @@
 //! Pods enter and leave the mesh while their programs run: what is on the wire changes, the programs
 //! and what they see of each other do not.
 
-use std::{fs, process::Command, sync::atomic::Ordering, time::Duration};
+use std::{fs, net::TcpListener, process::Command, sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
@@ -120,6 +120,19 @@ fn connections_that_stay_inside_a_pod_are_left_alone() -> Result<()> {
             assert_eq!(last.peer, probe.local()?);
             assert_eq!(probe.peer()?, target);
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_application_gets_whatever_port_it_is_configured_with() -> Result<()> {
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    for family in Family::BOTH {
+        let refused = lab.pod("server")?.run(|| {
+            let listen = |port: &u16| TcpListener::bind((family.unspecified(), *port));
+            Ok((1024..=u16::MAX).filter(|port| listen(port).is_err()).collect::<Vec<_>>())
+        })?;
+        ensure!(refused.is_empty(), "{family:?}: these are taken: {refused:?}");
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 //! nobody outside the pod can reach one except through the hooks.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -15,6 +16,10 @@ use crate::{WorkerListeners, refusal::Refusal};
 /// As deep as Linux lets a namespace go unless told otherwise (`net.core.somaxconn`): connections wait
 /// here while a worker is busy, or while the agent is being restarted.
 const BACKLOG: i32 = 4096;
+
+/// Ports that no application of the pod asks for: of the system's (RFC 6335), those that no service is assigned. The
+/// kernel chooses where applications are configured to listen, too, and one that came later would not get its port.
+const UNASSIGNED: [RangeInclusive<u16>; 2] = [914..=952, 954..=988];
 
 /// The listeners for one pod, before the workers have them.
 pub(crate) struct PodListeners(Vec<OfWorker>);
@@ -107,7 +112,17 @@ impl OfFamilies {
     }
 }
 
+/// Listens on the first port that is free; on one of the kernel's choice when there is none, or when the agent lacks
+/// `CAP_NET_BIND_SERVICE` for them.
 fn listen(address: IpAddr) -> Result<TcpListener, Refusal> {
-    socket::listen(SocketAddr::new(address, 0), BACKLOG)
+    let on = |port| socket::listen(SocketAddr::new(address, port), BACKLOG);
+    let is_taken = |error: &io::Error| error.kind() == ErrorKind::AddrInUse;
+    UNASSIGNED
+        .into_iter()
+        .flatten()
+        .map(on)
+        .find(|listener| !listener.as_ref().is_err_and(is_taken))
+        .and_then(Result::ok)
+        .map_or_else(|| on(0), Ok)
         .map_err(|source| Refusal::Listen { address, source })
 }
