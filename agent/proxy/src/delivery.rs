@@ -19,7 +19,6 @@ use sluice_sys::{
     Netns, nomad,
     socket::{self, Socket},
 };
-
 use tokio::time::timeout;
 
 /// How long the application may take to accept, when its backlog is full.
