@@ -19,6 +19,9 @@ use crate::{
 
 /// The suite that calls the plugin as a container runtime does.
 const CNI_PLUGIN: &str = "cni_plugin";
+/// The suite that waits most of its time, for certificates to age; and how many of its tests may do so at once.
+const TRUST: &str = "trust_live";
+const TRUST_THREADS: &str = "3";
 /// The suite of the kernel programs by themselves.
 const KERNEL_PROGRAMS: &str = "kernel";
 
@@ -61,6 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         on_nodes.insert(0, KERNEL_PROGRAMS.to_owned());
         return kernels::run(&mut command(options), kernel, &on_nodes, &arguments);
     }
+    on_nodes.retain(|suite| suite != TRUST);
     let packages =
         [crates(&root.join("agent"))?, crates(&root.join("ebpf"))?, vec![root.join("xtask")]];
     let of_crates: Vec<Vec<_>> =
@@ -70,6 +74,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         run_tests(command(options).args(["--lib", "--bins"]).args(named(&of_crates)), options),
         run_tests(command(options).arg("--doc"), options),
         run_tests(command(options).args(named(&on_nodes)), options),
+        run_tests(
+            command(options).args(["--test", TRUST]).env("RUST_TEST_THREADS", TRUST_THREADS),
+            options,
+        ),
     ];
     if !options.no_cluster {
         outcomes.push(run_on_cluster(options, &on_cluster));
