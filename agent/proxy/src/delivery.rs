@@ -27,7 +27,7 @@ const DELIVER_TIME: Duration = Duration::from_secs(10);
 /// How long one that has not answered at once is taken for busy, before it is tried in another way.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// Applications that are known to listen on a device of their own.
+/// How many applications are remembered to listen on a device of their own.
 const MAX_ON_DEVICE: usize = 4096;
 
 /// How many ports are tried for a delivery from the pod's own address before the choice is the kernel's.
@@ -65,8 +65,12 @@ pub(crate) async fn deliver(
     };
     // Its backlog is full; or it listens on a device (`SO_BINDTODEVICE`) other than the loopback one, from which it
     // answers no loopback address.
-    if let Progress::Settled(stream) = settled(delivery.connect_from_pod()?, Duration::ZERO).await?
-    {
+    let second = match delivery.connect_from_pod() {
+        Ok(second) => settled(second, Duration::ZERO).await,
+        Err(error) => Err(error),
+    };
+    // Whatever else becomes of it, the first is still on its way.
+    if let Ok(Progress::Settled(stream)) = second {
         delivery.note_device();
         return Ok(stream);
     }
