@@ -16,15 +16,17 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sluice_kernel::SocketTable;
 use sluice_sys::{
-    Netns, nomad,
+    diag,
     socket::{self, Socket},
 };
 use tokio::time::timeout;
 
+use crate::pod::Pod;
+
 /// How long the application may take to accept, when its backlog is full.
 const DELIVER_TIME: Duration = Duration::from_secs(10);
 
-/// How long one that has not answered at once is taken for busy, before it is tried in another way.
+/// How long one that has not answered at once is taken for busy, before it is asked how it listens.
 const GRACE: Duration = Duration::from_millis(20);
 
 /// How many applications are remembered to listen on a device of their own.
@@ -50,11 +52,11 @@ static ON_DEVICE: Mutex<BTreeSet<(u64, u16)>> = Mutex::new(BTreeSet::new());
 /// socket is of no runtime yet: it may be carried by another worker. Closed, it is reset: see [`crate::closing`].
 pub(crate) async fn deliver(
     sockets: &SocketTable,
-    netns: &Netns,
+    pod: &Pod,
     client: SocketAddr,
     local: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let delivery = Delivery { sockets, netns, client, local };
+    let delivery = Delivery { sockets, pod, client, local };
     if local.is_ipv6() || delivery.is_on_device() {
         return settled(delivery.connect_from_pod()?, DELIVER_TIME).await?.or_timed_out();
     }
@@ -64,24 +66,19 @@ pub(crate) async fn deliver(
         Progress::Waiting(socket) => socket,
     };
     // Its backlog is full; or it listens on a device (`SO_BINDTODEVICE`) other than the loopback one, from which it
-    // answers no loopback address.
-    let second = match delivery.connect_from_pod() {
-        Ok(second) => settled(second, Duration::ZERO).await,
-        Err(error) => Err(error),
-    };
-    // Whatever else becomes of it, the first is still on its way.
-    if let Ok(Progress::Settled(stream)) = second {
-        delivery.note_device();
-        return Ok(stream);
+    // answers no loopback address. Not to be found out by a second connection: an application would see both.
+    if !delivery.listens_on_device() {
+        return settled(waiting, DELIVER_TIME).await?.or_timed_out();
     }
-    settled(waiting, DELIVER_TIME).await?.or_timed_out()
+    delivery.note_device();
+    settled(delivery.connect_from_pod()?, DELIVER_TIME).await?.or_timed_out()
 }
 
 /// A connection that is to be made.
 #[derive(Clone, Copy)]
 struct Delivery<'a> {
     sockets: &'a SocketTable,
-    netns: &'a Netns,
+    pod: &'a Pod,
     client: SocketAddr,
     local: SocketAddr,
 }
@@ -106,7 +103,7 @@ enum Source {
 impl Delivery<'_> {
     /// A socket on its way to the application.
     fn connect(self, source: Source) -> io::Result<Socket> {
-        nomad::enter(self.netns).map_err(io::Error::other)?;
+        self.pod.enter()?;
         let socket = socket::tcp_socket(self.local.is_ipv6())?;
         self.sockets.mark_delivery(socket.as_fd(), self.client).map_err(io::Error::other)?;
         socket::set_reset_on_close(&socket)?;
@@ -125,7 +122,7 @@ impl Delivery<'_> {
 
     /// A socket on its way to the application from the address that it goes to.
     fn connect_from_pod(self) -> io::Result<Socket> {
-        let ports = self.netns.ports();
+        let ports = self.pod.netns.ports();
         let mut sources = (0..PORT_TRIES)
             .filter_map(|_| source(self.local, ports, TURN.fetch_add(1, Ordering::Relaxed)));
         // The first that can be had, or cannot for another reason than the port.
@@ -134,6 +131,14 @@ impl Delivery<'_> {
             outcome => Some(outcome),
         });
         chosen.unwrap_or_else(|| self.connect(Source::Any))
+    }
+
+    /// Asks the kernel.
+    fn listens_on_device(self) -> bool {
+        diag::listens_on_device(&self.pod.netns, self.local.port()).unwrap_or_else(|error| {
+            tracing::warn!(address = %self.local, %error, "asking who listens there");
+            false
+        })
     }
 
     fn is_on_device(self) -> bool {
@@ -150,7 +155,7 @@ impl Delivery<'_> {
     }
 
     fn application(self) -> (u64, u16) {
-        (self.netns.cookie(), self.local.port())
+        (self.pod.netns.cookie(), self.local.port())
     }
 }
 
@@ -180,9 +185,6 @@ async fn settled(socket: Socket, patience: Duration) -> io::Result<Progress> {
     }
     if is_settled {
         return Ok(Progress::Settled(socket.into()));
-    }
-    if patience.is_zero() {
-        return Ok(Progress::Waiting(socket));
     }
     let stream = tokio::net::TcpStream::from_std(socket.into())?;
     let is_settled = match timeout(patience, stream.writable()).await {

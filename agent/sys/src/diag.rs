@@ -55,6 +55,17 @@ pub fn destroy_tcp(netns: &Netns, matches: impl FnMut(&Connection) -> bool) -> R
     Ok(destroyed)
 }
 
+/// Returns whether whoever listens on `port` of `netns` does so on one device each (`SO_BINDTODEVICE`), so that none of
+/// them is reached over the loopback device.
+pub fn listens_on_device(netns: &Netns, port: u16) -> Result<bool> {
+    let mut channel = Channel::inside(netns, NETLINK_SOCK_DIAG)?;
+    let listeners = sockets(&mut channel, &StateFlags::LISTEN)?;
+    let mut devices =
+        listeners.iter().map(|listener| &listener.socket_id).filter(|id| id.source_port == port);
+    Ok(devices.next().is_some_and(|first| first.interface_id != 0)
+        && devices.all(|other| other.interface_id != 0))
+}
+
 /// Inodes of the sockets that this process holds, to tell them from the applications' own.
 pub fn own_sockets() -> io::Result<HashSet<u32>> {
     let mut inodes = HashSet::new();
@@ -72,15 +83,23 @@ fn connections(
     channel: &mut Channel,
     mut matches: impl FnMut(&Connection) -> bool,
 ) -> Result<Vec<InetResponseHeader>> {
+    // `FIN_WAIT2` is left out: asking for it also lists time-wait entries, which have no socket.
+    let states = StateFlags::ESTABLISHED
+        | StateFlags::SYN_SENT
+        | StateFlags::FIN_WAIT1
+        | StateFlags::CLOSE_WAIT;
+    let mut found = sockets(channel, &states)?;
+    found.retain(|connection| matches(&shown(connection)));
+    Ok(found)
+}
+
+fn sockets(channel: &mut Channel, states: &StateFlags) -> Result<Vec<InetResponseHeader>> {
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        for answer in channel.dump("list TCP connections", &listing(family))? {
-            let connection = InetResponseHeader::parse(&answer.body).map_err(|error| {
-                Error::Netlink { what: "read a TCP connection", source: io::Error::other(error) }
-            })?;
-            if matches(&shown(&connection)) {
-                found.push(connection);
-            }
+        for answer in channel.dump("list TCP sockets", &listing(family, states.clone()))? {
+            found.push(InetResponseHeader::parse(&answer.body).map_err(|error| {
+                Error::Netlink { what: "read a TCP socket", source: io::Error::other(error) }
+            })?);
         }
     }
     Ok(found)
@@ -95,13 +114,8 @@ fn shown(connection: &InetResponseHeader) -> Connection {
     }
 }
 
-/// `FIN_WAIT2` is left out: asking for it also lists time-wait entries, which have no socket.
-fn listing(family: u8) -> Message {
+fn listing(family: u8, states: StateFlags) -> Message {
     let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    let states = StateFlags::ESTABLISHED
-        | StateFlags::SYN_SENT
-        | StateFlags::FIN_WAIT1
-        | StateFlags::CLOSE_WAIT;
     encode(SOCK_DIAG_BY_FAMILY, &request(family, states, socket_id))
 }
 
