@@ -109,9 +109,8 @@ const DEMO: &str = "/sluice-cluster/demo";
 /// Ids of the kernel programs at the root of the cgroup hierarchy.
 fn programs() -> Result<String> {
     let cgroup = File::open(cgroup_root()?)?;
-    let hooks = [Hook::Connect4, Hook::Connect6, Hook::PeerName4, Hook::PeerName6, Hook::SockOps];
     let mut text = String::new();
-    for hook in hooks {
+    for hook in Hook::OF_NODE {
         let ids = attached_programs(Target::Fd(cgroup.as_fd()), hook)?;
         writeln!(text, "{hook:?}: {ids:?}")?;
     }

@@ -32,10 +32,27 @@ pub enum Hook {
     PeerName4 = 29,
     /// `BPF_CGROUP_INET6_GETPEERNAME`
     PeerName6 = 30,
+    /// `BPF_CGROUP_INET4_GETSOCKNAME`
+    OwnName4 = 31,
+    /// `BPF_CGROUP_INET6_GETSOCKNAME`
+    OwnName6 = 32,
     /// `BPF_SK_LOOKUP`, on a network namespace.
     SkLookup = 36,
     /// `BPF_TCX_INGRESS`, on a device of the calling thread's namespace.
     TcxIngress = 46,
+}
+
+impl Hook {
+    /// Those that an agent has at the root of the cgroup hierarchy, for the whole node.
+    pub const OF_NODE: [Self; 7] = [
+        Self::SockOps,
+        Self::Connect4,
+        Self::Connect6,
+        Self::PeerName4,
+        Self::PeerName6,
+        Self::OwnName4,
+        Self::OwnName6,
+    ];
 }
 
 /// Where a [`Hook`] is.

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     Canary, Cluster,
     cluster::{NODES, Namespace, SYSTEM, wait_for},
+    full_size,
 };
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -29,7 +30,7 @@ fn mesh() -> Result<Cluster> {
 
 /// One of small and full size, as `cargo xtask test --full` has it.
 fn sized(small: usize, full: usize) -> usize {
-    if std::env::var_os("SLUICE_FULL").is_some() { full } else { small }
+    if full_size() { full } else { small }
 }
 
 fn service(name: &str) -> String {
@@ -304,5 +305,26 @@ fn an_agent_that_restarts_while_the_api_server_is_away_serves_what_it_knew() -> 
     let all_served = late.len() >= 5 && late.iter().all(|(_, how)| *how == "ok");
     ensure!(all_served, "not served at the end of the API server's outage: {late:?} of {results}");
     println!("all {} served in the last 5 s of the outage", late.len());
+    Ok(())
+}
+
+#[test]
+fn an_identity_that_the_chart_denies_is_talked_to_by_nobody_and_no_agent_restarts() -> Result<()> {
+    let cluster = mesh()?;
+    let namespace = cluster.namespace("mesh-denied")?;
+    namespace.enrol()?;
+    namespace.talkers()?;
+    namespace.await_captured(2)?;
+    let canary = Canary::new()?;
+    namespace.await_reached("a", "b", &canary)?;
+    let agents = cluster.agents()?;
+    let name = namespace.name();
+    cluster.change(&[&format!("trust.denied[0]=spiffe://cluster.local/ns/{name}/sa/*")])?;
+    cluster.hasten_volumes()?;
+    wait_for("the identity to be denied", PATIENCE, || Ok(!namespace.reaches("a", "b", &canary)?))?;
+    cluster.change(&[])?;
+    cluster.hasten_volumes()?;
+    namespace.await_reached("a", "b", &canary)?;
+    ensure!(cluster.agents()? == agents, "agents were replaced");
     Ok(())
 }

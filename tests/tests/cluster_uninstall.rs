@@ -1,6 +1,8 @@
 //! `helm uninstall` takes every pod out of the mesh first, or deletes nothing.
 
 use std::{
+    io::Write as _,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
@@ -63,17 +65,64 @@ fn nothing_is_left(cluster: &Cluster) -> Result<()> {
         let left = || cluster.remains(node);
         wait_for("nothing of Sluice to be left", PATIENCE, || Ok(left()?.is_empty()))
             .with_context(|| format!("{node}: {:?}", left()))?;
-        // The stub that answers those who remember the plugin.
-        let stub = cluster
-            .inside(node, "/opt/cni/bin/sluice-cni")
-            .env("CNI_COMMAND", "DEL")
-            .env("CNI_CONTAINERID", "any")
-            .env("CNI_IFNAME", "eth0")
-            .stdin(std::process::Stdio::null())
-            .output()?;
-        ensure!(stub.status.code().is_some(), "there is no stub on {node}");
+        the_stub_answers(cluster, node)?;
     }
     Ok(())
+}
+
+/// Runtimes that remember the plugin find one that lets them end their pods, and start others.
+fn the_stub_answers(cluster: &Cluster, node: &str) -> Result<()> {
+    for (command, result) in [("ADD", r#","prevResult":{"cniVersion":"1.0.0"}"#), ("DEL", "")] {
+        let mut stub = cluster
+            .inside(node, "/opt/cni/bin/sluice-cni")
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", "any")
+            .env("CNI_NETNS", "/proc/self/ns/net")
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", "/opt/cni/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let list = format!(r#"{{"cniVersion":"1.0.0","name":"pods","type":"sluice-cni"{result}}}"#);
+        stub.stdin.take().context("its standard input")?.write_all(list.as_bytes())?;
+        ensure!(stub.wait()?.success(), "{node}: the stub fails {command}");
+    }
+    Ok(())
+}
+
+/// Whether a node's network list names the plugin.
+fn is_entered(cluster: &Cluster, node: &str) -> Result<bool> {
+    let output = cluster.inside(node, "/opt/cni/bin/sluice-cni").arg("look").output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    found
+        .get("entered")
+        .and_then(serde_json::Value::as_bool)
+        .context("`look` does not say whether it is entered")
+}
+
+#[test]
+fn a_plugin_that_is_switched_off_is_taken_out_and_uninstalling_leaves_nodes_that_start_pods()
+-> Result<()> {
+    let cluster = Cluster::open()?;
+    let (namespace, canary) = talking(&cluster, "life-uninstall-plugin")?;
+    for node in NODES {
+        wait_for("the plugin to be entered", PATIENCE, || is_entered(&cluster, node))?;
+    }
+    cluster.upgrade(&["uninstall.timeoutSeconds=60", "cni.enabled=false"])?;
+    for node in NODES {
+        wait_for("the plugin to be taken out", PATIENCE, || Ok(!is_entered(&cluster, node)?))?;
+    }
+    // Captured a moment after its start, by its processes.
+    namespace.apply(&namespace.pod("late", NODES[0], "exec sleep 1000000", ""))?;
+    namespace.await_captured(3)?;
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        namespace.await_reached(from, to, &canary)?;
+    }
+    println!("{}", uninstall(&cluster)?.trim());
+    nothing_is_left(&cluster)?;
+    namespace.apply(&namespace.pod("later", NODES[1], "exec sleep 1000000", ""))?;
+    namespace.await_ready("pod/later")
 }
 
 #[test]

@@ -8,15 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use sluice_tests::{Canary, Cluster, cluster::NODES};
+use sluice_tests::{Canary, Cluster, cluster::NODES, syscalls::Hook};
 
 /// New connections a second, in each direction between two nodes.
 const RATE: u32 = 200;
 /// Connections that live for a while, so that some are open at every moment of the upgrade.
 const LONG_RATE: u32 = 20;
 const LONG: Duration = Duration::from_secs(2);
-/// The programs of the node and how they are pinned; each is one link.
-const HOOKS: usize = 7;
 /// How long all is knocked on: an upgrade of two nodes takes half of it.
 const SECONDS: u64 = 60;
 
@@ -29,7 +27,7 @@ fn watch_hooks(cluster: &Cluster, node: &str, stop: &AtomicBool) -> Result<(usiz
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let hooks = text.lines().filter(|line| line.contains("/hook/")).count();
         let pods = text.lines().filter(|line| line.ends_with("/inbound")).count();
-        if hooks != HOOKS || pods == 0 {
+        if hooks != Hook::OF_NODE.len() || pods == 0 {
             missing.push(format!("{node}: {hooks} hooks, {pods} pods"));
         }
         looks += 1;

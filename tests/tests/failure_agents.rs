@@ -154,15 +154,10 @@ fn watch_hooks(lab: &Lab, stop: &Arc<AtomicBool>) -> Result<Watch> {
         while !stop.load(Ordering::Relaxed) {
             samples += 1;
             let group = Target::Fd(cgroup.as_fd());
-            let places = [
-                (group, Hook::Connect4, 2),
-                (group, Hook::Connect6, 2),
-                (group, Hook::PeerName4, 2),
-                (group, Hook::PeerName6, 2),
-                (group, Hook::SockOps, 2),
-                (Target::Fd(client.as_fd()), Hook::SkLookup, 1),
-            ];
-            for (target, hook, least) in places.into_iter().chain(has_tcx.then_some(guard)) {
+            let inbound = (Target::Fd(client.as_fd()), Hook::SkLookup, 1);
+            let places = Hook::OF_NODE.map(|hook| (group, hook, 2));
+            let of_pod = [inbound].into_iter().chain(has_tcx.then_some(guard));
+            for (target, hook, least) in places.into_iter().chain(of_pod) {
                 let programs = attached_programs(target, hook)?;
                 if programs.len() < least {
                     gaps.push(format!("{hook:?}: {programs:?}"));

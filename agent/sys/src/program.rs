@@ -82,7 +82,5 @@ mod tests {
         assert!(drop_read_only_pages() > 0);
         let after = resident();
         assert!(after < before, "{before} KiB before, {after} KiB after");
-        // What is constant is what it was.
-        assert_eq!(format!("{:x}", 0x51u8), "51");
     }
 }

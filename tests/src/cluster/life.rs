@@ -44,6 +44,15 @@ impl Cluster {
         self.helm(&arguments).map(drop)
     }
 
+    /// Has the kubelets bring a changed `ConfigMap` to the agents now, instead of within a minute or two.
+    pub fn hasten_volumes(&self) -> Result<()> {
+        let moment =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis();
+        let mark = format!("sluice-tests/hastened={moment}");
+        let selector = "-lapp.kubernetes.io/component=agent";
+        self.kubectl(&["-n", SYSTEM, "annotate", "pods", selector, "--overwrite", &mark]).map(drop)
+    }
+
     /// Names of the agents' pods.
     pub fn agents(&self) -> Result<Vec<String>> {
         let path = "jsonpath={.items[*].metadata.name}";
@@ -58,6 +67,8 @@ impl Cluster {
         let mut look =
             |what: &str, program: &str, arguments: &[&str], marks: &[&str]| -> Result<()> {
                 let output = self.inside(node, program).args(arguments).output()?;
+                // By nsenter: a program that is not there would find nothing.
+                ensure!(output.status.code() != Some(127), "{program} is not on {node}");
                 let text = String::from_utf8_lossy(&output.stdout).into_owned();
                 let found =
                     text.lines().filter(|line| marks.iter().any(|mark| line.contains(mark)));

@@ -19,7 +19,7 @@ use sluice_tests::{
 use self::lab::Node;
 
 const PORT: u16 = 7000;
-const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// What the plugin may take without an agent.
 const AGENT_AWAY: Duration = Duration::from_secs(3);
 
@@ -58,7 +58,7 @@ fn a_pod_of_the_mesh_is_captured_from_its_first_connection_in_every_version() ->
         assert_eq!(result["ips"][0]["address"], "10.77.1.200/26", "{result}");
         ensure!(result["interfaces"].as_array().is_some_and(|all| all.len() >= 2), "{result}");
         first_connection_is_captured(&node, &server)?;
-        if version != "0.3.1" {
+        if !version.starts_with("0.3.") {
             node.tool("check")?.ok()?;
         }
         node.tool("status")?.ok()?;
