@@ -21,7 +21,8 @@ const KUBERNETES: &str = "1.36.0";
 const HEAD: &str = "\
 # Made from deploy/helm/sluice by `cargo xtask manifest`; change that and run it again.
 #
-#   kubectl apply -f sluice.yaml        (twice if it says that it does not know a kind yet)
+#   kubectl create -f helm/sluice/crds  (leaves definitions alone that are there already: Istio's serve as well)
+#   kubectl apply -f sluice.yaml
 #
 # Before it is deleted, every pod has to leave the mesh, which `helm uninstall` does by itself:
 #
@@ -29,10 +30,14 @@ const HEAD: &str = "\
 #                                        sluice.dev/uninstall=true, and wait until every agent's pod has the
 #                                        annotation sluice.dev/left)
 #   kubectl delete -f sluice.yaml
+#
+# The definitions stay: with them, every policy of the cluster would go.
 apiVersion: v1
 kind: Namespace
 metadata:
   name: sluice-system
+  labels:
+    pod-security.kubernetes.io/enforce: privileged
 ";
 
 /// What the check came to.
@@ -81,6 +86,6 @@ fn render(helm: &Path) -> Result<String> {
     let mut helm = process::command(helm);
     helm.current_dir(workspace::root());
     helm.args(["template", "sluice", "deploy/helm/sluice", "--namespace", "sluice-system"]);
-    helm.args(["--include-crds", "--no-hooks", "--kube-version", KUBERNETES]);
+    helm.args(["--skip-crds", "--no-hooks", "--kube-version", KUBERNETES]);
     Ok(format!("{HEAD}{}", process::output(&mut helm)?))
 }

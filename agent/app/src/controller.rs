@@ -11,10 +11,7 @@ use sluice_controller::{
 };
 use sluice_source::FileSource;
 use sluice_tls::{Clock, SystemClock};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::cluster::Kubernetes;
 use crate::{
@@ -61,7 +58,7 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
     let reports = config.policy_status.as_ref().zip(kubernetes);
     let election = reports
         .map(|(status, kubernetes)| kubernetes.report(&status.lease, &status.root_namespace));
-    let listener = TcpListener::bind(config.listen)
+    let listener = listen::on(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(

@@ -8,6 +8,7 @@ mod check;
 mod cni;
 mod controller;
 mod datapath;
+mod listen;
 mod logging;
 mod metrics;
 mod policy_check;
@@ -25,6 +26,7 @@ use clap::Parser;
 use crate::args::{Arguments, Command, PolicyAction, PolicyOptions};
 
 fn main() -> ExitCode {
+    let _log = logging::Flushed;
     let arguments = Arguments::parse();
     match arguments.command {
         Command::Agent(options) => done(agent::run(&options)),

@@ -20,7 +20,10 @@ mod options;
 mod single;
 mod watch;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use self::{
     binary::Binary,
@@ -31,7 +34,7 @@ pub use self::{
     entry::Entry,
     look::look,
     options::{Options, USAGE, parse},
-    watch::{Level, watch},
+    watch::{Level, keep_out, watch},
 };
 
 /// Why something could not be installed.
@@ -59,6 +62,23 @@ pub enum InstallError {
         path: PathBuf,
         /// What it asks for.
         version: String,
+    },
+    /// None of a list's plugins is where ours would be: the runtime reads its plugins elsewhere, and with an entry
+    /// that it cannot follow it would make no pod's network any more.
+    #[error(
+        "none of the plugins that {} names ({}) is in {}: with Sluice entered there, the runtime would look for it in \
+         vain and start no pod; set cni.binDir (--bin-dir) to the directory that the runtime reads",
+        list.display(),
+        plugins.join(", "),
+        bin_dir.display()
+    )]
+    BinDir {
+        /// The list.
+        list: PathBuf,
+        /// What it names.
+        plugins: Vec<String>,
+        /// Where our binary is.
+        bin_dir: PathBuf,
     },
     /// The same network in two files.
     #[error(
@@ -104,6 +124,7 @@ fn enter(options: &Options) -> Result<Installed, InstallError> {
     let directory = Directory::new(&options.config_dir);
     directory.remove_stale_drafts()?;
     let Some(source) = directory.first_valid()? else { return Ok(Installed::Waiting) };
+    check_bin_dir(&source, &options.bin_dir)?;
     let entry = options.entry.to_json();
     let installed = if dropin::is_usable(&options.runtime, &source) {
         dropin::enter(&directory, &source, &entry)?
@@ -117,6 +138,16 @@ fn enter(options: &Options) -> Result<Installed, InstallError> {
         directory.leave_all_but(Some(file))?;
     }
     Ok(installed)
+}
+
+/// Makes sure that the runtime finds our binary where we put it: beside at least one of the others.
+fn check_bin_dir(source: &Source, bin_dir: &Path) -> Result<(), InstallError> {
+    let plugins = source.others();
+    if plugins.iter().any(|kind| bin_dir.join(kind).exists()) {
+        return Ok(());
+    }
+    let (list, bin_dir) = (source.path().to_owned(), bin_dir.to_owned());
+    Err(InstallError::BinDir { list, plugins, bin_dir })
 }
 
 /// Takes the entry out of every list, and leaves a binary that answers whoever still remembers it.

@@ -69,13 +69,8 @@ fn maintain(command: &str, arguments: impl Iterator<Item = OsString>) -> Result<
             }
             Ok(())
         }
-        "watch" => {
-            install::watch(&install::parse(arguments)?, &mut |level, text| {
-                let level = if level == Level::Warning { "warning: " } else { "" };
-                say(&format!("sluice-cni: {level}{text}"));
-            })?;
-            Ok(())
-        }
+        "watch" => match install::watch(&install::parse(arguments)?, &mut report)? {},
+        "keep-out" => install::keep_out(&install::parse(arguments)?, &mut report),
         "look" => {
             let found = install::look(&install::parse(arguments)?)?;
             // Nobody is left to be told when standard output is closed.
@@ -89,6 +84,11 @@ fn maintain(command: &str, arguments: impl Iterator<Item = OsString>) -> Result<
         }
         other => Err(InstallError::Usage(format!("{other:?} is not a command"))),
     }
+}
+
+fn report(level: Level, text: &str) {
+    let level = if level == Level::Warning { "warning: " } else { "" };
+    say(&format!("sluice-cni: {level}{text}"));
 }
 
 /// To standard error: standard output is the runtime's.

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The versions that the tests cover, oldest first.
-pub const SUPPORTED: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 pub(crate) const NEWEST: &str = "1.1.0";
 
 /// Most of standard input that is read, in bytes.

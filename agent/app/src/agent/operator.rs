@@ -60,7 +60,7 @@ impl Operator {
             PodState::Refused { reason } => ("refused", Some(reason)),
             _ => ("unknown", None),
         };
-        let agent = self.parts.shared.stats.of(&status.uid);
+        let agent = self.parts.shared.stats.get(&status.uid).unwrap_or_default();
         Pod {
             namespace: status.account.namespace.clone(),
             name: status.name,
@@ -99,6 +99,7 @@ impl Answers for Operator {
                 errors: source.errors,
                 findings: source.findings,
                 is_provisional: source.is_provisional,
+                is_leaving: snapshot.is_leaving(),
                 lag_seconds: source.lag_seconds,
             },
             peers: Peers { known, capacity, capture_all: known > capacity },

@@ -218,8 +218,9 @@ async fn cni(fleet: &Fleet) -> Vec<Line> {
     let mut lines: Vec<Line> = without
         .iter()
         .map(|agent| {
-            let says = "the plugin is not installed by the chart: pods are captured a moment after their start";
-            Line::warn("CNI", says, "set cni.enabled=true in the chart's values").of_node(&agent.node)
+            let says = "the plugin is switched off: pods are captured a moment after their start";
+            Line::warn("CNI", says, "set cni.enabled=true in the chart's values")
+                .of_node(&agent.node)
         })
         .collect();
     let outcomes = fleet.operator().run(&with, CNI, &CNI_LOOK).await;
@@ -253,7 +254,9 @@ fn entered(found: &Plugin, namespace: &str, pod: &str) -> Line {
         ),
         (Some(_), _) => Line::fail("CNI", "the plugin's program is not on the node", advice),
         (None, _) => {
-            Line::fail("CNI", "there is no network list: no main plugin is installed", advice)
+            let says = "there is no network list where cni.confDir says: no main plugin is installed, or the runtime \
+                        reads another directory";
+            Line::fail("CNI", says, advice)
         }
     }
 }

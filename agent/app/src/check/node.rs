@@ -51,7 +51,7 @@ fn kernel(node: &NodeFacts) -> Vec<Line> {
         lines.push(Line::fail(
             "kernel",
             format!("not in effect, the kernel says: {missing} ({says})"),
-            "another program may have detached them: restart the agent, which attaches them again",
+            "another program may have detached them; they are put back within ten seconds: if this stays, see the agent's log",
         ));
     }
     lines.extend(node.kernel_lacks.iter().map(|lack| {

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::Export;
+use crate::listen;
 
 /// Callers at once: a scraper, a kubelet and somebody with curl.
 const MAX_CALLERS: usize = 16;
@@ -26,7 +27,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// Listens in the namespace of the calling thread, which must be the node's.
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+    listen::on(address).await.with_context(|| {
         format!("listening for metrics on {address}; `metrics:` names another address")
     })
 }

@@ -33,6 +33,9 @@ pub(crate) struct Source {
     /// Whether what is in force is what an earlier run remembered, because the API server does not answer.
     #[serde(default)]
     pub(crate) is_provisional: bool,
+    /// Whether Sluice is being uninstalled: every pod is to leave the mesh.
+    #[serde(default)]
+    pub(crate) is_leaving: bool,
     /// Seconds for which the API server could not be followed, at least in part.
     #[serde(default)]
     pub(crate) lag_seconds: u64,

@@ -52,6 +52,9 @@ impl Status {
                     .to_owned(),
             );
         }
+        if source.is_leaving {
+            troubles.push("Sluice is being uninstalled: every pod leaves the mesh".to_owned());
+        }
         if self.peers.capture_all {
             let text =
                 "the table of protected addresses overflowed, so every destination is captured";

@@ -49,9 +49,12 @@ impl Binary {
         if !self.directory.join(PLUGIN).exists() {
             return Ok(());
         }
-        let note = b"Sluice was uninstalled. The plugin beside this file lets every call succeed, so that \
-                     pods from before can end. Remove both once the node has been drained.\n";
+        let note = b"Sluice was uninstalled, or its plugin was switched off. The plugin beside this file lets every \
+                     call succeed, so that pods from before can end. Remove both once the node has been drained.\n";
         let target = self.directory.join(RETIRED);
+        if fs::read(&target).is_ok_and(|present| present == note) {
+            return Ok(());
+        }
         draft::replace(&self.directory, &target, note, Ownership::mode(0o644))
     }
 }

@@ -37,6 +37,26 @@ pub(super) struct Text {
     pub(super) text: String,
 }
 
+// === impl Source ===
+
+impl Source {
+    /// The file that the runtime reads.
+    pub(super) fn path(&self) -> &Path {
+        let (Self::List(file) | Self::Single(file)) = self;
+        &file.path
+    }
+
+    /// The `type` of each plugin that it names and that is not ours.
+    pub(super) fn others(&self) -> Vec<String> {
+        match self {
+            Self::List(file) => {
+                List::parse(&file.text).map(|list| list.others().collect()).unwrap_or_default()
+            }
+            Self::Single(file) => list::single(&file.text).map(|(kind, _)| kind).into_iter().collect(),
+        }
+    }
+}
+
 // === impl Directory ===
 
 impl Directory {

@@ -54,7 +54,12 @@ impl<'a> List<'a> {
 
     /// The `type` of the first plugin that is not ours.
     pub(super) fn main_plugin(&self) -> Option<String> {
-        self.plugins.iter().filter_map(|plugin| type_of(plugin)).find(|kind| kind != PLUGIN)
+        self.others().next()
+    }
+
+    /// The `type` of each plugin that is not ours.
+    pub(super) fn others(&self) -> impl Iterator<Item = String> {
+        self.plugins.iter().filter_map(|plugin| type_of(plugin)).filter(|kind| kind != PLUGIN)
     }
 
     pub(super) fn plugins(&self) -> &[&'a RawValue] {

@@ -7,10 +7,11 @@ use crate::DEFAULT_SOCKET;
 
 /// How the installer is called.
 pub const USAGE: &str = "\
-usage: sluice-cni install | watch | look | uninstall [OPTIONS]
+usage: sluice-cni install | watch | keep-out | look | uninstall [OPTIONS]
 
   install     put the plugin and its entry in place; if there is no network list yet, leave that to watch
   watch       the same, and keep it so
+  keep-out    take the entry out, as uninstall does, and keep it out
   look        change nothing, and print as JSON what is in place
   uninstall   take the entry out again; the binary stays and lets every call succeed
 

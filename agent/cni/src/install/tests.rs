@@ -43,6 +43,10 @@ impl Node {
         let mut options = parse(std::iter::empty()).unwrap();
         options.config_dir = path("net.d");
         options.bin_dir = path("bin");
+        fs::create_dir(path("bin")).unwrap();
+        for main in ["calico", "flannel", "ptp", "ab"] {
+            fs::write(options.bin_dir.join(main), main).unwrap();
+        }
         options.binary = path("plugin");
         Self { root, options }
     }
@@ -214,6 +218,22 @@ fn a_list_that_the_plugin_would_break_is_refused() {
         let error = install(&node.options).unwrap_err();
         assert!(matches!(error, InstallError::Version { .. }), "{error}");
         assert_eq!(node.read("10-a.conflist"), list);
+    }
+}
+
+#[test]
+fn a_list_whose_plugins_are_elsewhere_gets_no_entry() {
+    for (file, text) in [("10-a.conflist", FLANNEL), ("10-a.conf", SINGLE)] {
+        for runtime in ["", "containerd://2.2.0"] {
+            let mut node = Node::new();
+            node.options.runtime = runtime.to_owned();
+            node.options.bin_dir = node.root.path().join("elsewhere");
+            node.write(file, text);
+            let error = install(&node.options).unwrap_err();
+            assert!(matches!(error, InstallError::BinDir { .. }), "{error}");
+            assert!(error.to_string().contains("cni.binDir"), "{error}");
+            assert_eq!((node.names(), node.read(file)), (vec![file.to_owned()], text.to_owned()));
+        }
     }
 }
 

@@ -105,6 +105,29 @@ fn stay_away(options: &Options, report: &mut dyn FnMut(Level, &str)) {
     }
 }
 
+/// Takes the entry out, and again whenever somebody puts it back, until the process ends: for a chart whose plugin was
+/// switched off after it had been installed.
+pub fn keep_out(options: &Options, report: &mut dyn FnMut(Level, &str)) -> ! {
+    let mut said = None;
+    loop {
+        let outcome = uninstall(options);
+        let (level, text) = match &outcome {
+            Ok(()) => {
+                let text = "the entry is out: pods are captured a moment after their start";
+                (Level::Info, text.to_owned())
+            }
+            Err(error) => (Level::Warning, format!("not taken out, trying again: {error}")),
+        };
+        if said.as_ref() != Some(&text) {
+            report(level, &text);
+            said = Some(text);
+        }
+        // An uninstallation waits for this word; at other times the agent does not mind it.
+        drop(ask(&options.entry.socket, &Request::Entry { present: outcome.is_err() }, ASK));
+        thread::sleep(ASK);
+    }
+}
+
 /// What has been found before, so that only news is reported.
 #[derive(Debug, Default)]
 struct Keeper {

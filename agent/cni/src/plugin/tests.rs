@@ -190,7 +190,9 @@ fn check_reports_what_the_agent_finds() {
         }
     }
     assert_eq!(Lab::new("CHECK").failure().0, 11, "a missing daemon is an error of CHECK");
-    assert_eq!(Lab::new("CHECK").version("0.3.1").failure().0, 1);
+    for old in ["0.3.0", "0.3.1"] {
+        assert_eq!(Lab::new("CHECK").version(old).failure().0, 1, "CHECK came with 0.4.0");
+    }
 }
 
 #[test]
@@ -315,7 +317,7 @@ fn input_that_makes_no_sense_is_refused_with_its_own_code() {
         (r#"{"cniVersion":"1.1.0","name":"../x"}"#, 7),
         (r#"{"cniVersion":"1.1.0","name":5}"#, 7),
         (r#"{"name":"pods"}"#, 1),
-        (r#"{"cniVersion":"0.3.0","name":"pods"}"#, 1),
+        (r#"{"cniVersion":"0.2.0","name":"pods"}"#, 1),
         (r#"{"cniVersion":"2.0.0","name":"pods"}"#, 1),
         (r#"{"cniVersion":"x","name":"pods"}"#, 1),
         (r#"{"cniVersion":"1.1.0","name":"pods","socket":"relative"}"#, 7),

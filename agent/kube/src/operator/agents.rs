@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
-    core::v1::{ContainerStatus, Pod},
+    core::v1::{Container, ContainerStatus, Pod},
 };
 use kube::{Api, ResourceExt, api::ListParams};
 
@@ -193,9 +193,14 @@ fn agent(node: &str, pod: &Pod, is_leaving: bool) -> AgentPod {
         node: node.to_owned(),
         name: pod.name_any(),
         state,
-        has_cni: spec.is_some_and(|spec| spec.containers.iter().any(|one| one.name == CNI)),
+        has_cni: spec.is_some_and(|spec| spec.containers.iter().any(keeps_the_plugin)),
         account: spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default(),
     }
+}
+
+/// The container is there in any case; it keeps the plugin out where the chart says so.
+fn keeps_the_plugin(container: &Container) -> bool {
+    container.name == CNI && container.args.iter().flatten().any(|argument| argument == "watch")
 }
 
 fn agent_state(container: &ContainerStatus) -> AgentState {
@@ -231,11 +236,12 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, node: &str, leaving: bool, state: &serde_json::Value, ready: bool) -> Pod {
+        let cni = if name == "without" { "keep-out" } else { "watch" };
         let deleted = leaving.then_some("2026-01-01T00:00:00Z");
         serde_json::from_value(json!({
             "metadata": {"name": name, "deletionTimestamp": deleted},
             "spec": {"nodeName": node, "serviceAccountName": "sluice-agent",
-                     "containers": [{"name": "agent"}, {"name": "cni"}]},
+                     "containers": [{"name": "agent"}, {"name": "cni", "args": [cni]}]},
             "status": {"containerStatuses": [{"name": "agent", "image": "", "imageID": "",
                        "restartCount": 0, "ready": ready, "state": state}]}
         }))
@@ -265,6 +271,8 @@ mod tests {
             "{states:?}"
         );
         assert!(found[0].has_cni && found[0].account == "sluice-agent");
+        let without = agents(vec![pod("without", "n1", false, &running, true)]);
+        assert!(!without[0].has_cni, "the plugin is kept out");
     }
 
     #[test]
