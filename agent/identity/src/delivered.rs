@@ -10,6 +10,6 @@ use sluice_tls::CertificateDer;
 pub struct Delivered {
     /// Of our own trust domain; empty as long as nothing was said.
     pub local: Vec<CertificateDer<'static>>,
-    /// Of the trust domains that are federated with it.
+    /// Of the trust domains that are federated with it, for those identities that the source says.
     pub federated: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,
 }

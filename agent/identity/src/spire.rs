@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use sluice_spiffe::{SpiffeId, TrustDomain, WorkloadName};
+use sluice_spiffe::{IdError, SpiffeId, TrustDomain, WorkloadName};
 use sluice_tls::{CertRequest, IssueError, Issued, Issuer, Issuing, News};
 use tokio::{sync::watch, task::AbortHandle};
 use tonic::transport::{Channel, Endpoint};
@@ -148,6 +148,11 @@ impl News for Pushed {
     fn wait(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.0.newer())
     }
+}
+
+/// A trust domain as SPIRE names it: by its SPIFFE ID.
+fn trust_domain(name: &str) -> Result<TrustDomain, IdError> {
+    name.strip_prefix("spiffe://").unwrap_or(name).parse()
 }
 
 /// The pause before the next attempt when `failures` came before it; longer by up to a quarter at random, so that

@@ -1,6 +1,7 @@
 //! One workload's certificate, ready for use: the TLS configurations of its connections.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::IpAddr,
     sync::{
@@ -18,17 +19,18 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
-use sluice_spiffe::SpiffeId;
+use sluice_spiffe::{SpiffeId, TrustDomain};
 
 use crate::{
     clock::{Clock, RustlsTime, after, between},
     expected::expected_name,
+    issuer::Certified,
     presented::{Chains, Presented},
     provider::provider,
     roots::TrustBundle,
     session::Sessions,
-    svid::{Svid, SvidError},
-    verify::{ClientVerifier, ServerVerifier},
+    svid::Svid,
+    verify::{ClientVerifier, ServerVerifier, VerifyError, verify_in_any_role},
     witness::Witness,
 };
 
@@ -51,6 +53,9 @@ pub struct Identity {
     /// Tells this certificate from every other one of this process.
     number: u64,
     key: Arc<CertifiedKey>,
+    /// Which of the trust domains that are offered it believes.
+    federates_with: BTreeSet<TrustDomain>,
+    /// Narrowed to those.
     trust: Trust,
     tickets: Arc<dyn ProducesTickets>,
     /// What our clients can resume.
@@ -74,11 +79,11 @@ pub(crate) struct Trust {
 pub struct Peer {
     /// Who it is.
     pub id: SpiffeId,
-    /// The chain it presented, leaf first; for [`crate::CertStore::still_trusted`].
+    /// The chain it presented, leaf first; for [`crate::CertStore::still_vouched`].
     pub chain: Arc<[CertificateDer<'static>]>,
     /// Whether it resumed a session instead of presenting the chain anew.
     pub resumed: bool,
-    /// Between which moments every certificate of the chain is valid.
+    /// Between which moments every certificate of its path is valid.
     pub(crate) valid: (UnixTime, UnixTime),
     /// When a connection that is kept for reuse should give way to a new one; see
     /// [`crate::CertStore::may_reuse`].
@@ -102,23 +107,15 @@ pub enum PeerError {
     /// The two ends have not agreed on the protocol inside TLS.
     #[error("the peer does not speak {} (ALPN)", String::from_utf8_lossy(ALPN))]
     Protocol,
-    /// The leaf is missing or not an X.509-SVID.
+    /// What it presented is not believed, or, when it resumed a session, not any more.
     #[error(transparent)]
-    Svid(#[from] SvidError),
-    /// The session is older than the certificate that it was made with.
-    #[error("{id} resumed a session whose certificate is not valid at {} (Unix time)", at.as_secs())]
-    Expired {
-        /// Who the peer is.
-        id: SpiffeId,
-        /// The time that was used.
-        at: UnixTime,
-    },
+    Refused(#[from] VerifyError),
 }
 
 // === impl Identity ===
 
 impl Identity {
-    /// Makes the configurations for `key`, whose chain `svid` was read from.
+    /// Makes the configurations for what was `certified`, whose chain `svid` was read from.
     ///
     /// `predecessor` is what this replaces. Sessions that our server handed out survive a renewal;
     /// a change of roots gets new ticket keys, so that nobody resumes what the old roots vouched for.
@@ -126,10 +123,12 @@ impl Identity {
     /// would go on judging us by it.
     pub(crate) fn new(
         svid: Svid,
-        key: Arc<CertifiedKey>,
+        certified: Certified,
         trust: Trust,
         predecessor: Option<&Self>,
     ) -> Result<Self, Error> {
+        let Certified { key, federates_with } = certified;
+        let trust = Trust { bundle: trust.bundle.narrowed(&federates_with), ..trust };
         let tickets = match predecessor {
             Some(old) if old.trust.generation == trust.generation => old.tickets.clone(),
             _ => Ticketer::new()?,
@@ -142,6 +141,7 @@ impl Identity {
             svid,
             number,
             key,
+            federates_with,
             trust,
             tickets,
             sessions,
@@ -153,13 +153,20 @@ impl Identity {
 
     /// The same certificate, judging peers by `trust`.
     pub(crate) fn with_trust(&self, trust: Trust) -> Result<Self, Error> {
-        let same = Self::new(self.svid.clone(), self.key.clone(), trust, Some(self))?;
+        let (key, federates_with) = (self.key.clone(), self.federates_with.clone());
+        let certified = Certified { key, federates_with };
+        let same = Self::new(self.svid.clone(), certified, trust, Some(self))?;
         Ok(Self { number: self.number, ..same })
     }
 
     /// Tells this certificate from every other one of this process.
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Which of the trust domains that are offered it believes.
+    pub(crate) fn federates_with(&self) -> &BTreeSet<TrustDomain> {
+        &self.federates_with
     }
 
     /// Whom the certificate names.
@@ -223,16 +230,15 @@ impl Identity {
         if connection.alpn_protocol() != Some(ALPN) {
             return Err(PeerError::Protocol);
         }
-        let Presented { id, chain, valid } = self.chains.read(chain.ok_or(SvidError::Missing)?)?;
-        let resumed = kind == HandshakeKind::Resumed;
+        let chain = chain.unwrap_or_default();
         let now = self.trust.clock.now();
-        if resumed && !(valid.0 <= now && now <= valid.1) {
-            return Err(PeerError::Expired { id, at: now });
-        }
+        // In its own role it was judged during the handshake.
+        let verify = || verify_in_any_role(&self.trust.bundle, chain, now);
+        let Presented { id, chain, valid } = self.chains.read(chain, now, verify)?;
         Ok(Peer {
             id,
             chain,
-            resumed,
+            resumed: kind == HandshakeKind::Resumed,
             valid,
             reuse_until: half_life(now, valid.1),
             generation: self.trust.generation,

@@ -6,7 +6,7 @@
 mod chain;
 mod server;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls::{
@@ -16,7 +16,7 @@ use rustls::{
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
 };
-use sluice_spiffe::SpiffeId;
+use sluice_spiffe::{SpiffeId, TrustDomain};
 use zeroize::Zeroizing;
 
 pub use self::{
@@ -59,7 +59,17 @@ pub enum Issued {
         chain: IssuedChain,
         /// The leaf's key.
         key: MadeKey,
+        /// The trust domains that the identity believes of those that the authority brings roots of; see
+        /// [`crate::TrustBundle::offered`].
+        federates_with: BTreeSet<TrustDomain>,
     },
+}
+
+/// What was issued, joined with its key.
+#[derive(Clone)]
+pub(crate) struct Certified {
+    pub(crate) key: Arc<CertifiedKey>,
+    pub(crate) federates_with: BTreeSet<TrustDomain>,
 }
 
 /// A private key that an authority made (PKCS #8, DER). Never shown, wiped when it is dropped.
@@ -194,19 +204,17 @@ impl PendingKey {
     }
 
     /// Joins what was issued with its key: ours, or the one that came along.
-    pub(crate) fn certified(
-        self,
-        id: &SpiffeId,
-        issued: Issued,
-    ) -> Result<Arc<CertifiedKey>, IssueError> {
+    pub(crate) fn certified(self, id: &SpiffeId, issued: Issued) -> Result<Certified, IssueError> {
         let unfit = |source| IssueError::WrongKey { id: id.clone(), source };
-        let (chain, key) = match issued {
-            Issued::Signed(chain) => (chain, self.key),
-            Issued::Made { chain, key } => (chain, key.load().map_err(unfit)?),
+        let (chain, key, federates_with) = match issued {
+            Issued::Signed(chain) => (chain, self.key, BTreeSet::new()),
+            Issued::Made { chain, key, federates_with } => {
+                (chain, key.load().map_err(unfit)?, federates_with)
+            }
         };
         let certified = CertifiedKey::new(chain.certificates, key);
         certified.keys_match().map_err(unfit)?;
-        Ok(Arc::new(certified))
+        Ok(Certified { key: Arc::new(certified), federates_with })
     }
 }
 

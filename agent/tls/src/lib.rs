@@ -48,6 +48,6 @@ pub use self::{
     revocation::{Crl, CrlError, CrlPolicy, DenyList, PatternError, Revocations},
     roots::{RootError, TrustBundle, certificates_of_pem},
     store::{CertStatus, CertStore, Settings, WaitError},
-    svid::{Svid, SvidError, peer_identity},
+    svid::{Svid, SvidError},
     verify::{PeerRole, VerifyError, verify_chain},
 };

@@ -1,6 +1,10 @@
 //! Trust bundles: which roots speak for which trust domain.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
 use sluice_spiffe::TrustDomain;
@@ -56,6 +60,8 @@ pub enum RootError {
 pub struct TrustBundle {
     local: TrustDomain,
     domains: BTreeMap<TrustDomain, DomainRoots>,
+    /// Those of `domains` that not every local identity believes.
+    offered: BTreeSet<TrustDomain>,
     revocations: Revocations,
 }
 
@@ -66,7 +72,7 @@ pub(crate) struct DomainRoots {
     certificates: Vec<CertificateDer<'static>>,
     /// In the order of `certificates`.
     pub(crate) anchors: Vec<TrustAnchor<'static>>,
-    validity: Vec<(UnixTime, UnixTime)>,
+    dates: Vec<(UnixTime, UnixTime)>,
 }
 
 /// Every certificate of a PEM text.
@@ -85,15 +91,18 @@ impl TrustBundle {
         roots: impl IntoIterator<Item = CertificateDer<'static>>,
     ) -> Result<Self, RootError> {
         let own = DomainRoots::new(&local, roots)?;
-        let domains = BTreeMap::from([(local.clone(), own)]);
-        Ok(Self { domains, local, revocations: Revocations::default() })
+        Ok(Self::of_local(local, own))
     }
 
     /// A bundle that nobody passes: the roots of `local` are not known yet.
     pub fn without_roots(local: TrustDomain) -> Self {
-        let none = DomainRoots { certificates: vec![], anchors: vec![], validity: vec![] };
-        let domains = BTreeMap::from([(local.clone(), none)]);
-        Self { domains, local, revocations: Revocations::default() }
+        let none = DomainRoots { certificates: vec![], anchors: vec![], dates: vec![] };
+        Self::of_local(local, none)
+    }
+
+    fn of_local(local: TrustDomain, own: DomainRoots) -> Self {
+        let domains = BTreeMap::from([(local.clone(), own)]);
+        Self { domains, local, offered: BTreeSet::new(), revocations: Revocations::default() }
     }
 
     /// Accepts the workloads of `domain` too, if `roots` vouch for them.
@@ -103,8 +112,38 @@ impl TrustBundle {
         roots: impl IntoIterator<Item = CertificateDer<'static>>,
     ) -> Result<Self, RootError> {
         let roots = DomainRoots::new(&domain, roots)?;
+        self.offered.remove(&domain);
         self.domains.insert(domain, roots);
         Ok(self)
+    }
+
+    /// As [`Self::federated`], for those local identities alone whose authority says that they federate with
+    /// `domain`; see [`crate::Issued::Made`].
+    pub fn offered(
+        self,
+        domain: TrustDomain,
+        roots: impl IntoIterator<Item = CertificateDer<'static>>,
+    ) -> Result<Self, RootError> {
+        let mut bundle = self.federated(domain.clone(), roots)?;
+        bundle.offered.insert(domain);
+        Ok(bundle)
+    }
+
+    /// Whether an identity that federates with `named` believes workloads of `domain`, if roots vouch for
+    /// them.
+    pub(crate) fn is_for(&self, named: &BTreeSet<TrustDomain>, domain: &str) -> bool {
+        let is_named = |names: &BTreeSet<TrustDomain>| names.iter().any(|of| of.as_str() == domain);
+        !is_named(&self.offered) || is_named(named)
+    }
+
+    /// What an identity that federates with `named` believes.
+    pub(crate) fn narrowed(self: &Arc<Self>, named: &BTreeSet<TrustDomain>) -> Arc<Self> {
+        if self.offered.is_subset(named) {
+            return Arc::clone(self);
+        }
+        let mut bundle = Self::clone(self);
+        bundle.domains.retain(|domain, _| self.is_for(named, domain.as_str()));
+        Arc::new(bundle)
     }
 
     /// Takes belief away from whoever is revoked or denied.
@@ -136,8 +175,8 @@ impl TrustBundle {
 
     /// When the root that expires first does so.
     pub fn first_expiry(&self) -> Option<UnixTime> {
-        let validity = self.domains.values().flat_map(|roots| &roots.validity);
-        validity.map(|(_, not_after)| *not_after).min()
+        let dates = self.domains.values().flat_map(|roots| &roots.dates);
+        dates.map(|(_, not_after)| *not_after).min()
     }
 
     pub(crate) fn domain(&self, domain: &str) -> Option<&DomainRoots> {
@@ -159,25 +198,30 @@ impl DomainRoots {
             return Err(RootError::Empty(domain.clone()));
         }
         let mut anchors = Vec::with_capacity(certificates.len());
-        let mut validity = Vec::with_capacity(certificates.len());
+        let mut dates = Vec::with_capacity(certificates.len());
         for root in &certificates {
-            validity.push(check_authority(domain, root)?);
+            dates.push(check_authority(domain, root)?);
             let anchor = webpki::anchor_from_trusted_cert(root)
                 .map_err(|source| RootError::Anchor { domain: domain.clone(), source })?;
             anchors.push(anchor.to_owned());
         }
-        Ok(Self { certificates, anchors, validity })
+        Ok(Self { certificates, anchors, dates })
     }
 
-    /// Until when a root equal to `anchor` is valid, if it is at `now`. RFC 5280 leaves an anchor's own
-    /// dates to the verifier; an expired root that still verifies would outlive every plan to retire it.
-    pub(crate) fn valid_until(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> Option<UnixTime> {
+    /// Between which moments a root equal to `anchor` is valid, if it is at `now`. RFC 5280 leaves an
+    /// anchor's own dates to the verifier; an expired root that still verifies would outlive every plan to
+    /// retire it.
+    pub(crate) fn validity(
+        &self,
+        anchor: &TrustAnchor<'_>,
+        now: UnixTime,
+    ) -> Option<(UnixTime, UnixTime)> {
         self.anchors
             .iter()
-            .zip(&self.validity)
+            .zip(&self.dates)
             .filter(|(root, (first, last))| *root == anchor && *first <= now && now <= *last)
-            .map(|(_, (_, last))| *last)
-            .max()
+            .map(|(_, validity)| *validity)
+            .max_by_key(|(_, last)| *last)
     }
 
     /// A root's certificate.

@@ -86,6 +86,9 @@ pub enum WaitError {
     },
 }
 
+/// Local pods by identity.
+type Claims = HashMap<SpiffeId, usize>;
+
 struct Shared {
     settings: Settings,
     issuer: Arc<dyn Issuer>,
@@ -96,7 +99,7 @@ struct Shared {
     entries: ArcSwap<HashMap<SpiffeId, Arc<Entry>>>,
     /// Local pods by identity. Whoever holds it is the only writer of `entries`, of `trust` and of
     /// every entry's certificate.
-    claims: Mutex<HashMap<SpiffeId, usize>>,
+    claims: Mutex<Claims>,
     permits: Semaphore,
     /// When each identity was last asked for, also across `forget` and `want`.
     asked: Mutex<HashMap<SpiffeId, tokio::time::Instant>>,
@@ -236,7 +239,8 @@ impl CertStore {
     /// Judges the chain that a peer presented earlier by the roots and the time of now.
     pub fn still_trusted(&self, chain: &[CertificateDer<'_>]) -> Result<SpiffeId, VerifyError> {
         let trust = self.shared.trust.load();
-        verify::verify_in_any_role(&trust.bundle, chain, self.shared.clock.now())
+        let now = self.shared.clock.now();
+        Ok(verify::verify_in_any_role(&trust.bundle, chain, now)?.svid.id)
     }
 }
 
@@ -253,12 +257,17 @@ impl Drop for CertStore {
 impl Shared {
     fn set_roots(&self, bundle: TrustBundle) -> bool {
         let claims = lock(&self.claims);
-        let old = self.trust.load_full();
-        if *old.bundle == bundle {
-            return false;
+        let is_new = *self.trust.load().bundle != bundle;
+        if is_new {
+            self.put_in_force(&claims, Arc::new(bundle));
         }
-        let generation = old.generation + 1;
-        let trust = Trust { bundle: Arc::new(bundle), generation, clock: self.clock.clone() };
+        is_new
+    }
+
+    /// Begins a new generation of trust, by which everything is judged again.
+    fn put_in_force(&self, _claims: &MutexGuard<'_, Claims>, bundle: Arc<TrustBundle>) {
+        let generation = self.trust.load().generation + 1;
+        let trust = Trust { bundle, generation, clock: self.clock.clone() };
         self.trust.store(Arc::new(trust.clone()));
         for entry in self.entries.load().values() {
             let Some(current) = entry.current() else { continue };
@@ -275,10 +284,8 @@ impl Shared {
                 entry.renew_at(Next::At(now));
             }
         }
-        drop(claims);
-        tracing::info!(generation, "the trust roots changed");
+        tracing::info!(generation, "trust changed");
         self.generation.send_replace(generation);
-        true
     }
 }
 

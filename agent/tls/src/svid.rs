@@ -65,12 +65,6 @@ pub struct Svid {
     pub not_after: UnixTime,
 }
 
-/// The identity of the peer that presented `chain`, leaf first, on a connection whose handshake
-/// has been verified.
-pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, SvidError> {
-    Ok(Svid::read(chain.first().ok_or(SvidError::Missing)?)?.id)
-}
-
 // === impl Svid ===
 
 impl Svid {

@@ -4,26 +4,27 @@
 //! trust domain that its identity names, and no others; RFC 5280 path validation by webpki at the
 //! injected time; the shape of the authorities on the path (X509-SVID section 3.2).
 
-use std::{cell::Cell, sync::Arc};
+mod handshake;
 
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
-    server::danger::{ClientCertVerified, ClientCertVerifier},
-};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::cell::Cell;
+
+use rustls_pki_types::{CertificateDer, UnixTime};
 use sluice_spiffe::{SpiffeId, TrustDomain};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
+pub(crate) use self::handshake::{ClientVerifier, ServerVerifier};
 use crate::{
-    expected,
     provider::provider,
     revocation::Withdrawn,
     roots::{DomainRoots, TrustBundle},
-    session::Sessions,
     svid::{self, Svid, SvidError},
 };
+
+/// More certificates than any path has.
+pub(crate) const MAX_CHAIN: usize = 16;
+/// The most that the certificates of a chain may take together, in bytes: enough for a path of RSA keys of
+/// 4096 bits. A chain is kept with each connection, and comes back in each ticket.
+pub(crate) const MAX_CHAIN_LENGTH: usize = 12 * 1024;
 
 /// Why a peer is not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,17 @@ pub enum VerifyError {
     /// The leaf is not an X.509-SVID of a workload.
     #[error(transparent)]
     Svid(#[from] SvidError),
+    /// More was presented than any path needs.
+    #[error(
+        "{certificates} certificates of {bytes} bytes were presented; at most {MAX_CHAIN} of \
+         {MAX_CHAIN_LENGTH} bytes together are accepted"
+    )]
+    TooMuch {
+        /// How many.
+        certificates: usize,
+        /// How long they are together, as DER.
+        bytes: usize,
+    },
     /// The identity belongs to a trust domain that is neither ours nor federated with us.
     #[error("{id} is not of trust domain {local}, nor of one that is federated with it")]
     ForeignDomain {
@@ -101,23 +113,9 @@ pub enum PeerRole {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verified {
     pub(crate) svid: Svid,
-    /// When the first certificate of its path expires.
-    pub(crate) until: UnixTime,
-}
-
-/// Judges servers for one identity's client connections.
-#[derive(Debug)]
-pub(crate) struct ServerVerifier {
-    bundle: Arc<TrustBundle>,
-    sessions: Arc<Sessions>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-/// Judges clients for one identity's server connections.
-#[derive(Debug)]
-pub(crate) struct ClientVerifier {
-    bundle: Arc<TrustBundle>,
-    algorithms: WebPkiSupportedAlgorithms,
+    /// Between which moments every certificate of its path is valid, the root's included. What else was
+    /// presented does not count.
+    pub(crate) valid: (UnixTime, UnixTime),
 }
 
 /// Judges the chain that a peer in `role` presented, leaf first, at time `now`.
@@ -127,8 +125,18 @@ pub fn verify_chain(
     role: PeerRole,
     now: UnixTime,
 ) -> Result<Svid, VerifyError> {
+    Ok(verify_path(bundle, chain, role, now)?.svid)
+}
+
+/// As [`verify_chain`], with what follows from the path that was found.
+pub(crate) fn verify_path(
+    bundle: &TrustBundle,
+    chain: &[CertificateDer<'_>],
+    role: PeerRole,
+    now: UnixTime,
+) -> Result<Verified, VerifyError> {
     let (leaf, intermediates) = chain.split_first().ok_or(SvidError::Missing)?;
-    Ok(verify(bundle, leaf, intermediates, role, now)?.svid)
+    verify(bundle, leaf, intermediates, role, now)
 }
 
 /// As [`verify_chain`] for a peer whose role is no longer known: it must be fit for one of them.
@@ -136,24 +144,27 @@ pub(crate) fn verify_in_any_role(
     bundle: &TrustBundle,
     chain: &[CertificateDer<'_>],
     now: UnixTime,
-) -> Result<SpiffeId, VerifyError> {
-    let as_server = verify_chain(bundle, chain, PeerRole::Server, now);
-    let svid = match as_server {
+) -> Result<Verified, VerifyError> {
+    match verify_path(bundle, chain, PeerRole::Server, now) {
         Err(VerifyError::Path { source: webpki::Error::RequiredEkuNotFoundContext(_), .. }) => {
-            verify_chain(bundle, chain, PeerRole::Client, now)?
+            verify_path(bundle, chain, PeerRole::Client, now)
         }
-        other => other?,
-    };
-    Ok(svid.id)
+        other => other,
+    }
 }
 
-pub(crate) fn verify(
+fn verify(
     bundle: &TrustBundle,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     role: PeerRole,
     now: UnixTime,
 ) -> Result<Verified, VerifyError> {
+    let certificates = 1 + intermediates.len();
+    let bytes = intermediates.iter().fold(leaf.len(), |sum, certificate| sum + certificate.len());
+    if certificates > MAX_CHAIN || bytes > MAX_CHAIN_LENGTH {
+        return Err(VerifyError::TooMuch { certificates, bytes });
+    }
     let svid = Svid::read(leaf)?;
     if bundle.revocations().denied().denies(&svid.id) {
         return Err(VerifyError::Denied { id: svid.id });
@@ -167,14 +178,14 @@ pub(crate) fn verify(
     };
     // Path building goes on after a refused path, so the reason for the last one is kept aside.
     let fault = Cell::new(None);
-    let until = Cell::new(svid.not_after);
+    let valid = Cell::new((svid.not_before, svid.not_after));
     let judge = |path: &VerifiedPath<'_>| {
         let outcome = check_authorities(path, &svid, roots, now)
             .map_err(Fault::Authority)
-            .and_then(|earliest| check_revocation(path, bundle, roots, now).map(|()| earliest));
+            .and_then(|dates| check_revocation(path, bundle, roots, now).map(|()| dates));
         match outcome {
-            Ok(earliest) => {
-                until.set(earliest);
+            Ok(dates) => {
+                valid.set(dates);
                 Ok(())
             }
             Err(reason) => {
@@ -200,22 +211,22 @@ pub(crate) fn verify(
         (Err(_), Some(fault)) => return Err(fault.of(svid.id)),
         (Err(source), None) => return Err(refused(source)),
     }
-    let until = until.get();
-    Ok(Verified { svid, until })
+    let valid = valid.get();
+    Ok(Verified { svid, valid })
 }
 
 /// Checks what X509-SVID section 3.2 demands of the authorities of a path beyond RFC 5280, and
-/// returns when the first certificate of it expires.
+/// returns between which moments all certificates of it are valid.
 fn check_authorities(
     path: &VerifiedPath<'_>,
     leaf: &Svid,
     roots: &DomainRoots,
     now: UnixTime,
-) -> Result<UnixTime, &'static str> {
-    let Some(root_until) = roots.valid_until(path.anchor(), now) else {
+) -> Result<(UnixTime, UnixTime), &'static str> {
+    let Some((first, last)) = roots.validity(path.anchor(), now) else {
         return Err("is a root outside its own period of validity");
     };
-    let mut until = leaf.not_after.min(root_until);
+    let (mut first, mut last) = (first.max(leaf.not_before), last.min(leaf.not_after));
     for (distance, authority) in path.intermediate_certificates().enumerate() {
         let der = authority.der();
         let unreadable = |_: SvidError| "cannot be read, or holds several URI names";
@@ -226,9 +237,11 @@ fn check_authorities(
         if let Some(uri) = svid::only_uri(&certificate).map_err(unreadable)? {
             check_authority_name(uri, (distance == 0).then(|| leaf.id.trust_domain()))?;
         }
-        until = until.min(svid::unix(certificate.validity().not_after));
+        let validity = certificate.validity();
+        first = first.max(svid::unix(validity.not_before));
+        last = last.min(svid::unix(validity.not_after));
     }
-    Ok(until)
+    Ok((first, last))
 }
 
 /// Asks for each certificate of a path whether the authority above it took it back.
@@ -282,114 +295,6 @@ impl Fault {
             Self::Withdrawn(Withdrawn::Unknown { reason }) => VerifyError::Unknown { id, reason },
         }
     }
-}
-
-// === impl VerifyError ===
-
-impl From<VerifyError> for Error {
-    fn from(error: VerifyError) -> Self {
-        // `Other` keeps our words; the peer is told `certificate_unknown`.
-        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
-    }
-}
-
-// === impl ServerVerifier ===
-
-impl ServerVerifier {
-    pub(crate) fn new(bundle: Arc<TrustBundle>, sessions: Arc<Sessions>) -> Self {
-        Self { bundle, sessions, algorithms: provider().signature_verification_algorithms }
-    }
-}
-
-impl ServerCertVerifier for ServerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = verify(&self.bundle, end_entity, intermediates, PeerRole::Server, now)?;
-        if !expected::is_name_of(server_name, &verified.svid.id) {
-            return Err(VerifyError::Unexpected { presented: verified.svid.id }.into());
-        }
-        self.sessions.server_verified(server_name, verified.until);
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-// === impl ClientVerifier ===
-
-impl ClientVerifier {
-    pub(crate) fn new(bundle: Arc<TrustBundle>) -> Self {
-        Self { bundle, algorithms: provider().signature_verification_algorithms }
-    }
-}
-
-impl ClientCertVerifier for ClientVerifier {
-    /// None: an agent has one certificate per identity and needs no hint which to choose.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        verify(&self.bundle, end_entity, intermediates, PeerRole::Client, now)?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-fn only_tls13() -> Error {
-    Error::General("a TLS 1.2 signature was asked for, but only TLS 1.3 is spoken".to_owned())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use sluice_tls::certificates_of_der;
 use tokio::{sync::watch, time};
 use tonic::{Status, transport::Channel};
 
-use super::pause_after;
+use super::{pause_after, trust_domain};
 use crate::{
     Delivered,
     words::{one_line, with_causes},
@@ -76,9 +76,7 @@ async fn listen(
 fn read(bundles: HashMap<String, Vec<u8>>, domain: &TrustDomain) -> Option<Delivered> {
     let mut delivered = Delivered::default();
     for (name, der) in bundles {
-        // SPIRE names a trust domain by its SPIFFE ID.
-        let bare = name.strip_prefix("spiffe://").unwrap_or(&name);
-        let of = match bare.parse::<TrustDomain>() {
+        let of = match trust_domain(&name) {
             Ok(of) => of,
             Err(error) => {
                 tracing::warn!(name = one_line(&name), %error, "SPIRE pushed a bundle without a trust domain");

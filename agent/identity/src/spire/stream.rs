@@ -1,21 +1,24 @@
 //! The stream of one identity's certificates.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use sluice_grpc::spire::{
     Selector, SubscribeToX509sviDsRequest, SubscribeToX509sviDsResponse, X509svidWithKey,
     delegated_identity_client::DelegatedIdentityClient,
 };
-use sluice_spiffe::{SpiffeId, WorkloadName};
+use sluice_spiffe::{SpiffeId, TrustDomain, WorkloadName};
 use sluice_tls::{CertificateDer, IssueError, Issued, IssuedChain, MadeKey};
 use tokio::{sync::watch, task::AbortHandle, time};
 use tonic::{Code, Status, transport::Channel};
 use zeroize::Zeroizing;
 
-use super::pause_after;
+use super::{pause_after, trust_domain};
 use crate::words::{one_line, with_causes};
 
 /// Certificates and keys of all entries that match; many times what is usual.
@@ -56,6 +59,7 @@ enum Trouble {
 struct Pair {
     certificates: Vec<CertificateDer<'static>>,
     key: Zeroizing<Vec<u8>>,
+    federates_with: BTreeSet<TrustDomain>,
 }
 
 // === impl Stream ===
@@ -110,7 +114,8 @@ impl Stream {
             }
             (None, Some(Said::Has(pair))) => {
                 let chain = IssuedChain { certificates: pair.certificates.clone() };
-                Ok(Issued::Made { chain, key: MadeKey::new(pair.key.to_vec()) })
+                let key = MadeKey::new(pair.key.to_vec());
+                Ok(Issued::Made { chain, key, federates_with: pair.federates_with.clone() })
             }
             (None, None) => Err(IssueError::Unreachable { id, source: "BUG: no answer".into() }),
         }
@@ -190,6 +195,9 @@ async fn listen(
 
 /// The certificate of exactly `id`; the others that match the selectors are for somebody else.
 fn choose(message: SubscribeToX509sviDsResponse, id: &SpiffeId) -> Said {
+    // Whoever runs as this service account is described by the same selectors, so this is about `id` too.
+    let federates_with: BTreeSet<TrustDomain> =
+        message.federates_with.iter().filter_map(|name| trust_domain(name).ok()).collect();
     let mut others = Vec::new();
     let mut chosen = None;
     for X509svidWithKey { x509_svid, x509_svid_key } in message.x509_svids {
@@ -202,7 +210,8 @@ fn choose(message: SubscribeToX509sviDsResponse, id: &SpiffeId) -> Said {
             others.push(name);
         } else if chosen.is_none() {
             let certificates = svid.cert_chain.into_iter().map(CertificateDer::from).collect();
-            chosen = Some(Arc::new(Pair { certificates, key }));
+            let federates_with = federates_with.clone();
+            chosen = Some(Arc::new(Pair { certificates, key, federates_with }));
         }
     }
     match chosen {

@@ -39,8 +39,12 @@ impl Bench {
         let follower = Arc::clone(&store);
         tokio::spawn(async move {
             while delivered.changed().await.is_ok() {
-                let local = delivered.borrow_and_update().local.clone();
-                follower.set_roots(TrustBundle::new(domain(), local).unwrap());
+                let Delivered { local, federated } = delivered.borrow_and_update().clone();
+                let mut bundle = TrustBundle::new(domain(), local).unwrap();
+                for (domain, roots) in federated {
+                    bundle = bundle.offered(domain, roots).unwrap();
+                }
+                follower.set_roots(bundle);
             }
         });
         Self { root, agent, store }
@@ -107,6 +111,38 @@ async fn a_push_of_the_same_certificate_changes_nothing() {
     bench.agent.svids(&[(WEB, &pair)]);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(Arc::ptr_eq(&first, &bench.store.get(&web()).unwrap()));
+}
+
+#[tokio::test]
+async fn an_identity_believes_the_trust_domains_that_its_entry_federates_with() {
+    let bench = Bench::new();
+    let foreign = Pki::root("foreign");
+    bench.agent.bundles(&[
+        ("spiffe://cluster.local", &[&bench.root]),
+        ("spiffe://elsewhere", &[&foreign]),
+        ("spiffe://third", &[&foreign]),
+    ]);
+    bench.agent.federate(&["spiffe://elsewhere", "spiffe://not a domain"]);
+    let pair = bench.root.pair(WEB, HOUR);
+    bench.agent.svids(&[(WEB, &pair)]);
+    let mut roots = bench.store.roots_changed();
+    bench.store.want(&web());
+    bench.store.wait(&web(), Duration::from_secs(10)).await.unwrap();
+    while bench.store.roots().domains().count() < 3 {
+        roots.changed().await.unwrap();
+    }
+    let believes = |domain: &str| {
+        bench.store.believes(&web(), &format!("spiffe://{domain}/ns/a/sa/b").parse().unwrap())
+    };
+    assert!(believes("cluster.local") && believes("elsewhere") && !believes("third"));
+    // The certificate stays, and the bundle is still there: another entry may need it.
+    bench.agent.federate(&["spiffe://third"]);
+    bench.agent.svids(&[(WEB, &pair)]);
+    while believes("elsewhere") {
+        tokio::time::timeout(Duration::from_secs(10), roots.changed()).await.unwrap().unwrap();
+    }
+    assert!(believes("cluster.local") && believes("third"));
+    assert_eq!(bench.store.get(&web()).unwrap().chain()[0].as_ref(), pair.0);
 }
 
 #[tokio::test]

@@ -20,25 +20,27 @@ const MAX_LENGTH: u64 = 64 << 20;
 
 impl TrustFiles {
     /// The files of all kinds, directories of revocation lists resolved. A directory that cannot be read
-    /// stands for itself.
+    /// stands for itself, and for whatever it held when it could.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
-        let federated = self.federated.iter().map(|(_, path)| path);
-        let named = self.roots.iter().chain(federated).chain(&self.denied).cloned();
-        named.chain(self.crl_paths()).collect()
-    }
-
-    /// The files of revocation lists.
-    pub(super) fn crl_paths(&self) -> Vec<PathBuf> {
-        let mut paths = Vec::new();
+        let mut paths: Vec<PathBuf> = self.others().cloned().collect();
         for path in &self.crls {
-            match fs::read_dir(path) {
-                Ok(entries) => paths.extend(listed(entries)),
+            match fs::read_dir(path).and_then(listed) {
+                Ok(files) => paths.extend(files),
                 Err(_) => paths.push(path.clone()),
             }
         }
-        paths.sort();
-        paths.dedup();
         paths
+    }
+
+    /// Whether `path`, one of [`Self::paths`], is looked at for revocation lists.
+    pub(super) fn is_crl(&self, path: &Path) -> bool {
+        self.crls.iter().any(|named| named == path || Some(named.as_path()) == path.parent())
+    }
+
+    /// The files that hold no revocation lists.
+    fn others(&self) -> impl Iterator<Item = &PathBuf> {
+        let federated = self.federated.iter().map(|(_, path)| path);
+        self.roots.iter().chain(federated).chain(&self.denied)
     }
 
     /// Asks the file system, opening nothing but directories.
@@ -48,8 +50,7 @@ impl TrustFiles {
 
     /// Directories whose entries tell of changes.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
-        let federated = self.federated.iter().map(|(_, path)| path);
-        let all = self.roots.iter().chain(federated).chain(&self.denied).chain(&self.crls);
+        let all = self.others().chain(&self.crls);
         let parents = all.filter_map(|path| path.components().as_path().parent());
         let mut directories: Vec<PathBuf> = parents.map(Path::to_owned).collect();
         directories.extend(self.crls.iter().filter(|path| path.is_dir()).cloned());
@@ -60,11 +61,19 @@ impl TrustFiles {
 }
 
 /// Files of a directory. Hidden ones are drafts of editors and Kubernetes' own links.
-fn listed(entries: fs::ReadDir) -> Vec<PathBuf> {
-    let visible = |entry: &fs::DirEntry| !entry.file_name().as_encoded_bytes().starts_with(b".");
-    let paths = entries.filter_map(Result::ok).filter(visible).map(|entry| entry.path());
-    // `is_file` follows links, as those of a ConfigMap are.
-    paths.filter(|path| path.is_file()).collect()
+fn listed(entries: fs::ReadDir) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        let is_visible = !entry.file_name().as_encoded_bytes().starts_with(b".");
+        // Follows links, as those of a ConfigMap are. A link that leads nowhere is a file that cannot be
+        // read, not one that was removed.
+        if is_visible && fs::metadata(&path).map_or(true, |found| found.is_file()) {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 pub(super) fn read(path: &Path) -> Content {

@@ -16,7 +16,7 @@ use sluice_tls::{
 use super::{TrustFault, TrustFiles, files::Content};
 use crate::Delivered;
 
-const LAST_GOOD_STAYS: &str = "the last good content stays in force";
+pub(super) const LAST_GOOD_STAYS: &str = "the last good content stays in force";
 const NOTHING_KNOWN: &str = "no good content is known yet";
 const REFUSED: &str = "crlPolicy refuse: nobody is believed whom it could be about";
 
@@ -32,7 +32,7 @@ pub(super) struct State {
     denied: Arc<DenyList>,
     /// The last good lists of each file, and whether the file has gone bad since.
     crls: BTreeMap<PathBuf, (Vec<Arc<Crl>>, bool)>,
-    /// The newest list of each issuer so far: none may go back behind it.
+    /// The newest list of each issuer and scope so far: none may go back behind it.
     newest: Vec<Arc<Crl>>,
     /// What is wrong with contents, until they are read again.
     bad: Vec<Told>,
@@ -68,9 +68,8 @@ impl State {
         contents: Vec<(PathBuf, Content)>,
     ) -> Result<(TrustBundle, Vec<Told>), Arc<TrustFault>> {
         self.take(contents);
-        let lists = self.files.crl_paths();
         let is_list = |fault: &TrustFault| match fault {
-            TrustFault::Unreadable { file, .. } => lists.contains(file),
+            TrustFault::Unreadable { file, .. } => self.files.is_crl(file),
             TrustFault::Crl { .. } | TrustFault::Expired { .. } => true,
             TrustFault::Roots { .. }
             | TrustFault::Delivered(_)
@@ -97,16 +96,18 @@ impl State {
     pub(super) fn take(&mut self, contents: Vec<(PathBuf, Content)>) {
         self.bad.clear();
         self.blind = None;
-        let lists = self.files.crl_paths();
         self.crls.retain(|path, _| {
-            let stays = lists.contains(path) || self.files.crls.contains(path);
+            // Below a directory that cannot be read nothing is known to have gone.
+            let stays = contents.iter().any(|(looked_at, content)| {
+                looked_at == path || (content.is_err() && path.starts_with(looked_at))
+            });
             if !stays {
                 tracing::warn!(file = %path.display(), "a revocation list was removed and is let go");
             }
             stays
         });
         for (path, content) in contents {
-            if lists.contains(&path) {
+            if self.files.is_crl(&path) {
                 self.take_crls(&path, content);
             } else if self.files.denied.as_ref() == Some(&path) {
                 match content.map_err(unreadable(&path)).and_then(|text| deny_list(&path, &text)) {
@@ -156,14 +157,16 @@ impl State {
         }
     }
 
+    /// Keeps what was good of a file, or of all files of a directory.
     fn bad_crl(&mut self, path: &Path, fault: TrustFault) {
-        let consequence = if let Some((_, is_bad)) = self.crls.get_mut(path) {
+        let mut consequence = NOTHING_KNOWN;
+        for (_, (_, is_bad)) in self.crls.iter_mut().filter(|(file, _)| file.starts_with(path)) {
             *is_bad = true;
-            LAST_GOOD_STAYS
-        } else {
+            consequence = LAST_GOOD_STAYS;
+        }
+        if consequence == NOTHING_KNOWN {
             self.blind = Some(fault.to_string());
-            NOTHING_KNOWN
-        };
+        }
         let strict = self.files.crl_policy == CrlPolicy::Refuse;
         self.bad.push((Arc::new(fault), if strict { REFUSED } else { consequence }));
     }
@@ -204,13 +207,16 @@ impl State {
         let of_files = self.roots.iter().filter(|(domain, _)| **domain != self.own);
         let delivered = self.delivered.federated.iter();
         let delivered = delivered.filter(|(domain, _)| !self.roots.contains_key(*domain));
-        for (domain, roots) in of_files.chain(delivered) {
+        for (domain, roots) in of_files {
             bundle = bundle.federated(domain.clone(), roots.clone()).map_err(bad)?;
+        }
+        for (domain, roots) in delivered {
+            bundle = bundle.offered(domain.clone(), roots.clone()).map_err(bad)?;
         }
         Ok(bundle)
     }
 
-    /// The newest list of each issuer that is signed as it should be.
+    /// The newest list of each issuer and scope that is signed as it should be.
     fn revocations(&mut self, bundle: &TrustBundle, told: &mut Vec<Told>) -> Revocations {
         let policy = self.files.crl_policy;
         let strict = policy == CrlPolicy::Refuse;
@@ -224,7 +230,7 @@ impl State {
             tell(TrustFault::Crl { file, source });
         }
         for Candidate { list, file, is_bad } in &mut current {
-            let known = self.newest.iter().find(|known| known.is_of_same_issuer(list));
+            let known = self.newest.iter().find(|known| known.is_of_same_issuer_and_scope(list));
             if let Some((known, source)) = known.and_then(|known| older(list, known)) {
                 tell(TrustFault::Crl { file: file.clone(), source });
                 (*list, *is_bad) = (known, true);
@@ -244,8 +250,8 @@ impl State {
         revocations
     }
 
-    /// The newest list of each issuer among what the files hold, and what is not signed by the root whose
-    /// name it bears. In the place of the latter goes the last good one of that name.
+    /// The newest list of each issuer and scope among what the files hold, and what is not signed by the
+    /// root whose name it bears. In the place of the latter go the last good ones of that name.
     fn candidates(&self, bundle: &TrustBundle) -> (Vec<Candidate>, Vec<(PathBuf, CrlError)>) {
         let mut current: Vec<Candidate> = Vec::new();
         let mut unsigned = Vec::new();
@@ -259,7 +265,8 @@ impl State {
                     good = namesakes.map(|old| (Arc::clone(old), true)).collect();
                 }
                 for (list, is_bad) in good {
-                    let same = |other: &&mut Candidate| other.list.is_of_same_issuer(&list);
+                    let same =
+                        |other: &&mut Candidate| other.list.is_of_same_issuer_and_scope(&list);
                     let candidate = |list| Candidate { list, file: file.clone(), is_bad };
                     match current.iter_mut().find(same) {
                         None => current.push(candidate(list)),

@@ -8,13 +8,14 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    CrlDistributionPoint, CrlIssuingDistributionPoint, DnType, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
 use sluice_tls::{SystemClock, TestClock};
 use time::OffsetDateTime;
 
-use super::*;
+use super::{state::LAST_GOOD_STAYS, *};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -29,12 +30,21 @@ fn authority(name: &str) -> Authority {
 }
 
 fn crl(authority: &Authority, number: u64, seconds: i64) -> String {
+    crl_part(authority, None, number, seconds)
+}
+
+/// A list of those certificates alone that name the point `url`.
+fn crl_part(authority: &Authority, url: Option<&str>, number: u64, seconds: i64) -> String {
+    let point = |url: &str| CrlIssuingDistributionPoint {
+        distribution_point: CrlDistributionPoint { uris: vec![url.to_owned()] },
+        scope: None,
+    };
     let now = OffsetDateTime::now_utc();
     CertificateRevocationListParams {
         this_update: now,
         next_update: now + time::Duration::seconds(seconds),
         crl_number: SerialNumber::from(number),
-        issuing_distribution_point: None,
+        issuing_distribution_point: url.map(point),
         revoked_certs: vec![RevokedCertParams {
             serial_number: SerialNumber::from(number),
             revocation_time: now,
@@ -249,6 +259,106 @@ fn lists_are_followed_forwards_only() {
     assert_eq!(update(&trust.bundles().borrow()), Some(fifth.clone()));
     replace(&at("crls/a.crl"), &crl(&root, 6, 3600));
     wait(&trust, "the sixth", |bundle| update(bundle).is_some_and(|der| der != fifth));
+    wait_for_peace(&trust);
+}
+
+/// The lists in force.
+fn lists(bundle: &TrustBundle) -> Vec<Vec<u8>> {
+    bundle.revocations().crls().map(|crl| crl.der().to_vec()).collect()
+}
+
+#[test]
+fn lists_below_a_directory_that_cannot_be_read_stay_in_force_and_removed_ones_do_not() {
+    let root = authority("root");
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    fs::create_dir(at("crls")).unwrap();
+    fs::write(at("roots.pem"), root.pem()).unwrap();
+    fs::write(at("crls/a.crl"), crl(&root, 5, 3600)).unwrap();
+    fs::write(at("target"), crl(&authority("other"), 1, 3600)).unwrap();
+    symlink(at("target"), at("crls/b.crl")).unwrap();
+    let files = TrustFiles {
+        roots: Some(at("roots.pem")),
+        crls: vec![at("crls")],
+        ..TrustFiles::default()
+    };
+    let trust = follow(files).unwrap();
+    let both = lists(&trust.bundles().borrow());
+    assert_eq!(both.len(), 2);
+    let mut seen = trust.bundles();
+    seen.mark_unchanged();
+    // The directory is away, or is there and cannot be listed.
+    fs::rename(at("crls"), at("away")).unwrap();
+    wait_for_fault(&trust, "crls: cannot be read");
+    wait_for_fault(&trust, LAST_GOOD_STAYS);
+    symlink(at("crls"), at("crls")).unwrap();
+    wait_for_fault(&trust, "symbolic links");
+    fs::remove_file(at("crls")).unwrap();
+    fs::rename(at("away"), at("crls")).unwrap();
+    wait_for_peace(&trust);
+    // A link to nowhere is there.
+    fs::rename(at("target"), at("elsewhere")).unwrap();
+    // What tells of the directory tells of the link too.
+    replace(&at("crls/a.crl"), &crl(&root, 4, 3600));
+    wait_for_fault(&trust, "b.crl: cannot be read");
+    wait_for_fault(&trust, "is number 04, but 05 is in force");
+    assert!(!seen.has_changed().unwrap());
+    assert_eq!(lists(&trust.bundles().borrow()), both);
+    fs::remove_file(at("crls/b.crl")).unwrap();
+    wait(&trust, "one list", |bundle| lists(bundle) == both[..1]);
+}
+
+#[test]
+fn under_refuse_nobody_is_judged_by_lists_of_a_directory_that_cannot_be_read() {
+    let root = authority("root");
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    fs::create_dir(at("crls")).unwrap();
+    fs::write(at("roots.pem"), root.pem()).unwrap();
+    fs::write(at("crls/a.crl"), crl(&root, 5, 3600)).unwrap();
+    let files = TrustFiles {
+        roots: Some(at("roots.pem")),
+        crls: vec![at("crls")],
+        crl_policy: CrlPolicy::Refuse,
+        ..TrustFiles::default()
+    };
+    let trust = follow(files).unwrap();
+    let good = trust.bundles().borrow().clone();
+    fs::rename(at("crls"), at("away")).unwrap();
+    wait(&trust, "a lapsed list", |bundle| *bundle != *good && lists(bundle) == lists(&good));
+    fs::rename(at("away"), at("crls")).unwrap();
+    wait(&trust, "the list in force", |bundle| *bundle == *good);
+}
+
+#[test]
+fn the_lists_among_which_an_authority_divides_are_in_force_together() {
+    let root = authority("root");
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let part = |part: &str, number| {
+        crl_part(&root, Some(&format!("http://ca.example/{part}")), number, 3600)
+    };
+    fs::create_dir(at("crls")).unwrap();
+    fs::write(at("roots.pem"), root.pem()).unwrap();
+    fs::write(at("crls/a.crl"), part("a", 5)).unwrap();
+    fs::write(at("crls/b.crl"), part("b", 9)).unwrap();
+    fs::write(at("crls/b-again.crl"), part("b", 8)).unwrap();
+    let files = TrustFiles {
+        roots: Some(at("roots.pem")),
+        crls: vec![at("crls")],
+        ..TrustFiles::default()
+    };
+    let trust = follow(files).unwrap();
+    let before = lists(&trust.bundles().borrow());
+    assert_eq!(before.len(), 2);
+    replace(&at("crls/a.crl"), &part("a", 4));
+    wait_for_fault(&trust, "is number 04, but 05 is in force");
+    assert_eq!(lists(&trust.bundles().borrow()), before);
+    replace(&at("crls/a.crl"), &part("a", 6));
+    wait(&trust, "the sixth beside the ninth", |bundle| {
+        let now = lists(bundle);
+        now.len() == 2 && now[0] != before[0] && now[1] == before[1]
+    });
     wait_for_peace(&trust);
 }
 

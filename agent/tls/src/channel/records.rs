@@ -16,15 +16,20 @@ use super::{
     Progress,
     keys::{HEADER_LENGTH, Keys, MAX_PLAINTEXT},
 };
-use crate::witness::{Secret, TrafficSecrets};
+use crate::{
+    verify::MAX_CHAIN_LENGTH,
+    witness::{Secret, TrafficSecrets},
+};
 
 /// Handshake messages that may come now (RFC 8446 section 4).
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 /// Type and length of a handshake message.
 const MESSAGE_HEADER: usize = 4;
-/// The longest handshake message that a peer may send in pieces, as in rustls.
-const MAX_MESSAGE: usize = 0xffff;
+/// A key update says one of two things.
+const KEY_UPDATE_LENGTH: usize = 1;
+/// More than a ticket of ours takes: it holds the client's chain, of [`MAX_CHAIN_LENGTH`] bytes at most.
+const MAX_TICKET: usize = MAX_CHAIN_LENGTH + 0x1000;
 /// Key updates in a row without a byte of data between them; rustls draws the line there too.
 const MAX_IDLE_UPDATES: u8 = 32;
 /// Alerts are fatal, but for closing (RFC 8446 section 6).
@@ -156,17 +161,13 @@ impl Records {
             let [high, middle, low] = *length;
             let length = u32::from_be_bytes([0, high, middle, low]);
             let length = usize::try_from(length).unwrap_or(usize::MAX);
-            if length > MAX_MESSAGE {
-                return Err(InvalidMessage::HandshakePayloadTooLarge.into());
-            }
+            self.expect(*kind, length)?;
             let Some((body, behind)) = behind.split_at_checked(length) else { break };
             rest = behind;
-            match *kind {
-                KEY_UPDATE => self.replace_receiving_keys(body, rest.is_empty())?,
-                // One that comes this late is one more than needed.
-                NEW_SESSION_TICKET if self.is_client => {}
-                _ => return Err(unexpected("a handshake message after the handshake")),
+            if *kind == KEY_UPDATE {
+                self.replace_receiving_keys(body, rest.is_empty())?;
             }
+            // A ticket that comes this late is one more than needed.
         }
         if !rest.is_empty() {
             // Moved only if something was taken, so that a message in small pieces is not copied for each.
@@ -175,6 +176,19 @@ impl Records {
             self.message = messages;
         }
         Ok(())
+    }
+
+    /// Judges a handshake message by its header, before memory is given to the rest of it.
+    fn expect(&self, kind: u8, length: usize) -> Result<(), Fault> {
+        match kind {
+            KEY_UPDATE if length == KEY_UPDATE_LENGTH => Ok(()),
+            KEY_UPDATE => Err(InvalidMessage::InvalidKeyUpdate.into()),
+            NEW_SESSION_TICKET if self.is_client && length <= MAX_TICKET => Ok(()),
+            NEW_SESSION_TICKET if self.is_client => {
+                Err(InvalidMessage::HandshakePayloadTooLarge.into())
+            }
+            _ => Err(unexpected("a handshake message after the handshake")),
+        }
     }
 
     fn replace_receiving_keys(&mut self, body: &[u8], is_last: bool) -> Result<(), Fault> {

@@ -11,10 +11,8 @@ use super::IssuedChain;
 use crate::{
     roots::{RootError, certificates_of_pem},
     svid::{self, SvidError},
+    verify::MAX_CHAIN,
 };
-
-/// More certificates than any path has: a longer answer would be sent to every peer in each handshake.
-const MAX_CERTIFICATES: usize = 16;
 
 /// Why an answer is not a chain.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +30,7 @@ pub enum ChainError {
         source: RootError,
     },
     /// More certificates than a path can have.
-    #[error("it holds {0} certificates where at most 16 are accepted")]
+    #[error("it holds {0} certificates where at most {MAX_CHAIN} are accepted")]
     TooLong(usize),
     /// A certificate cannot be read.
     #[error("certificate {position}: {source}")]
@@ -95,7 +93,7 @@ impl Delivery {
                 .map_err(|source| ChainError::Pem { part: index + 1, source })?;
             all.extend(found);
         }
-        if all.len() > MAX_CERTIFICATES {
+        if all.len() > MAX_CHAIN {
             return Err(ChainError::TooLong(all.len()));
         }
         let mut certificates = Vec::with_capacity(all.len());

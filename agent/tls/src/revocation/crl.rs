@@ -136,12 +136,17 @@ impl Crl {
         self.next_update <= now
     }
 
-    /// Whether both come from one authority, as far as they say themselves.
-    pub fn is_of_same_issuer(&self, other: &Self) -> bool {
-        self.list.issuer() == other.list.issuer() && self.key_id == other.key_id
+    /// Whether both come from one authority and are about the same certificates, as far as they say
+    /// themselves. An authority may divide what it revokes among several lists, each with numbers of its
+    /// own (RFC 5280 sections 5.2.3 and 5.2.5).
+    pub fn is_of_same_issuer_and_scope(&self, other: &Self) -> bool {
+        let (mine, others) = (&self.list, &other.list);
+        mine.issuer() == others.issuer()
+            && self.key_id == other.key_id
+            && mine.issuing_distribution_point() == others.issuing_distribution_point()
     }
 
-    /// Checks that this may take the place of `known`, which has the same issuer.
+    /// Checks that this may take the place of `known`, which has the same issuer and scope.
     pub fn check_successor_of(&self, known: &Self) -> Result<(), CrlError> {
         let order = |number: &Option<Vec<u8>>| number.clone().map(|n| (n.len(), n));
         if order(&self.number).cmp(&order(&known.number)) != Ordering::Less {

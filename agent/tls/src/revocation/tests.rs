@@ -20,7 +20,10 @@ fn leaf(authority: &Authority) -> Leaf {
 }
 
 fn crl(authority: &Authority, number: u64, revoked: &[u64]) -> Arc<Crl> {
-    let pem = authority.crl_pem(number, revoked, 3600);
+    read(&authority.crl_pem(number, revoked, 3600))
+}
+
+fn read(pem: &str) -> Arc<Crl> {
     Arc::new(Crl::read_all(pem.as_bytes()).unwrap().pop().unwrap())
 }
 
@@ -110,8 +113,7 @@ fn an_authority_without_the_usage_may_not_revoke() {
 #[test]
 fn a_list_that_is_out_of_date_follows_the_policy() {
     let root = Authority::root("root");
-    let pem = root.crl_pem(1, &[], -10);
-    let old = Arc::new(Crl::read_all(pem.as_bytes()).unwrap().pop().unwrap());
+    let old = read(&root.crl_pem(1, &[], -10));
     assert!(old.is_expired_at(at(0)));
     let kept = with(root.bundle(), CrlPolicy::KeepLastGood, &[(&old, true)]);
     assert_eq!(judge(&kept, &leaf(&root)), Ok(()));
@@ -137,10 +139,29 @@ fn without_any_list_the_strict_policy_believes_nobody() {
 fn numbers_do_not_go_backwards() {
     let root = Authority::root("root");
     let (one, two, many) = (crl(&root, 1, &[]), crl(&root, 2, &[]), crl(&root, 0x100, &[]));
-    assert!(two.is_of_same_issuer(&one));
+    assert!(two.is_of_same_issuer_and_scope(&one));
     assert_eq!(two.check_successor_of(&one), Ok(()));
     assert_eq!(many.check_successor_of(&two), Ok(()));
     assert!(matches!(two.check_successor_of(&many), Err(CrlError::Older { .. })));
+}
+
+#[test]
+fn the_parts_of_what_an_authority_revokes_count_together() {
+    let root = Authority::root("root");
+    let part = |name, number, revoked: &[u64]| {
+        let point = format!("http://ca.example/{name}.crl");
+        read(&root.crl_part_pem(Some(&point), number, revoked, 3600))
+    };
+    let (first, next, other) =
+        (part("1", 1, &[SERIAL]), part("1", 2, &[SERIAL]), part("2", 9, &[7]));
+    assert!(first.is_of_same_issuer_and_scope(&next));
+    assert!(!first.is_of_same_issuer_and_scope(&other));
+    assert!(!first.is_of_same_issuer_and_scope(&crl(&root, 1, &[])));
+    for order in [[(&first, false), (&other, false)], [(&other, false), (&first, false)]] {
+        let bundle = with(root.bundle(), CrlPolicy::KeepLastGood, &order);
+        assert!(matches!(judge(&bundle, &leaf(&root)), Err(VerifyError::Revoked { .. })));
+        assert_eq!(judge(&bundle, &root.leaf(WEB)), Ok(()));
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Judging peers again, later than their handshake.
 
+use std::collections::BTreeSet;
+
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sluice_spiffe::SpiffeId;
 
 use super::CertStore;
 use crate::{
     identity::{Identity, Peer},
-    presented::validity,
     verify::{self, VerifyError},
 };
 
@@ -29,9 +30,24 @@ impl CertStore {
         if trust.bundle.revocations().denied().denies(own) {
             return Err(VerifyError::Denied { id: own.clone() });
         }
-        verify::verify_in_any_role(&trust.bundle, &peer.chain, now)?;
+        let verified = verify::verify_in_any_role(&trust.bundle, &peer.chain, now)?;
+        if !self.believes(own, &verified.svid.id) {
+            let local = trust.bundle.local().clone();
+            return Err(VerifyError::ForeignDomain { id: verified.svid.id, local });
+        }
+        peer.valid = verified.valid;
         peer.generation = trust.generation;
         Ok(())
+    }
+
+    /// Whether the local identity `own` believes anybody of the trust domain of `peer`: not every one
+    /// federates with all that are known.
+    pub fn believes(&self, own: &SpiffeId, peer: &SpiffeId) -> bool {
+        let entry = self.shared.entries.load().get(own).cloned();
+        let identity = entry.and_then(|entry| entry.current());
+        let none = BTreeSet::new();
+        let named = identity.as_ref().map_or(&none, |identity| identity.federates_with());
+        self.shared.trust.load().bundle.is_for(named, peer.trust_domain())
     }
 
     /// Whether a connection to `peer` may serve again: `own` is still the certificate that it was made
@@ -42,11 +58,29 @@ impl CertStore {
     }
 
     /// Whether the chain of a live connection is still vouched for. Its dates do not count, because a
-    /// connection may be open for longer than certificates live.
+    /// connection may be open for longer than certificates live: where they are all that is wrong, it is
+    /// judged by the nearest moment at which the certificate in question was valid.
     pub fn still_vouched(&self, chain: &[CertificateDer<'_>]) -> Result<SpiffeId, VerifyError> {
         let trust = self.shared.trust.load();
-        let (first, last) = validity(chain)?;
-        let when = self.shared.clock.now().max(first).min(last);
-        verify::verify_in_any_role(&trust.bundle, chain, when)
+        let judge = |when| verify::verify_in_any_role(&trust.bundle, chain, when);
+        let mut outcome = judge(self.shared.clock.now());
+        // Each certificate of a path may have ended before the one below it.
+        for _ in chain {
+            let Some(when) = outcome.as_ref().err().and_then(nearest_valid) else { break };
+            outcome = judge(when);
+        }
+        Ok(outcome?.svid.id)
     }
+}
+
+/// The moment nearest to the one that was used at which the certificate that failed by its dates was valid.
+fn nearest_valid(error: &VerifyError) -> Option<UnixTime> {
+    let VerifyError::Path { source, .. } = error else { return None };
+    if let webpki::Error::CertExpired { not_after, .. } = source {
+        return Some(*not_after);
+    }
+    if let webpki::Error::CertNotValidYet { not_before, .. } = source {
+        return Some(*not_before);
+    }
+    None
 }

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rustls::sign::CertifiedKey;
 use tokio::time::{self, Instant};
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
 use crate::{
     clock::{after, between},
     identity::Identity,
-    issuer::{IssueError, News, PendingKey},
+    issuer::{Certified, IssueError, News, PendingKey},
     provider::random_fraction,
     verify::{self, PeerRole, VerifyError},
 };
@@ -101,7 +100,7 @@ fn is_of_unknown_root(error: &VerifyError) -> bool {
     matches!(error, VerifyError::Path { source: webpki::Error::UnknownIssuer, .. })
 }
 
-async fn ask(shared: &Shared, entry: &Entry) -> Result<Arc<CertifiedKey>, IssueError> {
+async fn ask(shared: &Shared, entry: &Entry) -> Result<Certified, IssueError> {
     let id = &entry.id;
     // The semaphore is never closed; without a permit there would merely be no bound.
     let _permit = shared.permits.acquire().await;
@@ -136,23 +135,25 @@ impl Shared {
     }
 
     /// Checks what came as every peer will, and puts it to use.
-    fn install(&self, entry: &Entry, certified: &Arc<CertifiedKey>) -> Result<(), IssueError> {
+    fn install(&self, entry: &Entry, certified: &Certified) -> Result<(), IssueError> {
         let id = &entry.id;
-        let _claims = lock(&self.claims);
+        let claims = lock(&self.claims);
+        let chain = &certified.key.cert;
         let trust = self.trust.load_full();
         let now = self.clock.now();
         let unusable = |source| IssueError::Unusable { id: id.clone(), source };
-        verify::verify_chain(&trust.bundle, &certified.cert, PeerRole::Client, now)
-            .map_err(unusable)?;
-        let svid = verify::verify_chain(&trust.bundle, &certified.cert, PeerRole::Server, now)
-            .map_err(unusable)?;
+        verify::verify_chain(&trust.bundle, chain, PeerRole::Client, now).map_err(unusable)?;
+        let svid =
+            verify::verify_chain(&trust.bundle, chain, PeerRole::Server, now).map_err(unusable)?;
         if svid.id != *id {
             return Err(IssueError::WrongIdentity { id: id.clone(), issued: svid.id });
         }
         let life = between(now, svid.not_after);
         let due = after(now, life.mul_f64(0.45 + random_fraction() / 10.0));
         let old = entry.current();
-        if old.as_ref().is_some_and(|old| old.chain() == certified.cert) {
+        let believes_others =
+            old.as_ref().is_some_and(|old| *old.federates_with() != certified.federates_with);
+        if !believes_others && old.as_ref().is_some_and(|old| old.chain() == chain) {
             // An authority that makes keys answers with the one it has until it is time for the next.
             entry.succeeded(Next::At(due));
             return Ok(());
@@ -166,6 +167,10 @@ impl Shared {
         entry.succeeded(Next::At(due));
         if !entry.is_abandoned() {
             entry.replace(Arc::new(identity));
+            if believes_others {
+                // Whom it believed until now is to be asked about again.
+                self.put_in_force(&claims, Arc::clone(&trust.bundle));
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The store against an authority that can be made to fail in every way, on tokio's paused time.
 
+mod federation;
 mod judged;
 mod life;
 mod outage;

@@ -1,10 +1,11 @@
 //! Authorities and leaves made by rcgen; what it refuses to make is written as raw DER.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams,
-    CertificateSigningRequestParams, CertifiedIssuer, CustomExtension, DistinguishedName, DnType,
+    CertificateSigningRequestParams, CertifiedIssuer, CrlDistributionPoint,
+    CrlIssuingDistributionPoint, CustomExtension, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
     SanType, SerialNumber,
 };
@@ -14,7 +15,9 @@ use rustls_pki_types::{
 };
 use time::OffsetDateTime;
 
-use crate::{Identity, Svid, TestClock, TrustBundle, identity::Trust, provider::provider};
+use crate::{
+    Identity, Svid, TestClock, TrustBundle, identity::Trust, issuer::Certified, provider::provider,
+};
 
 /// The trust domain of most tests.
 pub(crate) const DOMAIN: &str = "cluster.local";
@@ -141,6 +144,19 @@ impl Authority {
         Self { issuer, intermediates }
     }
 
+    /// A certificate by this authority for the key of `other`, the authority `name`, good for `seconds`
+    /// after [`NOW`].
+    pub(crate) fn cross_signed(
+        &self,
+        other: &Self,
+        name: &str,
+        seconds: i64,
+    ) -> CertificateDer<'static> {
+        let mut params = authority_params(name);
+        params.not_after = date(seconds);
+        params.signed_by(other.issuer.key(), &self.issuer).unwrap().into()
+    }
+
     /// Sets the validity of `params` in seconds relative to [`NOW`].
     pub(crate) fn validity(params: &mut CertificateParams, from: i64, until: i64) {
         params.not_before = date(from);
@@ -153,6 +169,20 @@ impl Authority {
 
     /// A revocation list in PEM: the serial numbers, good for `seconds` after [`NOW`].
     pub(crate) fn crl_pem(&self, number: u64, revoked: &[u64], seconds: i64) -> String {
+        self.crl_part_pem(None, number, revoked, seconds)
+    }
+
+    /// As [`Self::crl_pem`], about the certificates that name `point` alone.
+    pub(crate) fn crl_part_pem(
+        &self,
+        point: Option<&str>,
+        number: u64,
+        revoked: &[u64],
+        seconds: i64,
+    ) -> String {
+        let uris = |point: &str| CrlDistributionPoint { uris: vec![point.to_owned()] };
+        let issuing =
+            |point| CrlIssuingDistributionPoint { distribution_point: uris(point), scope: None };
         let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: date(-60),
@@ -163,7 +193,7 @@ impl Authority {
             this_update: date(-60),
             next_update: date(seconds),
             crl_number: SerialNumber::from(number),
-            issuing_distribution_point: None,
+            issuing_distribution_point: point.map(issuing),
             revoked_certs: revoked_certs.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         }
@@ -226,6 +256,7 @@ impl Leaf {
     /// The identity that the store would make of it.
     pub(crate) fn identity(self, trust: Trust, predecessor: Option<&Identity>) -> Identity {
         let svid = Svid::read(&self.chain[0]).unwrap();
-        Identity::new(svid, self.certified(), trust, predecessor).unwrap()
+        let certified = Certified { key: self.certified(), federates_with: BTreeSet::new() };
+        Identity::new(svid, certified, trust, predecessor).unwrap()
     }
 }

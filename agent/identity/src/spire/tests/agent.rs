@@ -29,6 +29,7 @@ pub(super) struct SpireAgent {
     pub(super) socket: PathBuf,
     _dir: tempfile::TempDir,
     service: Service,
+    federates_with: Mutex<Vec<String>>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -64,7 +65,8 @@ impl SpireAgent {
             streams: Arc::default(),
         };
         let socket = dir.path().join("admin.sock");
-        let mut agent = Self { socket, _dir: dir, service, task: None };
+        let mut agent =
+            Self { socket, _dir: dir, service, federates_with: Mutex::default(), task: None };
         agent.restart();
         agent
     }
@@ -94,6 +96,11 @@ impl SpireAgent {
         self.task.take().unwrap().await.unwrap();
     }
 
+    /// Says with which trust domains certificates federate from the next push on.
+    pub(super) fn federate(&self, domains: &[&str]) {
+        *self.federates_with.lock().unwrap() = domains.iter().map(|&name| name.into()).collect();
+    }
+
     /// Pushes certificates (name, certificate, key).
     pub(super) fn svids(&self, svids: &[(&str, &Pair)]) {
         let one = |(name, (certificate, key)): &(&str, &Pair)| {
@@ -109,7 +116,8 @@ impl SpireAgent {
             X509svidWithKey { x509_svid: Some(svid), x509_svid_key: key.clone() }
         };
         let x509_svids = svids.iter().map(one).collect();
-        let push = SubscribeToX509sviDsResponse { x509_svids, federates_with: vec![] };
+        let federates_with = self.federates_with.lock().unwrap().clone();
+        let push = SubscribeToX509sviDsResponse { x509_svids, federates_with };
         self.service.svids.send_replace(Some(push));
     }
 

@@ -169,8 +169,8 @@ fn what_no_peer_may_say_ends_the_connection_with_the_alert_of_the_rfc() {
         (22, &[24, 0, 0, 2, 0, 0], "InvalidKeyUpdate", "DecodeError"),
         (22, &[24, 0, 0, 0], "InvalidKeyUpdate", "DecodeError"),
         (22, &[24, 0, 0, 1, 0, 24], "KeyEpochWithPendingFragment", "UnexpectedMessage"),
-        // A message that says that it is too long.
-        (22, &[4, 1, 0, 0], "HandshakePayloadTooLarge", "DecodeError"),
+        // A ticket for a server.
+        (22, &[4, 0, 0, 1, 0], "UnexpectedMessage", "UnexpectedMessage"),
         // Alerts of another length.
         (21, &[], "MessageTooShort", "DecodeError"),
         (21, &[1], "MessageTooShort", "DecodeError"),
@@ -188,6 +188,25 @@ fn what_no_peer_may_say_ends_the_connection_with_the_alert_of_the_rfc() {
         let (found, alert) = says(kind, content);
         assert!(found.contains(error), "{kind} {error}: {found}");
         assert!(alert.contains(told), "{kind} {error}: {alert}");
+    }
+}
+
+#[test]
+fn a_message_that_may_not_come_is_refused_by_its_header_before_the_rest_is_kept() {
+    for (from_server, header, error) in [
+        (false, [KEY_UPDATE, 0, 0xff, 0xff], "InvalidKeyUpdate"),
+        (true, [KEY_UPDATE, 0, 0, 2], "InvalidKeyUpdate"),
+        (false, [NEW_SESSION_TICKET, 0, 1, 0], "UnexpectedMessage"),
+        (true, [NEW_SESSION_TICKET, 0, 0x40, 1], "HandshakePayloadTooLarge"),
+        (true, [NEW_SESSION_TICKET, 1, 0, 0], "HandshakePayloadTooLarge"),
+        (true, [13, 0, 0xff, 0xff], "UnexpectedMessage"),
+    ] {
+        let (mut client, mut server) = ours();
+        let (from, to) =
+            if from_server { (&mut server, &mut client) } else { (&mut client, &mut server) };
+        utter(from, ContentType::Handshake, &header);
+        let found = hear(from, to).unwrap_err().to_string();
+        assert!(found.contains(error), "{header:?}: {found}");
     }
 }
 

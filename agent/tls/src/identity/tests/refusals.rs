@@ -93,6 +93,16 @@ fn a_client_that_has_somebody_elses_certificate_but_not_its_key() {
 }
 
 #[test]
+fn a_client_that_presents_more_than_any_path_needs() {
+    let mesh = Mesh::new();
+    let web = mesh.identity(WEB);
+    let mut leaf = mesh.root.leaf(CART);
+    leaf.chain.resize(17, mesh.root.der());
+    let link = link_of(stranger(&mesh, (*provider()).clone(), Some(leaf)), &web);
+    assert_server_refuses(link, &web, "17 certificates of ");
+}
+
+#[test]
 fn a_client_whose_certificate_is_a_ca() {
     let mesh = Mesh::new();
     let web = mesh.identity(WEB);

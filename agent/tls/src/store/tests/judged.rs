@@ -106,6 +106,34 @@ async fn what_is_open_outlives_its_certificates_but_nothing_new_begins_on_it() {
     assert!(connect(&bench).is_err());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_open_does_not_hang_on_a_certificate_that_no_path_needs() {
+    let bench = Bench::new(DAY);
+    let root = &bench.ca.root;
+    let mut chain = root.intermediate("intermediate").leaf(CART).chain;
+    chain.push(Authority::root("old").cross_signed(root, "ours", -100));
+    for jump in [0, 7200, -14_400] {
+        bench.jump(jump);
+        assert_eq!(bench.store.still_vouched(&chain), Ok(cart()), "after {jump} s");
+    }
+    bench.store.set_roots(bundle_of(&[&bench.ca.strange]));
+    assert!(bench.store.still_vouched(&chain).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_open_outlives_an_authority_that_ended_before_its_leaf() {
+    let bench = Bench::new(DAY);
+    let intermediate = bench.ca.root.intermediate_with("intermediate", |params| {
+        Authority::validity(params, -100, 1800);
+    });
+    let chain = intermediate.leaf(CART).chain;
+    for jump in [2000, 4000] {
+        bench.jump(jump);
+        assert!(bench.store.still_trusted(&chain).is_err(), "after {jump} s");
+        assert_eq!(bench.store.still_vouched(&chain), Ok(cart()), "after {jump} s");
+    }
+}
+
 /// Certificates of five minutes, so that every jump leaves their validity.
 #[tokio::test(start_paused = true)]
 async fn jumps_of_the_clock_open_nothing() {
