@@ -130,13 +130,18 @@ impl Datapath {
 
     /// Withdraws a pod, also one whose namespace is gone: what it sends from now on is its own
     /// business. Its established connections through the agent are the agent's to close.
+    ///
+    /// When that fails half way, the pod is still enrolled, its connections are refused, and withdrawing it again
+    /// does the rest.
     pub fn withdraw(&self, cookie: u64) -> Result<(), Error> {
         let mut state = self.lock();
-        let Some(pod) = self.instance.tables.pods.get(&cookie)? else {
+        if !self.instance.cookies()?.contains(&cookie) {
             return Err(Error::NotEnrolled(cookie));
-        };
-        self.instance.withdraw(cookie, &[])?;
-        state.exempt.forget(&self.instance.tables, pod.slot())
+        }
+        if let Some(pod) = self.instance.tables.pods.get(&cookie)? {
+            state.exempt.forget(&self.instance.tables, pod.slot())?;
+        }
+        self.instance.withdraw(cookie, &[]).map(drop)
     }
 
     /// The pods that are enrolled, also by the agent before this one.
@@ -235,19 +240,42 @@ impl Datapath {
         Diagnostics::take(&mut self.lock().loaded.ebpf)
     }
 
-    /// Takes down what generations of another shape left (another ABI version or other map sizes),
-    /// once every pod is enrolled here. Until then both capture, and what the old one captures is
-    /// refused.
-    pub fn retire_predecessors(&self) -> Result<Removed, Error> {
+    /// The pods that generations of another shape (another ABI version or other map sizes) still capture and this
+    /// one does not. Their addresses and interfaces are known where the maps have the same types.
+    pub fn predecessors(&self) -> Result<Vec<Enrolled>, Error> {
         let _state = self.lock();
-        let ours = self.instance.tables.guarded.keys()?;
-        let mut removed = Removed::default();
-        for pins in Pins::generations(&self.settings.bpffs, &self.settings.instance)? {
-            if pins.root() != self.instance.pins.root() {
-                removed = removed.plus(remove_generation(pins, &ours)?);
+        let ours = self.instance.tables.pods.keys()?;
+        let mut found = Vec::new();
+        for pins in self.older_generations()? {
+            let Some(tables) = Tables::open(&pins)? else { continue };
+            let older = Instance { pins, tables };
+            let known = older.enrolled()?;
+            for cookie in older.cookies()?.into_iter().filter(|cookie| !ours.contains(cookie)) {
+                let pod = known.iter().find(|pod| pod.cookie == cookie);
+                found.push(pod.cloned().unwrap_or(Enrolled { cookie, ..Enrolled::default() }));
             }
         }
+        Ok(found)
+    }
+
+    /// Takes down what generations of another shape left, but for the pods in `spared` that are not enrolled here:
+    /// as long as there is one, it stays captured by its generation, whose agent has gone, and so is refused.
+    pub fn retire_predecessors(&self, spared: &HashSet<u64>) -> Result<Removed, Error> {
+        let _state = self.lock();
+        let guarded = self.instance.tables.guarded.keys()?;
+        let ours = self.instance.tables.pods.keys()?;
+        let spared = spared.iter().copied().filter(|cookie| !ours.contains(cookie)).collect();
+        let mut removed = Removed::default();
+        for pins in self.older_generations()? {
+            removed = removed.plus(remove_generation(pins, &guarded, &spared)?);
+        }
         Ok(removed)
+    }
+
+    fn older_generations(&self) -> Result<Vec<Pins>, Error> {
+        let mut all = Pins::generations(&self.settings.bpffs, &self.settings.instance)?;
+        all.retain(|pins| pins.root() != self.instance.pins.root());
+        Ok(all)
     }
 
     /// Removes everything of this instance from the kernel, as [`Datapath::remove`] does. Nothing else may be done
@@ -280,7 +308,7 @@ impl Datapath {
         }
         let mut removed = Removed::default();
         for pins in Pins::generations(bpffs, instance)? {
-            removed = removed.plus(remove_generation(pins, &[])?);
+            removed = removed.plus(remove_generation(pins, &[], &HashSet::new())?);
         }
         pins::remove_instance(bpffs, instance)?;
         Ok(removed)
@@ -323,9 +351,9 @@ fn take_over(
     Ok(())
 }
 
-fn remove_generation(pins: Pins, keep: &[u32]) -> Result<Removed, Error> {
+fn remove_generation(pins: Pins, keep: &[u32], spared: &HashSet<u64>) -> Result<Removed, Error> {
     if let Some(tables) = Tables::open(&pins)? {
-        return Instance { pins, tables }.remove(keep);
+        return Instance { pins, tables }.remove(keep, spared);
     }
     // It never got as far as capturing anything: its links need no maps to go.
     let mut removed = Removed::default();

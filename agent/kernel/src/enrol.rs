@@ -1,8 +1,9 @@
 //! Enrolling a pod, and moving an enrolled one to other sockets.
 //!
 //! Fresh: listeners, addresses, guard, inbound hook, and last of all the entry that captures. Again,
-//! after the agent restarted: the same steps, each an atomic replacement of one entry or program, so
-//! that a connection meets either the old listener or the new one, and never none of the hooks.
+//! after the agent restarted: the guard and the inbound hook first, so that what fails there leaves the
+//! old listeners in force. Each step is an atomic replacement of one entry or program: a connection
+//! meets either the old listener or the new one, and never none of the hooks.
 
 use std::{
     collections::HashSet,
@@ -137,10 +138,7 @@ impl Enrolment<'_> {
                 Some(_) | None => Ok(existing),
             };
         }
-        let mut taken = HashSet::new();
-        for enrolled in self.instance.tables.pods.keys()? {
-            taken.extend(self.instance.tables.pods.get(&enrolled)?.map(|pod| pod.slot()));
-        }
+        let taken = self.instance.slots()?;
         match pod.slot {
             Some(slot) if taken.contains(&slot) => {
                 Err(Error::Slot { slot, reason: "another pod has it" })
@@ -157,20 +155,21 @@ impl Enrolment<'_> {
 
     /// `present` is the pod's slot, and what it was exempt from before; whether its exemptions are
     /// all in force now.
+    ///
+    /// An enrolled pod is served by the sockets that it has until nothing is left to be done that a program, a link
+    /// or a full map could refuse.
     fn put_up(&mut self, pod: &PodHooks<'_>, present: Guarded) -> Result<Result<(), Error>, Error> {
-        let Guarded { slot, exemptions } = present;
+        let slot = present.slot;
         let instance = self.instance;
         let tables = &instance.tables;
         let workers =
             u32::try_from(pod.workers.len()).map_err(|_many| Error::Workers(pod.workers.len()))?;
-        let local = Local { slot, workers, exemptions };
-        self.instance.pins.create_pod(pod.cookie)?;
-        for (worker, sockets) in (0..).zip(pod.workers) {
-            self.set_listener(local, worker, Family::V4, sockets.in_v4)?;
-            self.set_listener(local, worker, Family::V6, sockets.in_v6)?;
-        }
-        for address in pod.addresses {
-            tables.local.insert(&(*address).into(), &local)?;
+        let is_fresh = tables.pods.get(&pod.cookie)?.is_none();
+        let entry = entry(pod, slot)?;
+        instance.pins.create_pod(pod.cookie)?;
+        if is_fresh {
+            // Nothing asks for them yet, and the guard lets nobody send from an address that is not there.
+            self.lead_to(pod, Local { slot, workers, exemptions: present.exemptions })?;
         }
         for ifindex in pod.guard_ifindexes {
             tables.guarded.insert(ifindex, &present)?;
@@ -178,9 +177,25 @@ impl Enrolment<'_> {
         }
         let (exemptions, exempt) = self.change_exemptions(pod.cookie, present, pod.exemptions);
         self.attach_inbound(pod)?;
-        tables.pods.insert(&pod.cookie, &entry(pod, slot)?.with_exemptions(exemptions))?;
+        let local = Local { slot, workers, exemptions };
+        if !is_fresh {
+            self.lead_to(pod, local)?;
+        }
+        tables.pods.insert(&pod.cookie, &entry.with_exemptions(exemptions))?;
         self.drop_stale(pod, local)?;
         Ok(exempt)
+    }
+
+    /// Has what comes to the pod's addresses go to its listeners.
+    fn lead_to(&self, pod: &PodHooks<'_>, local: Local) -> Result<(), Error> {
+        for (worker, sockets) in (0..).zip(pod.workers) {
+            self.set_listener(local, worker, Family::V4, sockets.in_v4)?;
+            self.set_listener(local, worker, Family::V6, sockets.in_v6)?;
+        }
+        for address in pod.addresses {
+            self.instance.tables.local.insert(&(*address).into(), &local)?;
+        }
+        Ok(())
     }
 
     fn set_listener(

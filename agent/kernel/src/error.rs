@@ -86,7 +86,10 @@ pub enum Error {
     #[error("cannot read the kernel programs' log: {0}")]
     Diagnostics(#[source] Box<aya_log::Error>),
     /// All slots are taken.
-    #[error("no slot left for another pod: {max_pods} are enrolled; raise the agent's `maxPods`")]
+    #[error(
+        "no slot left for another pod: an agent captures {max_pods} at most; have some of the mesh's pods run on \
+         other nodes"
+    )]
     NoSlot {
         /// How many pods the maps are made for.
         max_pods: u32,

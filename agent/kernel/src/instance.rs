@@ -1,6 +1,9 @@
 //! The pinned state of one generation, and taking it down: by its owner, its successor or an uninstall.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use sluice_abi::MAX_WORKERS;
 
@@ -33,11 +36,20 @@ impl Instance {
         Ok(enrolled)
     }
 
-    /// Takes a pod's hooks down, in the reverse of the order in which they went up. `keep` names
-    /// interfaces whose filter another generation has taken over. How many links there were.
+    /// Every pod of which there is anything: an entry, or hooks.
+    pub(crate) fn cookies(&self) -> Result<BTreeSet<u64>, Error> {
+        let mut cookies: BTreeSet<u64> = self.pins.pods()?.into_iter().collect();
+        cookies.extend(self.tables.pods.keys()?);
+        Ok(cookies)
+    }
+
+    /// Takes a pod's hooks down. `keep` names interfaces whose filter another generation has taken over. How many
+    /// links there were.
+    ///
+    /// The entry that captures the pod goes last: until then its connections are refused at worst, its slot is
+    /// nobody else's, and what fails half way can be done again.
     pub(crate) fn withdraw(&self, cookie: u64, keep: &[u32]) -> Result<usize, Error> {
         let pod = self.tables.pods.get(&cookie)?;
-        self.tables.pods.remove(&cookie)?;
         let mut links = usize::from(pins::remove_link(&self.pins.inbound(cookie))?);
         let linked = self.pins.guards(cookie)?;
         for ifindex in &linked {
@@ -51,7 +63,23 @@ impl Instance {
             self.forget_slot(pod.slot())?;
         }
         self.pins.remove_pod(cookie)?;
+        self.tables.pods.remove(&cookie)?;
         Ok(links)
+    }
+
+    /// Slots that are not free: some pod's, or still named by what is left of one.
+    pub(crate) fn slots(&self) -> Result<HashSet<u32>, Error> {
+        let mut slots = HashSet::new();
+        for cookie in self.tables.pods.keys()? {
+            slots.extend(self.tables.pods.get(&cookie)?.map(|pod| pod.slot()));
+        }
+        for ifindex in self.tables.guarded.keys()? {
+            slots.extend(self.tables.guarded.get(&ifindex)?.map(|guarded| guarded.slot));
+        }
+        for address in self.tables.local.keys()? {
+            slots.extend(self.tables.local.get(&address)?.map(|local| local.slot));
+        }
+        Ok(slots)
     }
 
     /// Removes what an enrolment that was cut short left: hooks of a pod that is not captured, and
@@ -78,16 +106,24 @@ impl Instance {
         Ok(())
     }
 
-    /// Takes the whole generation down, pods first, so that no pod is left half captured.
-    pub(crate) fn remove(self, keep: &[u32]) -> Result<Removed, Error> {
+    /// Takes the generation down, pods first, so that no pod is left half captured. The pods in `spared` stay
+    /// captured, and the hooks of the node with them.
+    pub(crate) fn remove(self, keep: &[u32], spared: &HashSet<u64>) -> Result<Removed, Error> {
         let mut removed = Removed::default();
-        let mut cookies = self.pins.pods()?;
-        cookies.extend(self.tables.pods.keys()?);
-        cookies.sort_unstable();
-        cookies.dedup();
+        let (spared, cookies): (Vec<_>, Vec<_>) =
+            self.cookies()?.into_iter().partition(|cookie| spared.contains(cookie));
         for cookie in cookies {
             removed.links += self.withdraw(cookie, keep)?;
             removed.pods += 1;
+        }
+        if !spared.is_empty() {
+            return Ok(removed);
+        }
+        // Left where the maps' values could not be read.
+        for ifindex in self.tables.guarded.keys()? {
+            if !keep.contains(&ifindex) {
+                guard::detach_all_clsact(ifindex)?;
+            }
         }
         for name in PROGRAMS.into_iter().rev() {
             removed.links += usize::from(pins::remove_link(&self.pins.hook(name))?);

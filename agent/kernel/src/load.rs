@@ -1,6 +1,6 @@
 //! Brings the programs into the kernel: tunables, maps, verifier.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -68,8 +68,9 @@ impl Loaded {
             let map = self.ebpf.map(name).and_then(data).ok_or(Error::Incomplete(name))?;
             let info =
                 map.info().map_err(|source| Error::Map { map: name, source: Box::new(source) })?;
-            let bytes =
-                memory(map.fd().as_fd()).map_err(Error::kernel("read the memory of map", name))?;
+            // As the kernel accounts for it.
+            let bytes = syscall::map::info(map.fd().as_fd(), "memlock")
+                .map_err(Error::kernel("read the memory of map", name))?;
             reports.push(MapReport { name, entries: info.max_entries(), bytes });
         }
         Ok(reports)
@@ -201,12 +202,4 @@ fn data(map: &Map) -> Option<&MapData> {
         | Map::SockMap(data) => Some(data),
         _ => None,
     }
-}
-
-/// Bytes of kernel memory that a map holds, as the kernel accounts for them.
-fn memory(map: BorrowedFd<'_>) -> std::io::Result<u64> {
-    use std::os::fd::AsRawFd;
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-    Ok(line.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or_default())
 }

@@ -66,7 +66,7 @@ pub struct WorkerSockets<'a> {
 }
 
 /// A pod that the maps say is enrolled, by this agent or the one before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Enrolled {
     /// Cookie of its network namespace.
     pub cookie: u64,

@@ -12,20 +12,33 @@ use sluice_abi::{
 
 use crate::{Error, pins::Pins, syscall};
 
-/// An open map.
+/// An open map. One of another generation may have other types: then it seems to hold no keys or no values, for the
+/// kernel would write what it has over what is behind ours.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
     fd: OwnedFd,
     name: &'static str,
+    has_our_keys: bool,
+    has_our_values: bool,
     types: PhantomData<fn(K) -> V>,
 }
 
 impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
-    fn new(name: &'static str, fd: OwnedFd) -> Self {
-        Self { fd, name, types: PhantomData }
+    fn new(name: &'static str, fd: OwnedFd) -> Result<Self, Error> {
+        let has = |size: &str, ours: usize| {
+            let size = syscall::map::info(fd.as_fd(), size);
+            let size = size.map_err(Error::kernel("inspect map", name))?;
+            Ok::<_, Error>(usize::try_from(size).is_ok_and(|size| size == ours))
+        };
+        let has_our_keys = has("key_size", size_of::<K>())?;
+        let has_our_values = has("value_size", size_of::<V>())?;
+        Ok(Self { fd, name, has_our_keys, has_our_values, types: PhantomData })
     }
 
     pub(crate) fn get(&self, key: &K) -> Result<Option<V>, Error> {
+        if !(self.has_our_keys && self.has_our_values) {
+            return Ok(None);
+        }
         syscall::map::lookup(self.fd.as_fd(), key).map_err(Error::kernel("read map", self.name))
     }
 
@@ -36,6 +49,9 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
 
     /// Whether there was an entry.
     pub(crate) fn remove(&self, key: &K) -> Result<bool, Error> {
+        if !self.has_our_keys {
+            return Ok(false);
+        }
         syscall::map::delete(self.fd.as_fd(), key)
             .map_err(Error::kernel("delete from map", self.name))
     }
@@ -48,7 +64,9 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
                 .map_err(Error::kernel("list map", self.name))
         };
         let mut keys = Vec::new();
-        while let Some(key) = next(keys.last())? {
+        while self.has_our_keys
+            && let Some(key) = next(keys.last())?
+        {
             keys.push(key);
         }
         Ok(keys)
@@ -97,16 +115,16 @@ impl Tables {
         let cpus =
             aya::util::nr_cpus().map_err(|(path, source)| Error::path("read", path)(source))?;
         Ok(Self {
-            pods: Table::new(map::PODS, take(map::PODS)?),
-            peers: Table::new(map::PEERS, take(map::PEERS)?),
-            local: Table::new(map::LOCAL, take(map::LOCAL)?),
-            guarded: Table::new(map::GUARDED, take(map::GUARDED)?),
-            ports: Table::new(map::PORTS, take(map::PORTS)?),
-            networks: Table::new(map::NETWORKS, take(map::NETWORKS)?),
-            direct: Table::new(map::DIRECT, take(map::DIRECT)?),
-            listeners: Table::new(map::LISTENERS, take(map::LISTENERS)?),
-            settings: Table::new(map::SETTINGS, take(map::SETTINGS)?),
-            counters: Table::new(map::COUNTERS, take(map::COUNTERS)?),
+            pods: Table::new(map::PODS, take(map::PODS)?)?,
+            peers: Table::new(map::PEERS, take(map::PEERS)?)?,
+            local: Table::new(map::LOCAL, take(map::LOCAL)?)?,
+            guarded: Table::new(map::GUARDED, take(map::GUARDED)?)?,
+            ports: Table::new(map::PORTS, take(map::PORTS)?)?,
+            networks: Table::new(map::NETWORKS, take(map::NETWORKS)?)?,
+            direct: Table::new(map::DIRECT, take(map::DIRECT)?)?,
+            listeners: Table::new(map::LISTENERS, take(map::LISTENERS)?)?,
+            settings: Table::new(map::SETTINGS, take(map::SETTINGS)?)?,
+            counters: Table::new(map::COUNTERS, take(map::COUNTERS)?)?,
             cpus,
         })
     }
@@ -168,4 +186,25 @@ pub(crate) fn sizes() -> [(&'static str, usize, usize); 14] {
         of::<u32, Counters>(map::COUNTERS),
         of::<u32, Settings>(map::SETTINGS),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_of_other_types_is_not_read() {
+        let map = || syscall::map::create(8, 128).unwrap();
+        let wide = Table::<u64, [u8; 128]>::new("WIDE", map()).unwrap();
+        wide.insert(&7, &[1; 128]).unwrap();
+        assert_eq!(wide.get(&7).unwrap(), Some([1; 128]));
+        let fd = wide.fd.try_clone().unwrap();
+        let narrow = Table::<u64, u32>::new("WIDE", fd).unwrap();
+        assert_eq!((narrow.keys().unwrap(), narrow.get(&7).unwrap()), (vec![7], None));
+        assert!(narrow.remove(&7).unwrap());
+        let other = Table::<u32, [u8; 128]>::new("WIDE", wide.fd.try_clone().unwrap()).unwrap();
+        wide.insert(&7, &[1; 128]).unwrap();
+        assert_eq!((other.keys().unwrap(), other.get(&7).unwrap()), (Vec::new(), None));
+        assert!(!other.remove(&7).unwrap() && wide.get(&7).unwrap().is_some());
+    }
 }

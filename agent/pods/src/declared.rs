@@ -1,6 +1,6 @@
 //! The pods of this node as the mesh declares them.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use sluice_mesh::{Snapshot, Workload, WorkloadUid};
 use sluice_spiffe::{SpiffeId, WorkloadName};
@@ -11,6 +11,8 @@ use crate::exempt::Exempt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Declared {
     pub(crate) uid: WorkloadUid,
+    /// The UID by which the node's processes name it, if that is another one.
+    pub(crate) static_uid: Option<Arc<str>>,
     pub(crate) name: String,
     pub(crate) account: WorkloadName,
     pub(crate) identity: SpiffeId,
@@ -37,6 +39,7 @@ impl Declared {
     fn of(workload: &Workload) -> Self {
         Self {
             uid: workload.uid.clone(),
+            static_uid: workload.static_uid.clone(),
             name: workload.name.clone(),
             account: workload.account.clone(),
             identity: workload.identity.clone(),

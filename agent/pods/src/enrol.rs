@@ -1,6 +1,7 @@
 //! Enrolling one pod.
 
 use std::{
+    collections::HashSet,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     time::SystemTime,
@@ -14,11 +15,15 @@ use crate::{
     record::Enrolment, refusal::Refusal,
 };
 
-/// The namespace that the declaration leads to now.
-pub(crate) fn open(declared: &Declared, located: &Located) -> Result<Netns, Refusal> {
+/// The namespace that the declaration leads to now; `captured` is the one that a pod has which no process shows.
+pub(crate) fn open(
+    declared: &Declared,
+    located: &Located,
+    captured: Option<&Netns>,
+) -> Result<Netns, Refusal> {
     match &declared.netns {
         Some(path) => Ok(Netns::open(path)?),
-        None => located.of(declared)?.ok_or(Refusal::NoNamespace),
+        None => located.of(declared)?.or_else(|| captured.cloned()).ok_or(Refusal::NoNamespace),
     }
 }
 
@@ -26,6 +31,8 @@ pub(crate) fn open(declared: &Declared, located: &Located) -> Result<Netns, Refu
 pub(crate) struct Checked {
     pub(crate) netns: Netns,
     guard_ifindexes: Vec<u32>,
+    /// Cookies of sockets in it that nobody holds, if they are of interest.
+    pub(crate) unowned: HashSet<u64>,
 }
 
 /// Checks that the namespace is the declared pod's and that every way out of it can be guarded.
@@ -35,7 +42,7 @@ pub(crate) fn check(declared: &Declared, netns: Netns) -> Result<Checked, Refusa
     if guard_ifindexes.is_empty() {
         return Err(Refusal::NoVeth);
     }
-    Ok(Checked { netns, guard_ifindexes })
+    Ok(Checked { netns, guard_ifindexes, unowned: HashSet::new() })
 }
 
 /// Enrols a pod, or moves an enrolled one to new listeners: from the hooks' switch on, its connections
@@ -45,7 +52,7 @@ pub(crate) fn enrol(
     workers: usize,
     declared: &Declared,
     exempt: &Exempt,
-    Checked { netns, guard_ifindexes }: Checked,
+    Checked { netns, guard_ifindexes, unowned }: Checked,
 ) -> Result<Enrolment, Refusal> {
     let needs_v6 = declared.addresses.iter().any(IpAddr::is_ipv6);
     let mark = |listener: BorrowedFd<'_>| hooks.mark_listener(listener);
@@ -59,7 +66,7 @@ pub(crate) fn enrol(
         workers: &listeners.sockets()?,
         exemptions: exempt.hooks(),
     })?;
-    let Declared { uid, name, account, identity, addresses, netns: _ } = declared.clone();
+    let Declared { uid, name, account, identity, addresses, .. } = declared.clone();
     let cookie = netns.cookie();
     let enrolled_at = SystemTime::now();
     let pod = LocalPod {
@@ -73,7 +80,7 @@ pub(crate) fn enrol(
         guard_ifindexes,
         enrolled_at,
     };
-    Ok(Enrolment { pod, listeners: listeners.into_workers(), exempt: placed.exempt })
+    Ok(Enrolment { pod, listeners: listeners.into_workers(), unowned, exempt: placed.exempt })
 }
 
 /// The interfaces of the node where packets of the pod come out, in ascending order.

@@ -64,7 +64,7 @@ mod tests {
         let exempt = Exempt::of(&Workload { bypass, probe_ports, ..workload("web", 2, None) });
         let leaves = |local: &str, remote: &str| {
             let (local, remote) = (local.parse().unwrap(), remote.parse().unwrap());
-            exempt.leaves(&Connection { local, remote, inode: 1 })
+            exempt.leaves(&Connection { local, remote, inode: 1, cookie: 1 })
         };
         assert!(leaves("10.0.0.1:9000", "10.0.0.2:40000"));
         assert!(leaves("10.0.0.1:40000", "10.0.0.2:5432"));

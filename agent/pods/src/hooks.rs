@@ -9,7 +9,7 @@ use std::{
 
 use sluice_kernel::{
     CaptureState, Datapath, DirectFill, Enrolled, Error, PeerFill, Placed, PodCounters,
-    PodExemptions, PodHooks, SocketTable,
+    PodExemptions, PodHooks, Removed, SocketTable,
 };
 
 /// The part of [`Datapath`] that enrolment uses, so that its decisions can be tested against a kernel
@@ -21,6 +21,8 @@ pub trait Hooks {
     fn set_direct(&self, destinations: &[SocketAddr]) -> Result<DirectFill, Error>;
     fn withdraw(&self, cookie: u64) -> Result<(), Error>;
     fn enrolled(&self) -> Result<Vec<Enrolled>, Error>;
+    fn predecessors(&self) -> Result<Vec<Enrolled>, Error>;
+    fn retire_predecessors(&self, spared: &HashSet<u64>) -> Result<Removed, Error>;
     fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error>;
     fn counters(&self, cookie: u64) -> Result<PodCounters, Error>;
     fn audit(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<CaptureState, Error>;
@@ -48,6 +50,14 @@ impl Hooks for Arc<Datapath> {
 
     fn enrolled(&self) -> Result<Vec<Enrolled>, Error> {
         self.as_ref().enrolled()
+    }
+
+    fn predecessors(&self) -> Result<Vec<Enrolled>, Error> {
+        self.as_ref().predecessors()
+    }
+
+    fn retire_predecessors(&self, spared: &HashSet<u64>) -> Result<Removed, Error> {
+        self.as_ref().retire_predecessors(spared)
     }
 
     fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error> {

@@ -120,6 +120,7 @@ pub(crate) fn workload(name: &str, last: u8, netns: Option<PathBuf>) -> Workload
     let account = WorkloadName { namespace: "shop".into(), service_account: name.into() };
     Workload {
         uid: uid(name),
+        static_uid: None,
         name: name.into(),
         identity: account.identity(&domain()).unwrap(),
         account,

@@ -50,6 +50,7 @@ impl Located {
 fn sought(record: &Record) -> Sought<'_> {
     Sought {
         uid: &record.declared.uid.0,
+        static_uid: record.declared.static_uid.as_deref(),
         addresses: &record.declared.addresses,
         known: record.captured.as_ref().map(|captured| captured.pod.netns.id()),
     }

@@ -18,13 +18,14 @@ use std::{
 use sluice_kernel::Enrolled;
 use sluice_mesh::{Snapshot, WorkloadUid};
 
+use self::adoption::Predecessors;
 use crate::{
     Departure, Hooks, LocalPod, PodEvent, PodState, PodStatus, Workers,
     declared::declared_on,
     enrol,
     exempt::direct,
     located::{Located, default_processes},
-    record::{Captured, Enrolment, Record},
+    record::{Captured, Enrolment, Record, Waiting},
     refusal::Refusal,
 };
 
@@ -41,6 +42,7 @@ pub struct PodManager<H> {
     /// Namespaces that the agent before this one enrolled and no pod of ours has taken over, by
     /// cookie; `None` until they could be read.
     inherited: Option<BTreeMap<u64, Enrolled>>,
+    predecessors: Predecessors,
     /// Namespaces that the hooks would not let go of.
     unwanted: BTreeMap<u64, (Option<WorkloadUid>, Departure)>,
     /// `None` until there is a snapshot: the kernel keeps what an earlier agent told it.
@@ -68,6 +70,7 @@ impl<H: Hooks> PodManager<H> {
             worker_count,
             pods: BTreeMap::new(),
             inherited: None,
+            predecessors: Predecessors::Unjudged,
             unwanted: BTreeMap::new(),
             wanted_peers: None,
             known_peers: None,
@@ -105,6 +108,7 @@ impl<H: Hooks> PodManager<H> {
             self.wanted_peers = self.provisional_peers(peers);
         } else {
             self.settle_inheritance();
+            self.predecessors.judge();
             self.wanted_peers = Some(peers);
         }
         self.enrol_due();
@@ -114,6 +118,7 @@ impl<H: Hooks> PodManager<H> {
         self.set_direct();
         self.set_peers();
         self.hand_over();
+        self.retire_predecessors();
         self.take_events()
     }
 
@@ -122,9 +127,12 @@ impl<H: Hooks> PodManager<H> {
         self.frozen = true;
     }
 
-    /// Goes on where [`PodManager::freeze`] left off; the next audit puts right what has changed meanwhile.
+    /// Goes on where [`PodManager::freeze`] left off. The next audit puts the pods right; the peers are those of the
+    /// other agent until there is a snapshot, which the caller has to give anew if one came meanwhile.
     pub fn unfreeze(&mut self) {
         self.frozen = false;
+        (self.wanted_peers, self.known_peers) = (None, None);
+        (self.wanted_direct, self.known_direct) = (None, None);
     }
 
     /// Whether nothing is changed any more.
@@ -182,7 +190,8 @@ impl<H: Hooks> PodManager<H> {
         let Some(record) = self.pods.get_mut(uid) else { return Err(Refusal::NoNamespace) };
         let (declared, exempt) = (record.declared.clone(), record.exempt.clone());
         record.cookie = None;
-        let netns = enrol::open(&declared, &self.located)?;
+        let present = record.captured.as_ref().map(|captured| &captured.pod.netns);
+        let netns = enrol::open(&declared, &self.located, present)?;
         let cookie = netns.cookie();
         record.cookie = Some(cookie);
         let mut captured = self.captured_pods();
@@ -190,16 +199,27 @@ impl<H: Hooks> PodManager<H> {
             return Err(Refusal::Taken(owner.uid.clone()));
         }
         drop(captured);
-        let checked = enrol::check(&declared, netns)?;
+        let mut checked = enrol::check(&declared, netns)?;
         if self.captured(uid).is_some_and(|captured| captured.pod.cookie != cookie) {
             self.withdraw(uid, Departure::NamespaceReplaced);
         }
-        enrol::enrol(&self.hooks, self.worker_count, &declared, &exempt, checked)
+        let is_inherited = self.inherited.as_ref().is_some_and(|all| all.contains_key(&cookie));
+        if self.captured(uid).is_none() && !is_inherited {
+            checked.unowned = cut::unowned(&checked.netns);
+        }
+        let outcome = enrol::enrol(&self.hooks, self.worker_count, &declared, &exempt, checked);
+        if matches!(outcome, Err(Refusal::Hooks(_)))
+            && let Some(captured) =
+                self.pods.get_mut(uid).and_then(|record| record.captured.as_mut())
+        {
+            captured.is_half_renewed = true;
+        }
+        outcome
     }
 
     /// Notes that the hooks have taken a pod over; `mended` says what an audit had found.
     fn enrolled(&mut self, uid: &WorkloadUid, enrolment: Enrolment, mended: Option<String>) {
-        let Enrolment { pod, listeners, exempt } = enrolment;
+        let Enrolment { pod, listeners, exempt, unowned } = enrolment;
         let cookie = pod.cookie;
         self.unwanted.remove(&cookie);
         let adopted = self.inherited.as_mut().is_some_and(|all| all.remove(&cookie).is_some());
@@ -217,6 +237,7 @@ impl<H: Hooks> PodManager<H> {
             destroyed,
             was_running,
             exempt: exempt.is_ok().then(|| record.exempt.clone()),
+            is_half_renewed: false,
             waiting: None,
         };
         record.trouble = None;
@@ -229,7 +250,7 @@ impl<H: Hooks> PodManager<H> {
                 None => PodEvent::Captured { pod, adopted, destroyed },
             });
         } else {
-            captured.waiting = Some(listeners);
+            captured.waiting = Some(Waiting { listeners, unowned });
         }
         record.captured = Some(captured);
     }

@@ -1,6 +1,6 @@
 //! What the manager remembers of one declared pod.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use crate::{LocalPod, WorkerListeners, declared::Declared, exempt::Exempt, retry::Retry};
 
@@ -27,9 +27,19 @@ pub(crate) struct Captured {
     pub(crate) was_running: bool,
     /// What the hooks leave alone of it; `None` when they did not take what was asked.
     pub(crate) exempt: Option<Exempt>,
-    /// Listeners that the workers do not have yet, because older connections of the pod are to be
-    /// destroyed first.
-    pub(crate) waiting: Option<Vec<WorkerListeners>>,
+    /// Whether enrolling it anew has failed since: how far that went is not known, and no hook shows it.
+    pub(crate) is_half_renewed: bool,
+    /// What the workers do not have yet, because older connections of the pod are to be destroyed first.
+    pub(crate) waiting: Option<Waiting>,
+}
+
+/// A pod that was just captured, before the workers serve it.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) listeners: Vec<WorkerListeners>,
+    /// Cookies of the sockets that nobody held before the pod was captured. Those that nobody holds now are otherwise
+    /// connections that wait in these listeners.
+    pub(crate) unowned: HashSet<u64>,
 }
 
 /// Why a pod is not as declared.
@@ -43,6 +53,8 @@ pub(crate) struct Trouble {
 pub(crate) struct Enrolment {
     pub(crate) pod: LocalPod,
     pub(crate) listeners: Vec<WorkerListeners>,
+    /// Cookies of the sockets that nobody held before a pod was captured that was not before.
+    pub(crate) unowned: HashSet<u64>,
     /// Whether the hooks leave alone what they were asked to.
     pub(crate) exempt: Result<(), sluice_kernel::Error>,
 }

@@ -23,36 +23,69 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// Number of the socket's inode; 0 when no process holds it (not accepted yet, or closed).
     pub inode: u32,
+    /// The kernel's name for the socket, never used twice while the machine runs (`SO_COOKIE`).
+    pub cookie: u64,
 }
 
-/// Counts the live TCP connections of `netns` that match.
-pub fn count_tcp(netns: &Netns, matches: impl FnMut(&Connection) -> bool) -> Result<usize> {
-    let mut channel = Channel::inside(netns, NETLINK_SOCK_DIAG)?;
-    Ok(connections(&mut channel, matches)?.len())
+/// The live TCP connections of a namespace that matched when they were listed.
+pub struct Connections {
+    channel: Channel,
+    found: Vec<InetResponseHeader>,
 }
 
-/// Destroys the live TCP connections of `netns` that match, and says how many they were. The
-/// application reads `ECONNABORTED`, the other end a reset (Linux 4.5).
-///
-/// # Errors
-///
-/// [`Error::DestroyUnsupported`] when the kernel was built without it and there is something to
-/// destroy.
-pub fn destroy_tcp(netns: &Netns, matches: impl FnMut(&Connection) -> bool) -> Result<usize> {
-    let mut channel = Channel::inside(netns, NETLINK_SOCK_DIAG)?;
-    let mut destroyed = 0;
-    for connection in connections(&mut channel, matches)? {
-        match channel.ask(&destruction(connection)) {
-            Ok(_) => destroyed += 1,
-            // It ended by itself meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                return Err(Error::DestroyUnsupported);
-            }
-            Err(source) => return Err(Error::Netlink { what: "destroy a connection", source }),
-        }
+// === impl Connections ===
+
+impl Connections {
+    /// Lists the live TCP connections of `netns` that match.
+    pub fn list(netns: &Netns, mut matches: impl FnMut(&Connection) -> bool) -> Result<Self> {
+        // `FIN_WAIT2` is left out: asking for it also lists time-wait entries, which have no socket.
+        let states = StateFlags::ESTABLISHED
+            | StateFlags::SYN_SENT
+            | StateFlags::FIN_WAIT1
+            | StateFlags::CLOSE_WAIT;
+        let mut channel = Channel::inside(netns, NETLINK_SOCK_DIAG)?;
+        let mut found = sockets(&mut channel, &states)?;
+        found.retain(|connection| matches(&shown(connection)));
+        Ok(Self { channel, found })
     }
-    Ok(destroyed)
+
+    /// Returns them.
+    pub fn to_vec(&self) -> Vec<Connection> {
+        self.found.iter().map(shown).collect()
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Forgets those that do not match.
+    pub fn retain(&mut self, mut matches: impl FnMut(&Connection) -> bool) {
+        self.found.retain(|connection| matches(&shown(connection)));
+    }
+
+    /// Destroys them, and returns how many still were there. The application reads `ECONNABORTED`, the other end
+    /// a reset (Linux 4.5).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DestroyUnsupported`] when the kernel was built without it and there is something to
+    /// destroy.
+    pub fn destroy(mut self) -> Result<usize> {
+        let mut destroyed = 0;
+        for connection in self.found {
+            match self.channel.ask(&destruction(connection)) {
+                Ok(_) => destroyed += 1,
+                // It ended by itself meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    return Err(Error::DestroyUnsupported);
+                }
+                Err(source) => return Err(Error::Netlink { what: "destroy a connection", source }),
+            }
+        }
+        Ok(destroyed)
+    }
 }
 
 /// Returns whether whoever listens on `port` of `netns` does so on one device each (`SO_BINDTODEVICE`), so that none of
@@ -66,7 +99,8 @@ pub fn listens_on_device(netns: &Netns, port: u16) -> Result<bool> {
         && devices.all(|other| other.interface_id != 0))
 }
 
-/// Inodes of the sockets that this process holds, to tell them from the applications' own.
+/// Inodes of the sockets that this process holds, to tell them from the applications' own. Read them after
+/// connections were listed: what the process opens between the two is then known as its own.
 pub fn own_sockets() -> io::Result<HashSet<u32>> {
     let mut inodes = HashSet::new();
     for entry in fs::read_dir("/proc/self/fd")? {
@@ -77,20 +111,6 @@ pub fn own_sockets() -> io::Result<HashSet<u32>> {
         inodes.extend(number.and_then(|number| number.parse::<u32>().ok()));
     }
     Ok(inodes)
-}
-
-fn connections(
-    channel: &mut Channel,
-    mut matches: impl FnMut(&Connection) -> bool,
-) -> Result<Vec<InetResponseHeader>> {
-    // `FIN_WAIT2` is left out: asking for it also lists time-wait entries, which have no socket.
-    let states = StateFlags::ESTABLISHED
-        | StateFlags::SYN_SENT
-        | StateFlags::FIN_WAIT1
-        | StateFlags::CLOSE_WAIT;
-    let mut found = sockets(channel, &states)?;
-    found.retain(|connection| matches(&shown(connection)));
-    Ok(found)
 }
 
 fn sockets(channel: &mut Channel, states: &StateFlags) -> Result<Vec<InetResponseHeader>> {
@@ -111,6 +131,7 @@ fn shown(connection: &InetResponseHeader) -> Connection {
         local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
         remote: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
         inode: connection.inode,
+        cookie: u64::from_ne_bytes(id.cookie),
     }
 }
 

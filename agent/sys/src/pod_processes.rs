@@ -1,8 +1,13 @@
-//! Finds a pod's network namespace by its processes: the kubelet names their cgroup after the pod's UID.
+//! Finds a pod's network namespace by its processes: the kubelet names their cgroup after the pod's UID, which is not
+//! the API server's if the pod is a static one.
 //!
 //! The UID of a cgroup alone is not trusted: a namespace counts as the pod's only if it has all of the
 //! pod's addresses and is not the node's own. Of a cgroup path only the first component that names a pod
 //! counts, because what lies below it may have been made by the pod itself.
+//!
+//! Nor are addresses: a process of a pod can make a namespace (`unshare -Urn`) and give it the pod's. What it cannot
+//! give it is a veth pair to the node, so a namespace with one comes first. Once a pod's namespace is known, only that
+//! one fits as long as a process is in it, and after that only one with such a pair.
 //!
 //! Every process is looked at through a descriptor of its directory, which names that process for good:
 //! when it exits and its number goes to another one, reading through the descriptor fails.
@@ -20,7 +25,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Error, Netns, NetnsId, Result, addresses};
+use crate::{Error, Netns, NetnsId, Result, addresses, veth};
 
 /// More than any cgroup file holds: twelve hierarchies with paths of 4,096 bytes.
 const MAX_CGROUP_BYTES: u64 = 64 << 10;
@@ -28,8 +33,10 @@ const MAX_CGROUP_BYTES: u64 = 64 << 10;
 /// A pod whose namespace is sought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sought<'a> {
-    /// The UID that names its cgroup.
+    /// What it is found by, and a UID that may name its cgroup.
     pub uid: &'a str,
+    /// Another UID that may. Whoever makes a pod can have it claim anybody's: it takes nothing from the other pod.
+    pub static_uid: Option<&'a str>,
     /// What its namespace must have; without an address nothing is found.
     pub addresses: &'a [IpAddr],
     /// Its namespace, when that has been found before: taken as it is, whatever addresses it has now. A
@@ -37,8 +44,19 @@ pub struct Sought<'a> {
     pub known: Option<NetnsId>,
 }
 
+/// How well a namespace fits a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    /// No other can fit better.
+    Surely,
+    /// Unless another one fits surely.
+    Perhaps,
+    Never,
+}
+
 /// The namespaces of the pods in `sought` that have a process and the right addresses, by UID. One pass
-/// over `proc`, the node's process list (`/proc`, or where it is mounted for an agent in a container).
+/// over `proc`, the node's process list (`/proc`, or where it is mounted for an agent in a container). The calling
+/// thread must be in the node's namespace, where the other ends of the pods' veth pairs are.
 ///
 /// # Errors
 ///
@@ -59,18 +77,24 @@ pub fn find<'a>(proc: &Path, sought: &[Sought<'a>]) -> Result<HashMap<&'a str, N
             }
         }
     }
-    match search.denied {
-        Some(errno) if search.found.is_empty() => Err(Error::PodProcesses(errno.into())),
-        _ => Ok(search.found),
+    let Search { found, mut perhaps, denied, .. } = search;
+    perhaps.extend(found);
+    match denied {
+        Some(errno) if perhaps.is_empty() => Err(Error::PodProcesses(errno.into())),
+        _ => Ok(perhaps),
     }
 }
 
 struct Search<'a> {
     /// Pods still without a namespace.
     open: HashMap<&'a str, Sought<'a>>,
+    /// The pods that a cgroup with this UID may be of.
+    by_cgroup: HashMap<&'a str, Vec<&'a str>>,
     found: HashMap<&'a str, Netns>,
-    /// Namespaces that have been found not to be the pod's: most processes of a pod share one.
-    rejected: HashSet<(&'a str, NetnsId)>,
+    /// Namespaces that are taken when nothing better is found.
+    perhaps: HashMap<&'a str, Netns>,
+    /// Namespaces that have been judged: most processes of a pod share one.
+    judged: HashSet<(&'a str, NetnsId)>,
     /// Why a process of a pod could not be looked into, if that was for want of a permission.
     denied: Option<Errno>,
 }
@@ -78,10 +102,19 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn new(sought: &[Sought<'a>]) -> Self {
         let usable = sought.iter().filter(|pod| !pod.addresses.is_empty() || pod.known.is_some());
+        let open: HashMap<_, _> = usable.map(|pod| (pod.uid, *pod)).collect();
+        let mut by_cgroup: HashMap<_, Vec<_>> = HashMap::new();
+        for pod in open.values() {
+            for named in [Some(pod.uid), pod.static_uid].into_iter().flatten() {
+                by_cgroup.entry(named).or_default().push(pod.uid);
+            }
+        }
         Self {
-            open: usable.map(|pod| (pod.uid, *pod)).collect(),
+            open,
+            by_cgroup,
             found: HashMap::new(),
-            rejected: HashSet::new(),
+            perhaps: HashMap::new(),
+            judged: HashSet::new(),
             denied: None,
         }
     }
@@ -90,7 +123,10 @@ impl<'a> Search<'a> {
     fn examine(&mut self, directory: &Path) -> Result<()> {
         let Some(process) = Process::open(directory) else { return Ok(()) };
         let Some(cgroups) = process.cgroups() else { return Ok(()) };
-        let Some(Sought { uid, addresses, known }) = self.pod_of(&cgroups) else { return Ok(()) };
+        let mut pods = self.pods_of(&cgroups);
+        if pods.is_empty() {
+            return Ok(());
+        }
         let (file, id) = match process.netns_file() {
             Ok(found) => found,
             Err(errno) => {
@@ -99,22 +135,57 @@ impl<'a> Search<'a> {
                 return Ok(());
             }
         };
-        if self.rejected.contains(&(uid, id)) {
+        pods.retain(|pod| self.judged.insert((pod.uid, id)));
+        if pods.is_empty() {
             return Ok(());
         }
         let netns = Netns::from_file(file, &process.netns_path())?;
-        if !netns.is_own()? && (known == Some(id) || has_all(&netns, addresses)) {
-            self.open.remove(uid);
-            self.found.insert(uid, netns);
-        } else {
-            self.rejected.insert((uid, id));
+        if netns.is_own()? {
+            return Ok(());
+        }
+        for pod in pods {
+            match pod.fit(&netns) {
+                Fit::Surely => {
+                    self.open.remove(pod.uid);
+                    self.found.insert(pod.uid, netns.clone());
+                }
+                Fit::Perhaps => {
+                    self.perhaps.entry(pod.uid).or_insert_with(|| netns.clone());
+                }
+                Fit::Never => {}
+            }
         }
         Ok(())
     }
 
-    fn pod_of(&self, cgroups: &str) -> Option<Sought<'a>> {
-        let uid = pod_uid(cgroups)?;
-        self.open.get(uid.as_str()).copied()
+    /// The pods still without a namespace that a process in these cgroups may be of: almost always one or none.
+    fn pods_of(&self, cgroups: &str) -> Vec<Sought<'a>> {
+        let Some(named) = pod_uid(cgroups) else { return Vec::new() };
+        let uids = self.by_cgroup.get(named.as_str()).into_iter().flatten();
+        uids.filter_map(|uid| self.open.get(uid).copied()).collect()
+    }
+}
+
+// === impl Sought ===
+
+impl Sought<'_> {
+    fn fit(&self, netns: &Netns) -> Fit {
+        if self.known == Some(netns.id()) {
+            return Fit::Surely;
+        }
+        if !has_all(netns, self.addresses) {
+            return Fit::Never;
+        }
+        // One whose links cannot be listed is not known to have a pair.
+        let is_tied = veth::is_tied_here(netns).unwrap_or(false);
+        match self.known {
+            None if is_tied => Fit::Surely,
+            // Its links are for whoever enrols it to complain about.
+            None => Fit::Perhaps,
+            // The pod may have a new sandbox; but the known one counts as long as a process is in it.
+            Some(_) if is_tied => Fit::Perhaps,
+            Some(_) => Fit::Never,
+        }
     }
 }
 

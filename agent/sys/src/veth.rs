@@ -76,12 +76,43 @@ struct Link {
 /// [`Error::NotVeth`] or [`Error::PeerElsewhere`] for a link, up or down, by which packets could leave
 /// the pod without passing one of these pairs.
 pub fn host_peers(pod: &Netns) -> Result<Vec<VethLink>> {
-    let mut inside = Channel::inside(pod, NETLINK_ROUTE)?;
     let mut outside = Channel::here(NETLINK_ROUTE)?;
+    exits(pod)?.into_iter().map(|link| host_peer(&mut outside, pod, link)).collect()
+}
+
+/// Returns whether a veth pair ties `pod` to the namespace of the calling thread, whatever other links it has. A pod
+/// can give a namespace of its own making any address, but not such a pair.
+///
+/// # Errors
+///
+/// When netlink fails.
+pub fn is_tied_here(pod: &Netns) -> Result<bool> {
+    let mut outside = Channel::here(NETLINK_ROUTE)?;
+    for link in exits(pod)? {
+        match host_peer(&mut outside, pod, link) {
+            Ok(_) => return Ok(true),
+            Err(Error::NotVeth { .. } | Error::PeerElsewhere { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// Returns whether the namespace of the calling thread has an interface with this index.
+///
+/// # Errors
+///
+/// When netlink fails.
+pub fn is_here(ifindex: u32) -> Result<bool> {
+    Ok(link_here(&mut Channel::here(NETLINK_ROUTE)?, ifindex)?.is_some())
+}
+
+/// The links by which packets may leave `pod`.
+fn exits(pod: &Netns) -> Result<Vec<Link>> {
+    let mut inside = Channel::inside(pod, NETLINK_ROUTE)?;
     let request = Message { kind: RTM_GETLINK, body: vec![0; IFINFOMSG] };
     let links = inside.dump("list a pod's links", &request)?;
-    let exits = links.iter().filter_map(Link::parse).filter(Link::may_lead_out);
-    exits.map(|link| host_peer(&mut outside, pod, link)).collect()
+    Ok(links.iter().filter_map(Link::parse).filter(Link::may_lead_out).collect())
 }
 
 fn host_peer(outside: &mut Channel, pod: &Netns, link: Link) -> Result<VethLink> {

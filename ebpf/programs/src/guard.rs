@@ -65,6 +65,7 @@ fn judge(frame: SkBuff, pod: &Guarded) -> Guard {
     let Ok(network) = network else { return Guard::Drop };
     let rule = match guard::rule(&network, pod.slot, &Maps) {
         Rule::ReadTcp => guard::tcp_rule(read_tcp(frame, &network)),
+        Rule::ReadFragment => guard::fragment_rule(read_next_header(frame, &network)),
         rule => rule,
     };
     match guard::apply(rule, || sender(frame)) {
@@ -99,6 +100,13 @@ pub(crate) fn read_ipv6(frame: SkBuff) -> Result<Network, Malformed> {
 #[inline(always)]
 pub(crate) fn read_tcp(frame: SkBuff, network: &Network) -> Result<packet::Segment, Malformed> {
     packet::tcp(&frame.words(network.header_length).ok_or(Malformed)?, network.length)
+}
+
+/// The next header that the first IPv6 extension header names, in its first byte.
+#[inline(always)]
+pub(crate) fn read_next_header(frame: SkBuff, network: &Network) -> Option<u8> {
+    let [first, ..] = frame.words::<1>(network.header_length)?.first()?.to_ne_bytes();
+    Some(first)
 }
 
 #[inline(always)]

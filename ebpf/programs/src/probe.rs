@@ -23,7 +23,7 @@ use sluice_ebpf::verdict::{
 
 use crate::{
     context::{SkBuff, SockAddr, boot_time, task_cgroup, task_process},
-    guard::{NEXT, SHOT, read_ipv4, read_ipv6, read_tcp},
+    guard::{NEXT, SHOT, read_ipv4, read_ipv6, read_next_header, read_tcp},
     maps::{self, GUARDED, Maps, PROBES, SETTINGS, SK_ORIG},
 };
 
@@ -83,11 +83,11 @@ fn judge(frame: SkBuff) -> Probing {
         Frame::Other => return Probing::Pass,
     };
     let Ok(network) = network else { return Probing::Drop };
-    let inner = || {
-        let [first, ..] = frame.words::<1>(network.header_length)?.first()?.to_ne_bytes();
-        Some(first)
-    };
-    let arrival = probe::classify(&network, || read_tcp(frame, &network), inner);
+    let arrival = probe::classify(
+        &network,
+        || read_tcp(frame, &network),
+        || read_next_header(frame, &network),
+    );
     probe::judge(arrival, || is_marked(frame, &network, arrival), is_known)
 }
 

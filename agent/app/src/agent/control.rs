@@ -34,8 +34,6 @@ pub(super) struct Control {
     shared: Arc<Shared>,
     pods: Arc<Mutex<Pods>>,
     datapath: Arc<Datapath>,
-    /// Whether what an earlier version of the agent left is still to be taken down.
-    has_predecessors: bool,
     /// Identities that certificates are kept for.
     wanted: HashSet<SpiffeId>,
     /// Counts what has been carried out: states of the mesh first, then audits too.
@@ -89,7 +87,6 @@ impl Control {
             shared,
             pods,
             datapath,
-            has_predecessors: true,
             wanted,
             turns,
             reports: None,
@@ -147,9 +144,16 @@ impl Control {
                 }
                 _ = farewell.tick(), if self.departure.is_under_way() => self.take_leave().await,
                 Ok(()) = stage.changed() => {
-                    // What becomes of the pods is the other agent's to tell.
-                    if *stage.borrow() >= Stage::Superseded {
+                    let stage = *stage.borrow_and_update();
+                    if stage >= Stage::Superseded {
+                        // What becomes of the pods is the other agent's to tell.
                         self.reports = None;
+                    }
+                    let snapshot = snapshots.borrow().clone();
+                    if let Some(snapshot) = snapshot.filter(|_| stage == Stage::Serving) {
+                        // Another agent has failed to take over: what came meanwhile has reached no pod, and what
+                        // that one told the kernel is not known.
+                        self.apply(snapshot).await;
                     }
                 }
             }
@@ -175,11 +179,6 @@ impl Control {
             self.shared.certificates.forget(identity);
         }
         self.wanted = wanted;
-        if std::mem::take(&mut self.has_predecessors)
-            && let Err(error) = self.datapath.retire_predecessors()
-        {
-            tracing::error!(%error, "taking down what another version of the agent left");
-        }
         self.tell().await;
         self.turns.send_modify(|turns| *turns += 1);
         tracing::info!(

@@ -59,7 +59,7 @@ impl Fronts {
         if let Some(address) = self.metrics {
             let until = Instant::now() + PORT;
             let listener = loop {
-                match metrics::bind(address).await {
+                match metrics::bind(address) {
                     Ok(listener) => break listener,
                     Err(error) if Instant::now() >= until => return Err(error),
                     Err(_) => tokio::time::sleep(PAUSE).await,

@@ -1,7 +1,7 @@
 //! Maps by key.
 
 use std::{
-    io,
+    fs, io,
     mem::{MaybeUninit, size_of},
     os::fd::BorrowedFd,
 };
@@ -23,6 +23,13 @@ struct Element {
 }
 // SAFETY: the anonymous struct of `BPF_MAP_*_ELEM`, 32 bytes.
 unsafe impl Attribute for Element {}
+
+/// A number that the kernel tells of a map, by its name in `/proc/<pid>/fdinfo`.
+pub(crate) fn info(map: BorrowedFd<'_>, name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", raw(map)))?;
+    let number = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(number.and_then(|number| number.trim().parse().ok()).unwrap_or_default())
+}
 
 /// The value at `key`; `None` if there is none. The map must have keys and values of these types.
 pub(crate) fn lookup<K: aya::Pod, V: aya::Pod>(
@@ -109,4 +116,21 @@ pub(crate) fn next_key<K: aya::Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io:
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Creates a hash map with keys and values of these sizes.
+#[cfg(test)]
+pub(crate) fn create(key_size: u32, value_size: u32) -> io::Result<std::os::fd::OwnedFd> {
+    const CREATE: u32 = 0;
+    const HASH: u32 = 1;
+    #[repr(C)]
+    struct Map {
+        kind: u32,
+        key_size: u32,
+        value_size: u32,
+        entries: u32,
+    }
+    // SAFETY: the first four words of the anonymous struct of `BPF_MAP_CREATE`.
+    unsafe impl Attribute for Map {}
+    super::owned(bpf(CREATE, &mut Map { kind: HASH, key_size, value_size, entries: 4 })?)
 }

@@ -97,6 +97,12 @@ fn frames_from_a_packet_socket_are_stopped() {
         0,
         &[&[TCP, 0, 1, 4, 0, 0, 0, 0], &tcp(PUSH_ACK, b"frame-plaintext")[..]].concat(),
     );
+    // A fragment header: what follows, reserved, offset 0 and more to come, an identification.
+    let hidden = |next_header: u8| {
+        let header = [next_header, 0, 0, 1, 0, 0, 0, 1];
+        ipv6(own, other, 44, &[&header, &tcp(PUSH_ACK, b"frame-plaintext!")[..]].concat())
+    };
+    let (fragment_of_tcp, fragment_of_options) = (hidden(TCP), hidden(60));
     let mut fragment = ipv4(lab.own(), lab.other(), TCP, b"frame-plaintext!");
     fragment[6] = 0x20;
     let mut options = ipv4(lab.own(), lab.other(), TCP, &tcp(PUSH_ACK, b"frame-plaintext"));
@@ -109,6 +115,8 @@ fn frames_from_a_packet_socket_are_stopped() {
         ("UDP without a UDP socket", ETHERTYPE_IPV4, &datagram),
         ("IPv6 with an extension header", ETHERTYPE_IPV6, &hop_by_hop),
         ("a fragment", ETHERTYPE_IPV4, &fragment),
+        ("a fragment of IPv6", ETHERTYPE_IPV6, &fragment_of_tcp),
+        ("a fragment of IPv6 with options", ETHERTYPE_IPV6, &fragment_of_options),
         ("IPv4 with options", ETHERTYPE_IPV4, &options),
         ("a VLAN tag", 0x8100, &tagged),
         ("a provider's VLAN tag", 0x88a8, &tagged),
@@ -185,14 +193,18 @@ fn pings_pass() {
         (Domain::IPV4, Protocol::ICMPV4, lab.peer.v4, 8),
         (Domain::IPV6, Protocol::ICMPV6, lab.peer.v6, 128),
     ] {
-        let socket = lab.pod.run(|| Socket::new(domain, Type::RAW, Some(protocol))).unwrap();
-        // A type, a code, a checksum (IPv6's the kernel fills in), an id, a sequence number.
-        let echo = [request, 0, 0xf7, 0xfd, 0, 1, 0, 1];
-        socket.send_to(&echo, &SocketAddr::new(other, 0).into()).unwrap();
+        let mut socket = lab.pod.run(|| Socket::new(domain, Type::RAW, Some(protocol))).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        let mut stream = socket;
-        let mut answer = [0; 128];
-        assert!(stream.read(&mut answer).is_ok(), "{other} does not answer");
+        // A type, a code, a checksum (IPv6's the kernel fills in), an id, a sequence number; the second one is larger
+        // than the link's MTU.
+        for size in [8, 4000] {
+            let mut echo = vec![request, 0, 0xf7, 0xfd, 0, 1, 0, 1];
+            echo.resize(size, 0);
+            socket.send_to(&echo, &SocketAddr::new(other, 0).into()).unwrap();
+            // What else of ICMPv6 comes is of neighbour discovery.
+            let mut answer = [0; 5000];
+            while socket.read(&mut answer).expect("no answer") < size {}
+        }
     }
     assert_eq!(lab.drops(), 0);
 }

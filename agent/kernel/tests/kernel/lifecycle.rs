@@ -1,6 +1,7 @@
 //! Life, death and succession of an agent: what stays, what is adopted, what is left behind.
 
 use std::{
+    collections::HashSet,
     fs,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
@@ -379,11 +380,102 @@ fn a_predecessor_of_another_shape_captures_until_it_is_retired() {
     set_peers(&new, &[peer.ip()]);
     assert!(is_refused(|| pod.connect(peer)));
     let agent = pod.capture(&lab, &new);
-    let retired = lab.on_node(|| new.retire_predecessors()).unwrap();
+    let retire = || lab.on_node(|| new.retire_predecessors(&HashSet::new())).unwrap();
+    let retired = retire();
     assert_eq!((retired.pods, retired.links), (1, HOOKS.len() + links_of_a_pod(&lab)));
     let client = pod.connect(peer).unwrap();
     let (accepted, _) = agent.one().out_v4.accept().unwrap();
     assert_eq!(new.sockets().original_destination(accepted).unwrap(), Some(peer));
-    assert_eq!(lab.on_node(|| new.retire_predecessors()).unwrap().links, 0);
+    assert_eq!(retire().links, 0);
     drop(client);
+}
+
+#[test]
+fn a_pod_that_is_not_enrolled_anew_is_spared_when_its_predecessor_is_retired() {
+    let mut lab = Lab::new("spared");
+    let (moved, spared) = (lab.pod(2), lab.pod(3));
+    let peer = SocketAddr::new(lab.v4(77).into(), 80);
+    let old = lab.open();
+    set_peers(&old, &[peer.ip()]);
+    let agents = [moved.capture(&lab, &old), spared.capture(&lab, &old)];
+    drop((old, agents));
+
+    lab.settings_mut().max_peers *= 2;
+    let new = lab.open();
+    set_peers(&new, &[peer.ip()]);
+    let agent = moved.capture(&lab, &new);
+    let [left] = &new.predecessors().unwrap()[..] else { panic!("one is not enrolled anew") };
+    assert_eq!((left.cookie, &left.guard_ifindexes[..]), (spared.cookie(), &[spared.ifindex][..]));
+    assert!(left.addresses.contains(&spared.v4));
+    let keep = HashSet::from([spared.cookie(), moved.cookie()]);
+    let retired = lab.on_node(|| new.retire_predecessors(&keep)).unwrap();
+    assert_eq!((retired.pods, retired.maps), (1, 0), "whoever is enrolled here is retired there");
+    moved.connect(peer).unwrap();
+    agent.one().out_v4.accept().unwrap();
+    assert!(is_refused(|| spared.connect(peer)), "in no gap between the two is it free");
+
+    let _agent = spared.capture(&lab, &new);
+    assert!(new.predecessors().unwrap().is_empty());
+    let retired = lab.on_node(|| new.retire_predecessors(&HashSet::new())).unwrap();
+    assert_eq!((retired.pods, retired.maps), (1, 14));
+    spared.connect(peer).unwrap();
+}
+
+#[test]
+fn a_withdrawal_that_fails_half_way_is_finished_later() {
+    let lab = Lab::new("halfway");
+    let datapath = lab.open();
+    let (pod, other) = (lab.pod(2), lab.pod(3));
+    let listener = other.listen((other.v4, 8080));
+    let peer = SocketAddr::new(other.v4, 8080);
+    set_peers(&datapath, &[pod.v4, other.v4]);
+    let agent = pod.capture(&lab, &datapath);
+    drop(agent);
+    // A pin that cannot be opened.
+    let generation =
+        fs::read_dir(instance_directory(&lab)).unwrap().next().unwrap().unwrap().path();
+    let hooks = generation.join("pod").join(pod.cookie().to_string());
+    let (pin, aside) = (hooks.join("inbound"), generation.join("pod/aside"));
+    fs::rename(&pin, &aside).unwrap();
+    fs::create_dir(&pin).unwrap();
+    let withdraw = || lab.on_node(|| datapath.withdraw(pod.cookie()));
+    assert!(matches!(withdraw(), Err(Error::Path { .. })));
+    assert_eq!(datapath.enrolled().unwrap()[0].cookie, pod.cookie(), "so that it is tried again");
+    assert!(is_refused(|| pod.connect(peer)));
+    fs::remove_dir(&pin).unwrap();
+    fs::rename(&aside, &pin).unwrap();
+    withdraw().unwrap();
+    assert!(!hooks.exists() && matches!(withdraw(), Err(Error::NotEnrolled(_))));
+    pod.connect(peer).unwrap();
+    listener.accept().unwrap();
+}
+
+#[test]
+fn a_renewal_that_fails_leaves_the_pod_with_its_listeners() {
+    let lab = Lab::new("renewal");
+    let datapath = lab.open();
+    let (pod, client) = (lab.pod(2), lab.pod(3));
+    let agent = pod.capture(&lab, &datapath);
+    let next = pod.agent(&datapath, 1);
+    let sockets = WorkerSockets {
+        out_port_v4: Some(port(&next.one().out_v4)),
+        out_port_v6: None,
+        in_v4: Some(next.one().in_v4.as_fd()),
+        in_v6: None,
+    };
+    let hooks = PodHooks {
+        cookie: pod.cookie(),
+        netns: pod.netns().as_fd(),
+        slot: None,
+        addresses: &[pod.v4],
+        guard_ifindexes: &[pod.ifindex, 999_999],
+        workers: &[sockets],
+        exemptions: &PodExemptions::default(),
+    };
+    assert!(matches!(lab.on_node(|| datapath.enroll(&hooks)), Err(Error::Filter { .. })));
+    drop(next);
+    for (address, listener) in [(pod.v4, &agent.one().in_v4), (pod.v6, &agent.one().in_v6)] {
+        client.connect((address, 80)).unwrap();
+        listener.accept().unwrap();
+    }
 }

@@ -7,30 +7,87 @@ use std::{
 };
 
 use sluice_kernel::Enrolled;
+use sluice_sys::{Netns, veth};
 
 use super::PodManager;
 use crate::{Departure, Hooks, PodEvent, enrol, located::Located, record::Record};
+
+/// What is left of agents whose maps have another shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Predecessors {
+    /// Whatever it is, nobody has said yet which pods are declared.
+    Unjudged,
+    /// Perhaps something.
+    Left,
+    /// Nothing.
+    Gone,
+}
+
+impl Predecessors {
+    /// Notes that the declared pods are known.
+    pub(super) fn judge(&mut self) {
+        if *self == Self::Unjudged {
+            *self = Self::Left;
+        }
+    }
+}
 
 impl<H: Hooks> PodManager<H> {
     /// Withdraws what an earlier agent enrolled and no declared pod can be. What may be a declared pod
     /// stays, and is taken over without a gap when that pod is enrolled.
     pub(super) fn settle_inheritance(&mut self) {
         self.read_inheritance();
-        let Some(inherited) = self.inherited.as_ref().filter(|all| !all.is_empty()) else { return };
-        self.pods
-            .values_mut()
-            .filter(|record| record.captured.is_none())
-            .for_each(|record| identify(record, &self.located));
+        if self.inherited.as_ref().is_none_or(BTreeMap::is_empty) {
+            return;
+        }
+        self.identify_all();
         let unwanted =
             |enrolled: &&Enrolled| !self.pods.values().any(|record| may_be(record, enrolled));
-        let unwanted: Vec<_> =
-            inherited.values().filter(unwanted).map(|enrolled| enrolled.cookie).collect();
+        let inherited = self.inherited.iter().flat_map(BTreeMap::values);
+        let unwanted: Vec<_> = inherited.filter(unwanted).map(|enrolled| enrolled.cookie).collect();
         for cookie in unwanted {
             if let Some(inherited) = &mut self.inherited {
                 inherited.remove(&cookie);
             }
             self.release(cookie, None, Departure::Undeclared);
         }
+    }
+
+    /// Takes down what agents with maps of another shape left. A pod that may be a declared one stays with them until
+    /// it is enrolled here, refused and not free; whatever fails is tried again at the next audit.
+    pub(super) fn retire_predecessors(&mut self) {
+        if self.predecessors != Predecessors::Left {
+            return;
+        }
+        match self.retire() {
+            Ok(true) => self.predecessors = Predecessors::Gone,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, "taking down what another version of the agent left");
+            }
+        }
+    }
+
+    /// Whether nothing of them is left.
+    fn retire(&mut self) -> Result<bool, sluice_kernel::Error> {
+        let predecessors = self.hooks.predecessors()?;
+        if !predecessors.is_empty() {
+            self.identify_all();
+        }
+        let is_spared =
+            |enrolled: &&Enrolled| self.pods.values().any(|record| may_be(record, enrolled));
+        let spared: HashSet<_> =
+            predecessors.iter().filter(is_spared).map(|enrolled| enrolled.cookie).collect();
+        self.hooks.retire_predecessors(&spared)?;
+        Ok(spared.is_empty())
+    }
+
+    /// Learns which namespace each pod has that is not captured.
+    fn identify_all(&mut self) {
+        self.pods
+            .values_mut()
+            .filter(|record| record.captured.is_none())
+            .for_each(|record| identify(record, &self.located));
     }
 
     /// Asks the hooks once what an earlier agent enrolled.
@@ -67,9 +124,12 @@ impl<H: Hooks> PodManager<H> {
     }
 }
 
-/// Learns which namespace a pod has, without keeping it open.
+/// Learns which namespace a pod has, without keeping it open. One that no veth pair ties to the node has never been
+/// enrolled: a process of the pod may have made it, and it says nothing about where the pod is.
 fn identify(record: &mut Record, located: &Located) {
-    record.cookie = enrol::open(&record.declared, located).ok().map(|netns| netns.cookie());
+    let is_tied = |netns: &Netns| veth::is_tied_here(netns).unwrap_or(false);
+    let found = enrol::open(&record.declared, located, None).ok().filter(is_tied);
+    record.cookie = found.map(|netns| netns.cookie());
 }
 
 /// Whether a namespace that was enrolled may be that of a declared pod. As long as the pod's namespace

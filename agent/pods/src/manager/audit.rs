@@ -4,10 +4,10 @@ use std::{fs, io, os::fd::AsFd, os::unix::fs::MetadataExt};
 
 use sluice_kernel::CaptureState;
 use sluice_mesh::WorkloadUid;
-use sluice_sys::NetnsId;
+use sluice_sys::{NetnsId, veth};
 
 use super::PodManager;
-use crate::{Departure, Hooks, PodEvent, enrol, record::Captured};
+use crate::{Departure, Hooks, LocalPod, PodEvent, enrol, record::Captured};
 
 /// What an audit makes of a captured pod.
 pub(super) enum Finding {
@@ -39,6 +39,7 @@ impl<H: Hooks> PodManager<H> {
         self.set_peers();
         self.set_direct();
         self.hand_over();
+        self.retire_predecessors();
         self.take_events()
     }
 
@@ -92,6 +93,13 @@ impl<H: Hooks> PodManager<H> {
         match self.namespace_at(captured) {
             Ok(Some(id)) if id == pod.netns.id() => {}
             Ok(Some(_)) => return Finding::Departed(Departure::NamespaceReplaced),
+            // A pod without a path may have no process for a while, in a back-off or between two containers, and
+            // still have its sandbox: CRI-O has no process of its own in it. What it cannot have without is its links.
+            Ok(None) if captured.declared.netns.is_none() => match has_link(pod) {
+                Ok(true) => {}
+                Ok(false) => return Finding::Departed(Departure::NamespaceGone),
+                Err(error) => return Finding::Faulty(error.to_string()),
+            },
             Ok(None) => return Finding::Departed(Departure::NamespaceGone),
             Err(error) => return Finding::Faulty(format!("its namespace cannot be seen: {error}")),
         }
@@ -107,7 +115,7 @@ impl<H: Hooks> PodManager<H> {
             Err(error) => return Finding::Faulty(error.to_string()),
         }
         match self.hooks.audit(pod.cookie, pod.netns.as_fd()) {
-            Ok(state) => judge(&state, &pod.guard_ifindexes),
+            Ok(state) => judge(&state, captured),
             Err(error) => Finding::Faulty(error.to_string()),
         }
     }
@@ -128,8 +136,19 @@ impl<H: Hooks> PodManager<H> {
     }
 }
 
+/// Whether the node still has one of the interfaces by which a pod was guarded. Judged from here, because what is in
+/// the pod's namespace may be changed by the pod.
+fn has_link(pod: &LocalPod) -> sluice_sys::Result<bool> {
+    for ifindex in &pod.guard_ifindexes {
+        if veth::is_here(*ifindex)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The node-wide hooks come first: a pod that is enrolled anew would be no better off without them.
-fn judge(state: &CaptureState, guard_ifindexes: &[u32]) -> Finding {
+fn judge(state: &CaptureState, captured: &Captured) -> Finding {
     if !state.missing_hooks.is_empty() {
         let hooks = state.missing_hooks.join(", ");
         return Finding::Faulty(format!(
@@ -145,9 +164,12 @@ fn judge(state: &CaptureState, guard_ifindexes: &[u32]) -> Finding {
     if !state.inbound {
         missing.push("the inbound hook of its namespace is detached".to_owned());
     }
-    let unguarded = guard_ifindexes.iter().filter(|index| !attached(index));
+    let unguarded = captured.pod.guard_ifindexes.iter().filter(|index| !attached(index));
     missing.extend(unguarded.map(|index| format!("the guard on interface {index} is detached")));
     let unprobed = state.unprobed.iter();
     missing.extend(unprobed.map(|index| format!("probes on interface {index} go unrecognised")));
+    if missing.is_empty() && captured.is_half_renewed {
+        missing.push("enrolling it anew had failed half way".to_owned());
+    }
     if missing.is_empty() { Finding::Sound } else { Finding::Amiss(missing.join(", ")) }
 }

@@ -11,15 +11,26 @@ use std::{
 };
 
 use sluice_mesh::WorkloadUid;
-use sluice_sys::diag;
+use sluice_sys::{
+    Netns,
+    diag::{self, Connections},
+};
 
 use super::PodManager;
-use crate::{Hooks, LocalPod, PodEvent, exempt::Exempt};
+use crate::{Hooks, LocalPod, PodEvent, exempt::Exempt, record::Waiting};
+
+/// Which connections of a pod may be the agent's own.
+enum Standing<'a> {
+    /// It was just captured: only those that wait in the agent's listeners. Like them, an application's that it has
+    /// not accepted, or has closed, is held by nobody; the cookies are of those that were there before.
+    Fresh(&'a HashSet<u64>),
+    /// The workers serve it: those that this process holds, and those that nobody holds.
+    Settled,
+}
 
 /// Connections that are not to be destroyed.
 struct Spared<'a> {
-    /// Sockets of the agent, by inode.
-    inodes: &'a HashSet<u32>,
+    standing: Standing<'a>,
     /// What the mesh leaves alone of the pod.
     exempt: &'a Exempt,
     /// Destinations that every pod reaches without the mesh.
@@ -57,14 +68,13 @@ impl<H: Hooks> PodManager<H> {
         }
         // Agents of other nodes may know the new peers already, and speak to ours on their behalf:
         // the agent's own sockets are spared.
-        let Some(own) = own_sockets() else { return };
         let settled = self.pods.values().filter_map(|record| record.captured.as_ref());
         let settled: Vec<_> = settled
             .filter(|captured| captured.waiting.is_none())
             .map(|captured| Arc::clone(&captured.pod))
             .collect();
         for pod in settled {
-            let outcome = self.destroy(&pod, new, &own);
+            let outcome = self.destroy(&pod, new, Standing::Settled);
             if let Some(connections) = self.count_destroyed(&pod.uid, outcome).filter(|n| *n > 0) {
                 self.events.push(PodEvent::Cut { pod: pod.uid.clone(), connections });
             }
@@ -72,19 +82,19 @@ impl<H: Hooks> PodManager<H> {
     }
 
     /// Cuts the older connections of pods that were just captured, then gives the workers their
-    /// listeners. The agent has no socket in such a pod, so none can be hit.
+    /// listeners.
     pub(super) fn hand_over(&mut self) {
         let mut waiting = BTreeMap::new();
         for (uid, record) in &mut self.pods {
             if let Some(captured) = &mut record.captured
-                && let Some(listeners) = captured.waiting.take()
+                && let Some(begun) = captured.waiting.take()
             {
-                waiting.insert(uid.clone(), (Arc::clone(&captured.pod), listeners));
+                waiting.insert(uid.clone(), (Arc::clone(&captured.pod), begun));
             }
         }
         let peers = self.wanted_peers.clone().unwrap_or_default();
-        for (uid, (pod, listeners)) in waiting {
-            let outcome = self.destroy(&pod, &peers, &HashSet::new());
+        for (uid, (pod, Waiting { listeners, unowned })) in waiting {
+            let outcome = self.destroy(&pod, &peers, Standing::Fresh(&unowned));
             let destroyed = self.count_destroyed(&uid, outcome).unwrap_or_default();
             self.workers.add(pod, listeners);
             self.events.push(PodEvent::Captured { pod: uid, adopted: false, destroyed });
@@ -95,24 +105,23 @@ impl<H: Hooks> PodManager<H> {
     pub(super) fn cut_unexempt(&mut self, uid: &WorkloadUid) -> usize {
         let captured = self.captured(uid).filter(|captured| captured.waiting.is_none());
         let Some(pod) = captured.map(|captured| Arc::clone(&captured.pod)) else { return 0 };
-        let peers = self.known_peers.clone().unwrap_or_default();
-        let Some(own) = own_sockets() else { return 0 };
-        let outcome = self.destroy(&pod, &peers, &own);
+        let peers = self.known_peers.clone().or_else(|| self.wanted_peers.clone());
+        let peers = peers.unwrap_or_default();
+        let outcome = self.destroy(&pod, &peers, Standing::Settled);
         self.count_destroyed(uid, outcome).unwrap_or_default()
     }
 
-    /// Destroys the connections of a pod to `peers`, except those of the agent's sockets `own` and
-    /// those that are exempt.
+    /// Destroys the connections of a pod to `peers`, except the agent's own and those that are exempt.
     fn destroy(
         &self,
         pod: &LocalPod,
         peers: &HashSet<IpAddr>,
-        own: &HashSet<u32>,
+        standing: Standing<'_>,
     ) -> sluice_sys::Result<usize> {
         let none = (Exempt::default(), HashSet::new());
         let exempt = self.captured(&pod.uid).and_then(|captured| captured.exempt.as_ref());
         let spared = Spared {
-            inodes: own,
+            standing,
             exempt: exempt.unwrap_or(&none.0),
             direct: self.known_direct.as_ref().unwrap_or(&none.1),
         };
@@ -141,9 +150,15 @@ impl<H: Hooks> PodManager<H> {
     }
 }
 
-fn own_sockets() -> Option<HashSet<u32>> {
-    let failed = |error: &_| tracing::warn!(%error, "older connections to mesh peers will hang");
-    diag::own_sockets().inspect_err(failed).ok()
+/// Cookies of the connections in a namespace that nobody holds. When they cannot be listed, none of them is ended.
+pub(super) fn unowned(netns: &Netns) -> HashSet<u64> {
+    match Connections::list(netns, |connection| connection.inode == 0) {
+        Ok(found) => found.to_vec().iter().map(|connection| connection.cookie).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "connections that a pod has not accepted yet may hang");
+            HashSet::new()
+        }
+    }
 }
 
 /// The pod's own addresses are peers too, but what it says to itself never leaves it.
@@ -152,12 +167,30 @@ fn destroy(
     peers: &HashSet<IpAddr>,
     spared: &Spared<'_>,
 ) -> sluice_sys::Result<usize> {
-    diag::destroy_tcp(&pod.netns, |connection| {
+    let mut found = Connections::list(&pod.netns, |connection| {
         let remote = connection.remote;
         peers.contains(&remote.ip())
             && !pod.addresses.contains(&remote.ip())
-            && !spared.inodes.contains(&connection.inode)
             && !spared.direct.contains(&remote)
             && !spared.exempt.leaves(connection)
-    })
+    })?;
+    match spared.standing {
+        Standing::Fresh(older) => {
+            found.retain(|connection| connection.inode != 0 || older.contains(&connection.cookie));
+        }
+        Standing::Settled => {
+            found.retain(|connection| connection.inode != 0);
+            if !found.is_empty() {
+                let Some(own) = own_sockets() else { return Ok(0) };
+                found.retain(|connection| !own.contains(&connection.inode));
+            }
+        }
+    }
+    found.destroy()
+}
+
+/// To be read after the connections: a socket that an agent makes in between is known as its own.
+fn own_sockets() -> Option<HashSet<u32>> {
+    let failed = |error: &_| tracing::warn!(%error, "older connections to mesh peers will hang");
+    diag::own_sockets().inspect_err(failed).ok()
 }

@@ -46,7 +46,9 @@ impl List {
     }
 
     fn find<'a>(&self, uid: &'a str, addresses: &'a [IpAddr]) -> Option<Netns> {
-        find(&self.directory, &[Sought { uid, addresses, known: None }]).unwrap().remove(uid)
+        find(&self.directory, &[Sought { uid, static_uid: None, addresses, known: None }])
+            .unwrap()
+            .remove(uid)
     }
 }
 
@@ -137,8 +139,83 @@ fn a_known_namespace_is_recognised_whatever_its_addresses_are_now() {
     assert!(list.find(UID, &ours()).is_none());
     let addresses = ours();
     for (known, found) in [(mine.open().id(), 1), (Namespace::new("other").open().id(), 0)] {
-        let sought = Sought { uid: UID, addresses: &addresses, known: Some(known) };
+        let sought =
+            Sought { uid: UID, static_uid: None, addresses: &addresses, known: Some(known) };
         assert_eq!(find(&list.directory, &[sought]).unwrap().len(), found);
+    }
+}
+
+#[test]
+fn a_namespace_that_a_pod_made_for_itself_is_not_taken_for_its_own() {
+    let (node, mine, made) = (Namespace::new("made-node"), pod("made-mine"), pod("made"));
+    mine.veth("eth0", "host0", &node);
+    let (addresses, cgroup) = (ours(), format!("0::/kubepods/pod{UID}/a"));
+    let found = |list: &List, known: Option<&Namespace>| {
+        let known = known.map(|known| known.open().id());
+        let sought = [Sought { uid: UID, static_uid: None, addresses: &addresses, known }];
+        let search = || find(&list.directory, &sought).unwrap().remove(UID);
+        node.open().run(search).unwrap().map(|netns| netns.id())
+    };
+    // A process list is read in the order of its numbers: either may come first.
+    for order in [[&made, &mine], [&mine, &made]] {
+        let mut list = List::new("made");
+        for netns in order {
+            list.process(Some(netns), &cgroup);
+        }
+        assert_eq!(found(&list, None), Some(mine.open().id()));
+        assert_eq!(found(&list, Some(&mine)), Some(mine.open().id()));
+        assert_eq!(found(&list, Some(&node)), Some(mine.open().id()), "a new sandbox");
+    }
+    let mut list = List::new("made-alone");
+    list.process(Some(&made), &cgroup);
+    assert_eq!(found(&list, Some(&mine)), None, "its own is still somewhere");
+    assert_eq!(found(&list, None), Some(made.open().id()), "to be refused with the reason");
+}
+
+#[test]
+fn a_known_namespace_counts_as_long_as_a_process_is_in_it() {
+    let [node, old, new] = [Namespace::new("both-node"), pod("both-old"), pod("both-new")];
+    old.veth("eth0", "host0", &node);
+    new.veth("eth0", "host1", &node);
+    let (addresses, known) = (ours(), Some(old.open().id()));
+    let sought = [Sought { uid: UID, static_uid: None, addresses: &addresses, known }];
+    for order in [[&old, &new], [&new, &old]] {
+        let mut list = List::new("both");
+        for netns in order {
+            list.process(Some(netns), &format!("0::/kubepods/pod{UID}/a"));
+        }
+        let found = node.open().run(|| find(&list.directory, &sought).unwrap()).unwrap();
+        assert_eq!(found[UID].id(), old.open().id());
+    }
+}
+
+#[test]
+fn a_static_pod_is_found_by_the_uid_that_the_kubelet_has_for_it() {
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
+    let mine = pod("static");
+    let mut list = List::new("static");
+    list.process(Some(&mine), &format!("0::/kubepods.slice/kubepods-pod{HASH}.slice/c.scope"));
+    let addresses = ours();
+    assert!(list.find(UID, &addresses).is_none());
+    let sought = Sought { uid: UID, static_uid: Some(HASH), addresses: &addresses, known: None };
+    assert_eq!(find(&list.directory, &[sought]).unwrap()[UID].id(), mine.open().id());
+}
+
+#[test]
+fn a_pod_that_claims_anothers_uid_hides_neither_of_them() {
+    let (mine, its) = (pod("claimed"), Namespace::new("claiming"));
+    its.ip("link set lo up");
+    its.ip("address add 10.77.0.9 dev lo");
+    let mut list = List::new("claimed");
+    list.process(Some(&mine), &format!("0::/kubepods/pod{UID}/a"));
+    list.process(Some(&its), &format!("0::/kubepods/pod{OTHER}/a"));
+    let (addresses, others) = (ours(), vec!["10.77.0.9".parse().unwrap()]);
+    let claimed = Sought { uid: UID, static_uid: None, addresses: &addresses, known: None };
+    let claiming = Sought { uid: OTHER, static_uid: Some(UID), addresses: &others, known: None };
+    for sought in [[claimed, claiming], [claiming, claimed]] {
+        let found = find(&list.directory, &sought).unwrap();
+        assert_eq!(found[UID].id(), mine.open().id());
+        assert_eq!(found[OTHER].id(), its.open().id());
     }
 }
 
@@ -178,7 +255,7 @@ fn processes_that_end_meanwhile_are_passed_over() {
 #[test]
 fn the_real_process_list_can_be_searched() {
     let missing = ours();
-    let sought = [Sought { uid: UID, addresses: &missing, known: None }];
+    let sought = [Sought { uid: UID, static_uid: None, addresses: &missing, known: None }];
     assert!(find(Path::new("/proc"), &sought).unwrap().is_empty());
     let nowhere = find(Path::new("/nonexistent"), &sought).unwrap_err().to_string();
     assert!(nowhere.contains("/nonexistent") && nowhere.contains("proc:"), "{nowhere}");

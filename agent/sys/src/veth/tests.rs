@@ -67,6 +67,22 @@ fn a_link_that_is_no_veth_keeps_the_pod_out() {
 }
 
 #[test]
+fn a_pod_is_tied_to_its_node_by_one_pair_whatever_else_it_has() {
+    let [node, pod, third] = ["vt-node", "vt-pod", "vt-third"].map(Namespace::new);
+    let is_tied = || node.open().run(|| is_tied_here(&pod.open()).unwrap()).unwrap();
+    pod.ip("tuntap add mode tun tun0");
+    pod.veth("net1", "host1", &third);
+    assert!(!is_tied());
+    pod.veth("eth0", "host0", &node);
+    assert!(is_tied());
+    let index = index_of(&node, "host0");
+    let is_present = || node.open().run(|| is_here(index).unwrap()).unwrap();
+    assert!(is_present());
+    pod.ip("link del eth0");
+    assert!(!is_present() && !is_tied());
+}
+
+#[test]
 fn a_macvlan_on_a_link_of_the_node_keeps_the_pod_out() {
     let (node, pod) = (Namespace::new("vm-node"), Namespace::new("vm-pod"));
     node.ip("link add up0 type veth peer name up1");

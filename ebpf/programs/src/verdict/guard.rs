@@ -66,6 +66,8 @@ pub enum Rule {
     Drop,
     /// Its TCP header decides.
     ReadTcp,
+    /// The protocol that its IPv6 fragment header names decides.
+    ReadFragment,
     /// Sent by the agent.
     FromAgent,
     /// Sent by a UDP socket.
@@ -101,8 +103,22 @@ pub fn rule(network: &Network, slot: u32, mesh: &impl Mesh) -> Rule {
         (protocol::TCP, _) => Rule::ReadTcp,
         (protocol::UDP, _) => Rule::FromUdp,
         (protocol::ICMP, true) | (protocol::ICMPV6, false) => Rule::Pass,
+        (protocol::FRAGMENT, false) => Rule::ReadFragment,
         (next_header, false) if is_extension(next_header) => Rule::FromAgentOrUdp,
         (_, _) => Rule::Drop,
+    }
+}
+
+/// The rule for an IPv6 fragment to a peer, by the next header in its fragment header; `None` when that is cut off.
+/// A later fragment may lie about it, but whoever puts the packet together believes the first one (RFC 8200, 4.5),
+/// which is judged here too.
+#[inline(always)]
+pub fn fragment_rule(next_header: Option<u8>) -> Rule {
+    match next_header {
+        Some(protocol::UDP) => Rule::FromUdp,
+        Some(protocol::ICMPV6) => Rule::Pass,
+        Some(_) => Rule::FromAgentOrUdp,
+        None => Rule::Drop,
     }
 }
 
@@ -121,7 +137,7 @@ pub fn tcp_rule(segment: Result<Segment, Malformed>) -> Rule {
 pub fn apply(rule: Rule, sender: impl FnOnce() -> Sender) -> Guard {
     match rule {
         Rule::Pass => Guard::Pass,
-        Rule::Drop | Rule::ReadTcp => Guard::Drop,
+        Rule::Drop | Rule::ReadTcp | Rule::ReadFragment => Guard::Drop,
         Rule::FromAgent => match sender() {
             Sender::Agent => Guard::Pass,
             Sender::Udp | Sender::Tcp | Sender::Other => Guard::Drop,
@@ -186,11 +202,12 @@ fn may_send_from(source: &IpKey, protocol: u8, slot: u32, mesh: &impl Mesh) -> b
         || (protocol == protocol::ICMPV6 && source.is_link_local_v6())
 }
 
-/// Whether an IPv6 next header is an extension (RFC 8200, 4.1) rather than a protocol: hop-by-hop
-/// options, fragment, destination options. Routing headers do not come this far.
+/// Whether an IPv6 next header is one of the extensions (RFC 8200, 4.1) behind which nothing is read: hop-by-hop or
+/// destination options. A routing header is refused right behind the IPv6 header (`packet::ipv6`), and is not looked
+/// for behind these: such a packet is judged by the destination that the IPv6 header names.
 #[inline(always)]
 const fn is_extension(next_header: u8) -> bool {
-    matches!(next_header, 0 | 44 | 60)
+    matches!(next_header, 0 | 60)
 }
 
 #[cfg(test)]

@@ -79,7 +79,8 @@ pub fn classify(
 }
 
 /// Whether what follows this header may be TCP of the same packet: hop-by-hop options, fragment,
-/// authentication, destination options, mobility. Routing headers do not come this far.
+/// authentication, destination options, mobility. A routing header first of all is refused before (`packet::ipv6`);
+/// behind one of these it makes no difference.
 #[inline(always)]
 const fn may_precede_tcp(header: u8) -> bool {
     matches!(header, 0 | protocol::FRAGMENT | 51 | 60 | 135)

@@ -84,6 +84,42 @@ fn a_hook_of_the_node_that_cannot_be_put_back_is_reported_until_it_can() {
 }
 
 #[test]
+fn a_pod_that_could_not_be_enrolled_anew_is_so_whatever_the_hooks_show() {
+    Lab::run("a-half", |lab| {
+        let mut scene = Scene::new(lab);
+        scene.fake.notes().detached.insert("guard");
+        scene.fake.fail("enroll", true);
+        assert!(scene.impaired().contains("on purpose"));
+        // The guard is back, by whatever the failed attempt did; its listeners may be gone.
+        scene.fake.notes().detached.clear();
+        scene.fake.fail("enroll", false);
+        scene.fake.calls();
+        assert!(scene.mended().contains("half way"));
+    });
+}
+
+#[test]
+fn peers_that_another_agent_may_have_changed_are_set_again_once_it_has_failed() {
+    Lab::run("a-thaw", |lab| {
+        let mut scene = Scene::new(lab);
+        let peers = scene.fake.notes().peers.clone();
+        scene.manager.freeze();
+        scene.fake.notes().peers.clear();
+        let mut direct = workload("direct", 9, None);
+        direct.node = "node-b".into();
+        direct.bypass.inbound_ports = [9000].into();
+        assert_eq!(scene.manager.reconcile(&mesh(vec![direct]), NODE), [], "frozen");
+        scene.fake.notes().direct.push(([10, 0, 0, 1], 80).into());
+        scene.manager.unfreeze();
+        scene.manager.audit();
+        assert_eq!(scene.fake.calls(), [""; 0], "what is known of the peers is old");
+        scene.manager.reconcile(&scene.snapshot, NODE);
+        assert_eq!(scene.fake.notes().peers, peers);
+        assert_eq!(scene.fake.notes().direct, []);
+    });
+}
+
+#[test]
 fn a_new_veth_pair_is_guarded() {
     Lab::run("a-veth", |lab| {
         let mut scene = Scene::new(lab);

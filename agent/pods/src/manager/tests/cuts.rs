@@ -4,6 +4,7 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use sluice_mesh::Workload;
@@ -102,6 +103,47 @@ fn connections_to_a_new_peer_end_but_not_the_agents_own() {
         assert_eq!(events, [PodEvent::Cut { pod: uid("web"), connections: 1 }]);
         assert!(server.read_exact(&mut [0]).is_err());
         assert!(own.works());
+    });
+}
+
+/// A connection from the node to a listener in a pod that nobody has accepted yet.
+fn ring(pod: &Namespace) -> (TcpListener, TcpStream) {
+    let listener = pod.run(|| TcpListener::bind("10.66.0.2:0").unwrap());
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (listener, client)
+}
+
+/// Whether a connection that waits in a listener can be used.
+fn is_served((listener, client): (TcpListener, TcpStream)) -> bool {
+    listener.set_nonblocking(true).unwrap();
+    listener.accept().is_ok_and(|(server, _)| Pair { client, server }.works())
+}
+
+#[test]
+fn connections_that_wait_for_the_agent_are_not_cut_with_the_older_ones() {
+    Lab::run("c-waiting", |lab| {
+        let pod = lab.pod("web", 2);
+        let web = workload("web", 2, Some(pod.path()));
+        let older = ring(&pod);
+        let (fake, newer) = (Fake::default(), Arc::new(Mutex::new(None)));
+        let (path, found) = (pod.path(), Arc::clone(&newer));
+        fake.notes().once_captured = Some(Box::new(move || {
+            let netns = sluice_sys::Netns::open(path).unwrap();
+            let listener = netns.run(|| TcpListener::bind("10.66.0.2:0").unwrap()).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            *found.lock().unwrap() = Some((listener, client));
+        }));
+        let mut manager = fake.manager();
+        let events = manager.reconcile(&mesh(vec![web.clone(), remote(true)]), NODE);
+        assert_eq!(events, [PodEvent::Captured { pod: uid("web"), adopted: false, destroyed: 1 }]);
+        assert!(!is_served(older), "it was there before the pod was captured");
+        assert!(is_served(newer.lock().unwrap().take().unwrap()));
+
+        // Of a pod that is served nobody can tell whose they are.
+        manager.reconcile(&mesh(vec![web.clone(), remote(false)]), NODE);
+        let waiting = ring(&pod);
+        assert_eq!(manager.reconcile(&mesh(vec![web, remote(true)]), NODE), []);
+        assert!(is_served(waiting));
     });
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use sluice_kernel::{
     CaptureState, DirectFill, Enrolled, Error, GuardState, PeerFill, Placed, PodCounters,
-    PodExemptions, PodHooks,
+    PodExemptions, PodHooks, Removed,
 };
 use sluice_mesh::WorkloadUid;
 
@@ -24,11 +24,15 @@ pub(super) struct Notes {
     /// What was asked, in order.
     pub(super) calls: Vec<String>,
     pub(super) enrolled: BTreeMap<u64, Enrolled>,
+    /// What agents with other maps left.
+    pub(super) predecessors: BTreeMap<u64, Enrolled>,
     pub(super) peers: HashSet<IpAddr>,
     pub(super) exempt: BTreeMap<u64, PodExemptions>,
     pub(super) direct: Vec<SocketAddr>,
     pub(super) marked: usize,
     pub(super) served: BTreeMap<WorkloadUid, (Arc<LocalPod>, Vec<WorkerListeners>)>,
+    /// What happens as soon as the next pod is captured.
+    pub(super) once_captured: Option<Box<dyn FnOnce() + Send>>,
     /// Which calls fail.
     pub(super) failing: HashSet<&'static str>,
     pub(super) missing_hooks: Vec<&'static str>,
@@ -66,9 +70,12 @@ impl Fake {
 
     /// Pretends that an earlier agent enrolled a namespace.
     pub(super) fn inherit(&self, cookie: u64, addresses: &[&str]) {
-        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        let enrolled = Enrolled { cookie, slot: 1, addresses, guard_ifindexes: Vec::new() };
-        self.notes().enrolled.insert(cookie, enrolled);
+        self.notes().enrolled.insert(cookie, earlier(cookie, addresses));
+    }
+
+    /// Pretends that an earlier agent with other maps enrolled a namespace.
+    pub(super) fn precede(&self, cookie: u64, addresses: &[&str]) {
+        self.notes().predecessors.insert(cookie, earlier(cookie, addresses));
     }
 
     fn called(&self, call: &'static str) -> Result<MutexGuard<'_, Notes>, Error> {
@@ -82,10 +89,18 @@ impl Fake {
     }
 }
 
+fn earlier(cookie: u64, addresses: &[&str]) -> Enrolled {
+    let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+    Enrolled { cookie, slot: 1, addresses, guard_ifindexes: Vec::new() }
+}
+
 impl Hooks for Fake {
     fn enroll(&self, pod: &PodHooks<'_>) -> Result<Placed, Error> {
         let PodHooks { cookie, addresses, guard_ifindexes, exemptions, .. } = *pod;
         let mut notes = self.called("enroll")?;
+        if let Some(then) = notes.once_captured.take() {
+            then();
+        }
         let enrolled = Enrolled {
             cookie,
             slot: 1,
@@ -122,6 +137,21 @@ impl Hooks for Fake {
 
     fn enrolled(&self) -> Result<Vec<Enrolled>, Error> {
         Ok(self.called("enrolled")?.enrolled.values().cloned().collect())
+    }
+
+    fn predecessors(&self) -> Result<Vec<Enrolled>, Error> {
+        let notes = self.notes();
+        let is_left = |(cookie, _): &(&u64, &Enrolled)| !notes.enrolled.contains_key(*cookie);
+        Ok(notes.predecessors.iter().filter(is_left).map(|(_, pod)| pod.clone()).collect())
+    }
+
+    fn retire_predecessors(&self, spared: &HashSet<u64>) -> Result<Removed, Error> {
+        let mut notes = self.notes();
+        if notes.failing.contains("retire") {
+            return Err(Error::NotEnrolled(0));
+        }
+        notes.predecessors.retain(|cookie, _| spared.contains(cookie));
+        Ok(Removed::default())
     }
 
     fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error> {

@@ -1,5 +1,7 @@
 //! What becomes of the pods that an earlier agent enrolled.
 
+use std::{thread, time::Duration};
+
 use sluice_mesh::SnapshotBuilder;
 use sluice_sys::Netns;
 
@@ -131,5 +133,74 @@ fn what_cannot_be_read_is_not_withdrawn_and_read_later() {
             matches!(&events[..], [PodEvent::Withdrawn { cookie: STRANGER, .. }]),
             "our own pod is not inherited: {events:?}"
         );
+    });
+}
+
+#[test]
+fn a_namespace_that_a_pod_made_for_itself_does_not_free_the_one_that_was_inherited() {
+    Lab::run("i-made", |lab| {
+        let (pod, made) = (lab.pod("web", 2), lab.bare("made"));
+        made.ip("link set lo up");
+        for address in ["10.66.0.2/32", "fd66::2/128"] {
+            made.ip(&format!("address add {address} dev lo"));
+        }
+        let fake = Fake::default();
+        fake.inherit(cookie(&pod), &["10.66.0.2"]);
+        let mut manager = fake.manager();
+        for _ in 0..2 {
+            manager.reconcile(&mesh(vec![workload("web", 2, Some(made.path()))]), NODE);
+            manager.audit();
+        }
+        assert!(fake.notes().enrolled.contains_key(&cookie(&pod)));
+    });
+}
+
+#[test]
+fn predecessors_keep_every_pod_that_is_declared_and_not_enrolled_anew() {
+    Lab::run("i-shape", |lab| {
+        let (web, bad) = (lab.pod("web", 2), lab.pod("bad", 3));
+        bad.ip("tuntap add mode tun tun0");
+        let fake = Fake::default();
+        fake.precede(cookie(&web), &["10.66.0.2"]);
+        fake.precede(cookie(&bad), &["10.66.0.3"]);
+        fake.precede(STRANGER, &[]);
+        let mut manager = fake.manager();
+        let left = || fake.notes().predecessors.keys().copied().collect::<Vec<_>>();
+        let declared =
+            || vec![workload("web", 2, Some(web.path())), workload("bad", 3, Some(bad.path()))];
+        let remembered = SnapshotBuilder {
+            workloads: declared(),
+            provisional: true,
+            ..SnapshotBuilder::default()
+        };
+        manager.reconcile(&remembered.build("cluster.local".parse().unwrap()).unwrap(), NODE);
+        manager.audit();
+        assert_eq!(left().len(), 3, "nobody knows yet who is declared");
+        fake.fail("retire", true);
+        manager.reconcile(&mesh(declared()), NODE);
+        assert_eq!(left().len(), 3);
+        fake.fail("retire", false);
+        manager.audit();
+        assert_eq!(left(), [cookie(&bad)], "it is tried again");
+        bad.ip("link del tun0");
+        thread::sleep(Duration::from_millis(2100));
+        manager.audit();
+        assert_eq!(left(), [0; 0]);
+    });
+}
+
+#[test]
+fn as_long_as_a_declared_pod_is_not_found_any_predecessor_may_be_it() {
+    Lab::run("i-shape2", |_| {
+        let fake = Fake::default();
+        fake.precede(STRANGER, &[]);
+        fake.precede(STRANGER + 1, &["10.66.0.2"]);
+        fake.precede(STRANGER + 2, &["10.66.0.3"]);
+        let mut manager = fake.manager();
+        let left = || fake.notes().predecessors.keys().copied().collect::<Vec<_>>();
+        manager.reconcile(&mesh(vec![workload("web", 2, Some("/run/netns/none".into()))]), NODE);
+        assert_eq!(left(), [STRANGER, STRANGER + 1]);
+        manager.reconcile(&mesh(vec![]), NODE);
+        assert_eq!(left(), [0; 0]);
     });
 }

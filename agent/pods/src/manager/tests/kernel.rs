@@ -293,7 +293,7 @@ fn a_full_node_refuses_one_pod_and_serves_the_others() {
         let events = agent.reconcile(&mesh);
         let refused = |event: &PodEvent| {
             matches!(event, PodEvent::Refused { pod, reason }
-                if *pod == uid("second") && reason.contains("maxPods"))
+                if *pod == uid("second") && reason.contains("captures 1 at most"))
         };
         assert!(events.contains(&captured("first", false)) && events.iter().any(refused));
         assert_eq!(asked_from(&first, server), Ok(server.to_string()));

@@ -85,11 +85,79 @@ fn a_pod_is_captured_where_its_processes_are_and_until_they_end() {
         pod.ip("address del 10.66.0.2/24 dev eth0");
         assert_eq!(manager.audit(), [], "a pod cannot leave by giving up its address");
 
+        // Its containers are restarted in the same sandbox, in which CRI-O has no process of its own.
+        processes.end_all();
+        assert_eq!((manager.audit(), manager.reconcile(&snapshot, NODE)), (vec![], vec![]));
+        assert_eq!(manager.verify(&uid()), Verdict::Captured(id));
+        processes.add(&pod);
+        assert_eq!(manager.audit(), []);
+
         let cookie = pod.run(|| sluice_sys::Netns::current().unwrap().cookie());
         processes.end_all();
+        pod.ip("link del eth0");
         let (pod, departure) = (Some(uid()), Departure::NamespaceGone);
         let events = manager.audit();
         assert_eq!(events[0], PodEvent::Withdrawn { pod, cookie, departure });
+    });
+}
+
+#[test]
+fn a_pod_without_a_process_is_mended_where_it_is_and_let_go_when_nobody_declares_it() {
+    Lab::run("idle", |lab| {
+        let pod = lab.pod("web", 2);
+        let mut processes = Processes::new("idle");
+        let fake = Fake::default();
+        let mut manager = fake.manager().with_processes(processes.directory.clone());
+        processes.add(&pod);
+        manager.reconcile(&mesh(vec![declared(2)]), NODE);
+        processes.end_all();
+        fake.notes().detached.insert("guard");
+        let events = manager.audit();
+        assert!(matches!(&events[..], [PodEvent::Repaired { .. }]), "{events:?}");
+        manager.reconcile(&mesh(vec![]), NODE);
+        drop(pod);
+        Lab::await_end_of("web");
+    });
+}
+
+#[test]
+fn a_pod_does_not_leave_by_a_namespace_of_its_own_that_has_its_addresses() {
+    Lab::run("impostor", |lab| {
+        let (pod, made) = (lab.pod("web", 2), lab.bare("made"));
+        made.ip("link set lo up");
+        for address in ["10.66.0.2/32", "fd66::2/128"] {
+            made.ip(&format!("address add {address} dev lo"));
+        }
+        let mut processes = Processes::new("impostor");
+        let mut manager = Fake::default().manager().with_processes(processes.directory.clone());
+        processes.add(&made);
+        processes.add(&pod);
+        let captured = PodEvent::Captured { pod: uid(), adopted: false, destroyed: 0 };
+        assert_eq!(manager.reconcile(&mesh(vec![declared(2)]), NODE), [captured]);
+        let id = pod.run(|| sluice_sys::Netns::current().unwrap().id());
+        assert_eq!(manager.audit(), []);
+        // Not even when nothing else of it runs.
+        processes.end_all();
+        processes.add(&made);
+        assert_eq!(manager.audit(), []);
+        assert_eq!(manager.verify(&uid()), Verdict::Captured(id));
+    });
+}
+
+#[test]
+fn a_static_pod_is_captured_where_the_processes_of_its_other_uid_are() {
+    Lab::run("static", |lab| {
+        let pod = lab.pod("web", 2);
+        let mut processes = Processes::new("static");
+        let mut manager = Fake::default().manager().with_processes(processes.directory.clone());
+        processes.add(&pod);
+        let mirror = workload("web", 2, None);
+        manager.reconcile(&mesh(vec![mirror.clone()]), NODE);
+        assert!(matches!(manager.verify(&mirror.uid), Verdict::NotCaptured(Some(_))));
+        let mirror = Workload { static_uid: Some(UID.into()), ..mirror };
+        manager.reconcile(&mesh(vec![mirror.clone()]), NODE);
+        let id = pod.run(|| sluice_sys::Netns::current().unwrap().id());
+        assert_eq!(manager.verify(&mirror.uid), Verdict::Captured(id));
     });
 }
 

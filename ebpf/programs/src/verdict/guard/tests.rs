@@ -69,9 +69,20 @@ fn each_protocol_has_its_rule() {
             "IPv6 next header {other}"
         );
     }
-    for extension in [0, 44, 60] {
+    for extension in [0, 60] {
         assert_eq!(rule_of("fd00:1::2", "fd00:1::3", extension), Rule::FromAgentOrUdp);
     }
+    assert_eq!(rule_of("fd00:1::2", "fd00:1::3", protocol::FRAGMENT), Rule::ReadFragment);
+}
+
+#[test]
+fn a_fragment_of_ipv6_is_judged_by_what_it_is_a_fragment_of() {
+    assert_eq!(fragment_rule(Some(protocol::ICMPV6)), Rule::Pass);
+    assert_eq!(fragment_rule(Some(protocol::UDP)), Rule::FromUdp);
+    for hidden in [protocol::TCP, 0, protocol::ROUTING, protocol::FRAGMENT, 60, 132] {
+        assert_eq!(fragment_rule(Some(hidden)), Rule::FromAgentOrUdp, "{hidden}");
+    }
+    assert_eq!(fragment_rule(None), Rule::Drop);
 }
 
 #[test]
@@ -113,6 +124,7 @@ fn rules_are_applied_to_the_sender() {
         (Rule::Pass, Guard::Pass, Guard::Pass, Guard::Pass),
         (Rule::Drop, Guard::Drop, Guard::Drop, Guard::Drop),
         (Rule::ReadTcp, Guard::Drop, Guard::Drop, Guard::Drop),
+        (Rule::ReadFragment, Guard::Drop, Guard::Drop, Guard::Drop),
     ];
     for (rule, agent, udp, other) in table {
         assert_eq!(apply(rule, || Sender::Agent), agent, "{rule:?}");
