@@ -26,7 +26,7 @@ pub(crate) fn bypass(
             let items = annotations.get(name).map(String::as_str).unwrap_or_default().split(',');
             for item in items.map(str::trim).filter(|item| !item.is_empty()) {
                 if let Err(meaning) = take(item) {
-                    complaints.push(Complaint { field: annotation(name), meaning });
+                    complaints.push(Complaint { field: field(name), meaning });
                 }
             }
         }
@@ -48,12 +48,13 @@ pub(crate) fn bypass(
     });
     if let Some(all) = bypass.outbound_networks.iter().find(|network| network.prefix_len() == 0) {
         let meaning = Meaning::ExemptsEverything(all.to_string());
-        complaints.push(Complaint { field: annotation(OUTBOUND_NETWORKS[0]), meaning });
+        complaints.push(Complaint { field: field(OUTBOUND_NETWORKS[0]), meaning });
     }
     bypass
 }
 
-fn annotation(name: &str) -> String {
+/// What a finding calls an annotation.
+pub(crate) fn field(name: &str) -> String {
     format!("metadata.annotations[{name}]")
 }
 

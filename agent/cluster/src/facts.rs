@@ -4,6 +4,7 @@ mod pod;
 mod rule;
 mod service;
 
+pub use pod::Marks;
 pub(crate) use pod::PodFacts;
 pub(crate) use rule::{Reach, RuleFacts};
 pub(crate) use service::{PortFacts, ServiceFacts, SliceFacts};

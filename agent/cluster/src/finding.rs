@@ -1,6 +1,10 @@
 //! What is wrong with an object, or does otherwise than its author may expect.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use sluice_policy::Severity;
@@ -54,6 +58,11 @@ pub enum Meaning {
     /// The pod's names make no identity.
     #[error("its namespace and service account make no SPIFFE ID ({0}), so it has no certificate")]
     NoIdentity(String),
+    /// The pod is labelled for the mesh, and has a sidecar.
+    #[error(
+        "it has an Istio sidecar, so the mesh leaves it alone whatever its labels say: restart it without one"
+    )]
+    Sidecar,
     /// Two live pods claim one address.
     #[error(
         "{address} is claimed by {claimants}: nobody is let through to or from it until one of them is gone"
@@ -71,6 +80,17 @@ pub enum Meaning {
     ServiceAddressTaken {
         /// The address.
         address: IpAddr,
+        /// Who has it.
+        owner: String,
+    },
+    /// A service claims a port of a load balancer's address that something else has.
+    #[error(
+        "{address} belongs to {owner} already, so the mesh does not take this service there: give it another port \
+         or address"
+    )]
+    ServicePortTaken {
+        /// The address and port.
+        address: SocketAddr,
         /// Who has it.
         owner: String,
     },

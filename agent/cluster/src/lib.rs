@@ -24,6 +24,7 @@ mod settings;
 mod standing;
 mod state;
 
+pub use facts::Marks;
 pub use finding::{Finding, Meaning, ObjectName};
 pub use settings::Settings;
 pub use standing::{Outside, Standing};

@@ -14,9 +14,10 @@ pub use network::{
     LoadBalancerIngress, PortLevel, PortSelector, Service, ServicePortSpec, ServiceSpec,
     ServiceStatus, SliceEndpoint, SlicePort, TargetReference, Tls, TrafficPolicy,
 };
+pub(crate) use pod::SIDECAR;
 pub use pod::{
-    Condition, Container, ContainerPort, GrpcAction, Handler, HttpGet, Lifecycle, Pod, PodIp,
-    PodSpec, PodStatus, PortReference, TcpSocket,
+    CAPTURED, Condition, Container, ContainerPort, GrpcAction, Handler, HttpGet, Lifecycle, Pod,
+    PodIp, PodSpec, PodStatus, PortReference, REDIRECTION, TcpSocket,
 };
 
 /// What every object has.

@@ -31,6 +31,9 @@ pub enum Outside {
     /// Neither it nor its namespace asks for it.
     #[error("neither it nor its namespace is labelled for the mesh")]
     NotLabelled,
+    /// Istio's sidecar redirects its connections already.
+    #[error("it has an Istio sidecar: restart it without one")]
+    Sidecar,
 }
 
 impl Standing {
@@ -50,6 +53,8 @@ impl Standing {
             Self::Outside(Outside::Leaving)
         } else {
             match settings.enrolment.decide(namespace_labels, &pod.labels) {
+                // As in Istio's ambient mode: two proxies would each redirect what the other delivers.
+                Enrolment::Enrolled if pod.has_sidecar => Self::Outside(Outside::Sidecar),
                 Enrolment::Enrolled => Self::Enrolled,
                 Enrolment::Outside => Self::Outside(Outside::NotLabelled),
             }

@@ -17,8 +17,8 @@ pub use saved::RestoreError;
 pub use self::policies::PolicyStanding;
 use self::{pods::Pods, policies::Policies, services::Services};
 use crate::{
-    Finding, Settings, Standing,
-    facts::{Name, RuleFacts},
+    Finding, Marks, Settings, Standing,
+    facts::{Name, PodFacts, RuleFacts},
     intern::Interner,
 };
 
@@ -74,8 +74,8 @@ pub struct PodRecord {
     pub node: Arc<str>,
     /// Whether it is of the mesh; `None` while its namespace is not known.
     pub standing: Option<Standing>,
-    /// Whether it carries Istio's annotation for captured pods.
-    pub annotated: bool,
+    /// Which annotations it carries that say that it is captured.
+    pub marks: Marks,
 }
 
 /// A snapshot and what there is to say about it.
@@ -112,7 +112,7 @@ impl Cluster {
     }
 
     /// Takes over what a CNI plugin says. It counts until it is withdrawn, or the pod's node reports
-    /// addresses itself.
+    /// other addresses than it does now.
     pub fn announce(&mut self, announced: Announced) {
         self.pods.announce(announced);
     }
@@ -154,8 +154,18 @@ impl Cluster {
             account: Arc::clone(&facts.account),
             node: Arc::clone(&facts.node),
             standing,
-            annotated: facts.annotated,
+            marks: facts.marks,
         })
+    }
+
+    /// The UID of a static pod's mirror, which is the one that the API server has for the pod.
+    pub fn mirror_of(&self, static_uid: &str, namespace: &str, name: &str) -> Option<Arc<str>> {
+        let is_meant = |facts: &&PodFacts| {
+            facts.static_uid.as_deref() == Some(static_uid)
+                && *facts.namespace == *namespace
+                && *facts.name == *name
+        };
+        self.pods.all().find(is_meant).map(|facts| Arc::clone(&facts.uid))
     }
 
     /// Namespace, service account and node of every pod that is bound to a node and has not ended.

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use kube::{Api, Client};
 use sluice_cluster::{Announced, Kept, Outside, PodRecord, Standing, object};
 use sluice_mesh::WorkloadUid;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{hub::Hub, resource, watched::Watched};
 
@@ -18,7 +18,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// A pod that is being set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// Its UID; older runtimes do not tell it, and then the API server is asked who has the name now.
+    /// Its UID, of a static pod the one that the kubelet gave it; older runtimes do not tell it, and then the API
+    /// server is asked who has the name now.
     pub uid: Option<String>,
     /// Its namespace.
     pub namespace: String,
@@ -61,7 +62,7 @@ pub enum AnnounceError {
     /// The UID belongs to a pod of another name, or on another node.
     #[error("UID {uid} belongs to pod {actual} on node {node:?}")]
     Mismatch {
-        /// UID as announced.
+        /// The UID.
         uid: String,
         /// The pod that has it.
         actual: String,
@@ -79,6 +80,21 @@ pub struct Announcements {
     hub: Arc<Hub>,
     client: Client,
     node: Arc<str>,
+}
+
+/// What is announced while it is decided; forgotten when this is dropped, unless it `stays`.
+struct Attempt<'a> {
+    announcements: &'a Announcements,
+    uid: &'a str,
+    stays: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.announcements.withdraw(self.uid);
+        }
+    }
 }
 
 // === impl Announcements ===
@@ -99,14 +115,20 @@ impl Announcements {
             Some(uid) => uid.clone(),
             None => self.uid_of(&announcement).await?,
         };
-        let decided = self.decide(&uid, announcement).await;
-        if !matches!(decided, Ok(Decision::Enrolled(_))) {
-            self.withdraw(&uid);
-        }
+        let deadline = Instant::now() + WITHIN;
+        let record = match timeout_at(deadline, self.record(&uid, &announcement)).await {
+            Ok(record) => record,
+            Err(_elapsed) if self.hub.is_complete() => return Err(unknown(&uid, &announcement)),
+            Err(_elapsed) => return Err(AnnounceError::NotReady),
+        };
+        // Also when nobody waits for the decision any more.
+        let mut attempt = Attempt { announcements: self, uid: &record.uid, stays: false };
+        let decided = self.decide(&record, announcement, deadline).await;
+        attempt.stays = matches!(decided, Ok(Decision::Enrolled(_)));
         decided
     }
 
-    /// Forgets what was announced of a pod.
+    /// Forgets what was announced of a pod, by the UID that the API server has for it.
     pub fn withdraw(&self, uid: &str) {
         self.hub.cluster().withdraw(uid);
         self.hub.changed.notify_one();
@@ -128,27 +150,21 @@ impl Announcements {
 
     async fn decide(
         &self,
-        uid: &str,
+        record: &PodRecord,
         announcement: Announcement,
+        deadline: Instant,
     ) -> Result<Decision, AnnounceError> {
-        let deadline = tokio::time::Instant::now() + WITHIN;
-        let record = self.record(uid, &announcement);
-        let record = match tokio::time::timeout_at(deadline, record).await {
-            Ok(record) => record,
-            Err(_elapsed) if self.hub.is_complete() => return Err(unknown(uid, &announcement)),
-            Err(_elapsed) => return Err(AnnounceError::NotReady),
-        };
         let Announcement { namespace, name, netns, addresses, .. } = announcement;
         let is_same = *record.namespace == *namespace && *record.name == *name;
         if !is_same || record.node != self.node {
             let actual = format!("{}/{}", record.namespace, record.name);
             let node = record.node.to_string();
-            return Err(AnnounceError::Mismatch { uid: uid.to_owned(), actual, node });
+            return Err(AnnounceError::Mismatch { uid: record.uid.to_string(), actual, node });
         }
         if let Some(Standing::Outside(why)) = record.standing {
             return Ok(Decision::Outside(why));
         }
-        let announced = Announced { uid: uid.into(), netns, addresses };
+        let announced = Announced { uid: Arc::clone(&record.uid), netns, addresses };
         self.hub.cluster().announce(announced.clone());
         self.hub.hurry.notify_one();
         let mut snapshots = self.hub.snapshots.subscribe();
@@ -162,20 +178,24 @@ impl Announcements {
                     && !pod.addresses.is_empty()
             })
         });
-        match tokio::time::timeout_at(deadline, is_in).await {
+        match timeout_at(deadline, is_in).await {
             Ok(Ok(_)) => Ok(Decision::Enrolled(workload)),
             Ok(Err(_ended)) => Err(AnnounceError::NotReady),
             Err(_elapsed) => Err(AnnounceError::NotTaken(format!("{namespace}/{name}"))),
         }
     }
 
-    /// The pod as soon as it and its namespace are known.
+    /// The pod as soon as it and its namespace are known. The API server has another UID for a static pod than the
+    /// runtime.
     async fn record(&self, uid: &str, announcement: &Announcement) -> PodRecord {
+        let Announcement { namespace, name, .. } = announcement;
+        let mirror = self.hub.cluster().mirror_of(uid, namespace, name);
+        let uid = mirror.as_deref().unwrap_or(uid);
         if let Ok(record) = timeout(WATCH_TIME, self.heard(uid)).await {
             return record;
         }
-        self.ask(uid, announcement).await;
-        self.heard(uid).await
+        let found = self.ask(uid, announcement).await;
+        self.heard(found.as_deref().unwrap_or(uid)).await
     }
 
     /// Waits until the watches have told of a pod and its namespace.
@@ -199,8 +219,12 @@ impl Announcements {
         self.hub.cluster().pod(uid).filter(|record| record.standing.is_some())
     }
 
-    /// The watch may be late; the API server is not.
-    async fn ask(&self, uid: &str, Announcement { namespace, name, .. }: &Announcement) {
+    /// The watch may be late; the API server is not. Answers the UID that it has for the pod.
+    async fn ask(
+        &self,
+        uid: &str,
+        Announcement { namespace, name, .. }: &Announcement,
+    ) -> Option<String> {
         let namespaces: Api<Watched<object::Namespace>> =
             Api::all_with(self.client.clone(), &resource::NAMESPACES.api(0));
         // The namespace first: the pod's standing depends on it.
@@ -208,15 +232,21 @@ impl Announcements {
             found.object.keep(&mut self.hub.cluster());
         }
         match self.pods(namespace).get_opt(name).await {
-            Ok(Some(found)) if found.object.metadata.uid == uid => {
+            Ok(Some(Watched { object: pod, .. }))
+                if pod.metadata.uid == uid || pod.static_uid() == Some(uid) =>
+            {
                 let mut cluster = self.hub.cluster();
                 // What the watch has told meanwhile may be newer.
-                if cluster.pod(uid).is_none() {
-                    found.object.keep(&mut cluster);
+                if cluster.pod(&pod.metadata.uid).is_none() {
+                    pod.keep(&mut cluster);
                 }
+                Some(pod.metadata.uid)
             }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, namespace, name, "asking for an announced pod"),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, namespace, name, "asking for an announced pod");
+                None
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use kube::{
 };
 use serde_json::json;
 use sluice_policy::ObjectKind;
+use sluice_spiffe::TrustDomain;
 use tokio::sync::Notify;
 
 use crate::{
@@ -42,6 +43,7 @@ const KINDS: [(ObjectKind, &Resource); 2] = [
 pub struct PolicyReports {
     server: ApiServer,
     root_namespace: String,
+    trust_domain: TrustDomain,
     shared: Arc<Shared>,
     lead: Lead,
 }
@@ -63,8 +65,8 @@ struct Known {
 
 impl PolicyReports {
     /// Starts to follow the policies; writes while `lead` is true. Policies of `root_namespace` are those of the
-    /// whole mesh.
-    pub fn start(server: &ApiServer, root_namespace: &str, lead: Lead) {
+    /// whole mesh, whose identities are of `trust_domain`.
+    pub fn start(server: &ApiServer, root_namespace: &str, trust_domain: &TrustDomain, lead: Lead) {
         let shared = Arc::new(Shared::default());
         for (kind, resource) in KINDS {
             tokio::spawn(follow(server.clone(), kind, resource, Arc::clone(&shared)));
@@ -72,6 +74,7 @@ impl PolicyReports {
         let reports = Self {
             server: server.clone(),
             root_namespace: root_namespace.to_owned(),
+            trust_domain: trust_domain.clone(),
             shared,
             lead,
         };
@@ -100,7 +103,7 @@ impl PolicyReports {
             if known.listed.len() < KINDS.len() {
                 return true;
             }
-            known.due(&self.root_namespace)
+            known.due(&self.root_namespace, &self.trust_domain)
         };
         let mut all = true;
         for (key, policy, version, judgement) in due {
@@ -250,10 +253,14 @@ impl Known {
     }
 
     /// Policies whose status does not say what it should.
-    fn due(&self, root_namespace: &str) -> Vec<(Key, Policy, usize, Judgement)> {
+    fn due(
+        &self,
+        root_namespace: &str,
+        trust_domain: &TrustDomain,
+    ) -> Vec<(Key, Policy, usize, Judgement)> {
         let now = Timestamp::now();
         let mut due = Vec::new();
-        for (key, judgement) in judge(&self.policies, root_namespace) {
+        for (key, judgement) in judge(&self.policies, root_namespace, trust_domain) {
             let policy = self.policies.get(&key);
             let policy = policy.filter(|policy| policy.conditions_with(&judgement, now).is_some());
             let version = self.listed.get(&key.kind).copied().unwrap_or_default();

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use sluice_policy::{Compiled, Finding, ObjectKind, PolicyObject, PolicySet, ReadError, Severity};
+use sluice_policy::{
+    Compiled, Finding, ObjectKind, PolicyObject, PolicySet, ReadError, Severity, foreign_principals,
+};
+use sluice_spiffe::TrustDomain;
 
 /// The type of our condition.
 pub(crate) const CONDITION: &str = "sluice.dev/Accepted";
@@ -117,10 +120,12 @@ fn seconds(at: Timestamp) -> String {
 pub(crate) fn judge(
     policies: &BTreeMap<Key, Policy>,
     root_namespace: &str,
+    trust_domain: &TrustDomain,
 ) -> BTreeMap<Key, Judgement> {
     let readable = policies.values().filter_map(|policy| policy.read.as_ref().ok());
     let objects: Vec<PolicyObject> = readable.flatten().cloned().collect();
-    let Compiled { findings, .. } = PolicySet::compile(&objects, &[], root_namespace);
+    let Compiled { mut findings, .. } = PolicySet::compile(&objects, &[], root_namespace);
+    findings.extend(foreign_principals(&objects, trust_domain));
     let mut by_object: BTreeMap<Key, Vec<Finding>> = BTreeMap::new();
     for finding in findings {
         let sluice_policy::ObjectId { kind, namespace, name } = finding.object.clone();

@@ -1,6 +1,6 @@
 //! What the agent says of itself, on its own pod.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
@@ -8,13 +8,14 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use crate::client::{ApiFault, within};
 
 /// The condition that is a readiness gate of the agent's pod: a health check over the node's network might be
 /// answered by the agent that is about to be replaced.
 const SERVING: &str = "sluice.dev/Serving";
-/// The annotation that says that nothing of the mesh is left on the pod's node.
+/// The annotation that says since when nothing of the mesh is left on the pod's node.
 pub(crate) const LEFT: &str = "sluice.dev/left";
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -23,23 +24,33 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub struct OwnPod {
     api: Api<Pod>,
     name: String,
+    /// Whether nothing of the mesh is left; held while something is being said, so that it is said in order.
+    left: Arc<Mutex<bool>>,
 }
 
 impl OwnPod {
     pub(crate) fn new(client: &Client, namespace: &str, name: &str) -> Self {
-        Self { api: Api::namespaced(client.clone(), namespace), name: name.to_owned() }
+        let api = Api::namespaced(client.clone(), namespace);
+        Self { api, name: name.to_owned(), left: Arc::default() }
     }
 
-    /// Says that this agent serves the node's pods now; until the API server has taken it.
+    /// Says that this agent serves the node's pods now; until the API server has taken it. What an agent in this pod
+    /// said at an uninstallation that was called off is true no more.
     pub async fn serves(&self) {
+        let has_left = self.left.lock().await;
         let now = Timestamp::now().to_string();
         let condition = json!({ "type": SERVING, "status": "True", "lastTransitionTime": now });
-        self.patch(&json!({ "status": { "conditions": [condition] } })).await;
+        let annotations = if *has_left { json!({}) } else { json!({ LEFT: null }) };
+        let metadata = json!({ "annotations": annotations });
+        self.patch(&json!({ "metadata": metadata, "status": { "conditions": [condition] } })).await;
     }
 
     /// Says that nothing of the mesh is left on the node; until the API server has taken it.
     pub async fn has_left(&self) {
-        self.patch(&json!({ "metadata": { "annotations": { LEFT: "true" } } })).await;
+        let mut has_left = self.left.lock().await;
+        *has_left = true;
+        let now = Timestamp::now().to_string();
+        self.patch(&json!({ "metadata": { "annotations": { LEFT: now } } })).await;
     }
 
     async fn patch(&self, patch: &Value) {

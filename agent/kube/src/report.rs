@@ -1,4 +1,7 @@
 //! Tells owners of pods what became of them: the annotation that Istio's tools read, and events.
+//!
+//! Where Istio's own node agent serves other namespaces of the cluster, its pods carry the same annotation. It is ours
+//! to take away only where our mark is beside it.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +16,11 @@ use kube::{
     core::Status,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use sluice_cluster::PodRecord;
+use serde_json::{Value, json};
+use sluice_cluster::{
+    Marks, PodRecord,
+    object::{CAPTURED, REDIRECTION},
+};
 use sluice_mesh::WorkloadUid;
 use tokio::sync::watch;
 
@@ -22,8 +29,6 @@ use crate::{
     hub::Hub,
 };
 
-/// Istio's annotation of captured pods.
-pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Shortest time between two writes to the API server.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// How often everything is looked at again, and what failed is tried again.
@@ -111,8 +116,8 @@ impl Teller {
             let uid = WorkloadUid(Arc::clone(&pod.uid));
             let capture = reported.get(&uid);
             let is_captured = capture == Some(&Capture::Captured);
-            if is_captured != pod.annotated {
-                annotated = self.annotate(&pod, is_captured).await.and(annotated);
+            if let Some(annotations) = annotations(&pod, is_captured) {
+                annotated = self.annotate(&pod, &annotations).await.and(annotated);
                 tokio::time::sleep(INTERVAL).await;
             }
             match capture {
@@ -134,16 +139,13 @@ impl Teller {
 
     /// Through the status subresource, which cannot change what the pod runs; the UID keeps the patch
     /// from a namesake that came after.
-    async fn annotate(&self, pod: &PodRecord, is_captured: bool) -> Result<(), String> {
-        let value = is_captured.then_some("enabled");
-        let patch = serde_json::json!({
-            "metadata": { "uid": &*pod.uid, "annotations": { REDIRECTION: value } },
-        });
+    async fn annotate(&self, pod: &PodRecord, annotations: &Value) -> Result<(), String> {
+        let patch = json!({ "metadata": { "uid": &*pod.uid, "annotations": annotations } });
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let started = Instant::now();
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
         let written = within(api.patch_status(&pod.name, &parameters, &patch)).await;
-        tracing::debug!(pod = %pod.uid, is_captured, took = ?started.elapsed(), "annotated");
+        tracing::debug!(pod = %pod.uid, %annotations, took = ?started.elapsed(), "annotated");
         match written {
             Ok(_) => Ok(()),
             // Gone, or another by the name: the watch will say so.
@@ -193,9 +195,56 @@ impl Teller {
     }
 }
 
+/// The change of a pod's annotations that is due.
+fn annotations(pod: &PodRecord, is_captured: bool) -> Option<Value> {
+    let Marks { istios, ours } = pod.marks;
+    if is_captured {
+        let is_due = !(istios && ours);
+        is_due.then(|| json!({ REDIRECTION: "enabled", CAPTURED: "true" }))
+    } else {
+        ours.then(|| json!({ REDIRECTION: null, CAPTURED: null }))
+    }
+}
+
 /// Whether nothing can be written because the namespace has gone, or is about to: its pods are too.
 fn says_namespace_goes(status: &Status) -> bool {
     let Some(details) = &status.details else { return false };
     status.code == 404 && details.kind == "namespaces"
         || details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(istios: bool, ours: bool) -> PodRecord {
+        PodRecord {
+            uid: "u".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            account: "web".into(),
+            node: "n1".into(),
+            standing: None,
+            marks: Marks { istios, ours },
+        }
+    }
+
+    #[test]
+    fn what_istio_has_annotated_is_left_to_istio() {
+        assert_eq!(annotations(&pod(true, false), false), None);
+        assert_eq!(annotations(&pod(false, false), false), None);
+        let none = json!({ "ambient.istio.io/redirection": null, "sluice.dev/captured": null });
+        assert_eq!(annotations(&pod(true, true), false), Some(none.clone()));
+        assert_eq!(annotations(&pod(false, true), false), Some(none));
+    }
+
+    #[test]
+    fn a_captured_pod_has_both_annotations_also_where_an_older_agent_wrote_one() {
+        let both =
+            json!({ "ambient.istio.io/redirection": "enabled", "sluice.dev/captured": "true" });
+        for (istios, ours) in [(false, false), (true, false), (false, true)] {
+            assert_eq!(annotations(&pod(istios, ours), true), Some(both.clone()));
+        }
+        assert_eq!(annotations(&pod(true, true), true), None);
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! First it is made sure that every node has an agent that can let go of its pods; only then is the mark set
 //! that the agents follow (see [`crate::leaving`]). Each of them says on its own pod when nothing of the mesh is
-//! left on its node.
+//! left on its node. What one had said before the mark was set is of an uninstallation that was called off, and does
+//! not count.
 
 use std::{
     collections::BTreeMap,
@@ -14,18 +15,17 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
-use sluice_cluster::object;
+use sluice_cluster::object::{self, CAPTURED};
 
 use crate::{
     ApiServer,
     client::{ApiFault, within},
     leaving::MARK,
     own_pod::LEFT,
-    report::REDIRECTION,
     resource,
     watched::Watched,
 };
@@ -80,9 +80,12 @@ struct Node {
     agents: Vec<String>,
     /// Whether one of them is ready.
     ready: bool,
-    /// Whether one of them has said that nothing is left.
+    /// Whether one of them has said that nothing is left, since the mark was set.
     left: bool,
 }
+
+/// What agents have said of when they left, by their pods.
+type Said = BTreeMap<String, String>;
 
 /// What there is to wait for.
 #[derive(Debug, Default)]
@@ -92,6 +95,9 @@ struct State {
     wanted: usize,
     /// Captured pods, by node.
     captured: BTreeMap<String, Vec<String>>,
+    /// Whether the mark was set already.
+    is_marked: bool,
+    said: Said,
 }
 
 // === impl Uninstallation ===
@@ -113,22 +119,25 @@ impl Uninstallation {
         mut say: impl FnMut(&str),
     ) -> Result<(), UninstallError> {
         let started = Instant::now();
-        loop {
-            let Some(state) = self.look().await? else {
+        let before = loop {
+            let Some(state) = self.look(&Said::new()).await? else {
                 say("there is no agent: nothing to take out of the mesh");
                 return Ok(());
             };
-            let Some(complaint) = state.unready() else { break };
+            let Some(complaint) = state.unready() else {
+                // A run that goes on with an earlier one's work counts what came of that.
+                break if state.is_marked { Said::new() } else { state.said };
+            };
             if started.elapsed() >= READINESS {
                 return Err(UninstallError::NotReady(complaint));
             }
             tokio::time::sleep(PAUSE).await;
-        }
+        };
         self.mark().await?;
         say("marked: the agents let go of their pods");
         loop {
             // Gone meanwhile: somebody deleted it by hand, and nothing can be confirmed any more.
-            let state = self.look().await?.unwrap_or_default();
+            let state = self.look(&before).await?.unwrap_or_default();
             let Some(left) = state.not_left() else {
                 say(&format!("nothing of the mesh is left on {} nodes", state.nodes.len()));
                 return Ok(());
@@ -141,12 +150,14 @@ impl Uninstallation {
         }
     }
 
-    async fn look(&self) -> Result<Option<State>, ApiFault> {
+    /// The state without what the agents had said `before`.
+    async fn look(&self, before: &Said) -> Result<Option<State>, ApiFault> {
         let sets: Api<DaemonSet> = Api::namespaced(self.client.clone(), &self.namespace);
         let refused = |error| ApiFault::new("reading the agents' daemonset", "get on it", &error);
         let Some(set) = within(sets.get_opt(&self.daemon_set)).await.map_err(refused)? else {
             return Ok(None);
         };
+        let is_marked = set.annotations().contains_key(MARK);
         let selector = set.spec.and_then(|spec| spec.selector.match_labels).unwrap_or_default();
         let wanted = set.status.map_or(0, |status| status.desired_number_scheduled);
         let selector: Vec<_> =
@@ -154,9 +165,10 @@ impl Uninstallation {
         let agents: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let list = ListParams::default().labels(&selector.join(","));
         let refused = |error| ApiFault::new("listing the agents", "list on pods", &error);
-        let mut state = State { wanted: usize::try_from(wanted).unwrap_or(0), ..State::default() };
+        let wanted = usize::try_from(wanted).unwrap_or(0);
+        let mut state = State { wanted, is_marked, ..State::default() };
         for agent in within(agents.list(&list)).await.map_err(refused)? {
-            state.count(&agent);
+            state.count(&agent, before);
         }
         state.captured = self.captured().await?;
         Ok(Some(state))
@@ -171,7 +183,7 @@ impl Uninstallation {
             let refused = |error| ApiFault::new("listing captured pods", "list on pods", &error);
             let page = within(pods.list(&list)).await.map_err(refused)?;
             for Watched { object: pod, .. } in page.items {
-                if pod.metadata.annotations.contains_key(REDIRECTION) {
+                if pod.metadata.annotations.contains_key(CAPTURED) {
                     let name = format!("{}/{}", pod.metadata.namespace, pod.metadata.name);
                     captured.entry(pod.spec.node_name.unwrap_or_default()).or_default().push(name);
                 }
@@ -197,7 +209,7 @@ impl Uninstallation {
 // === impl State ===
 
 impl State {
-    fn count(&mut self, agent: &Pod) {
+    fn count(&mut self, agent: &Pod, before: &Said) {
         let node = agent.spec.as_ref().and_then(|spec| spec.node_name.clone());
         // One that waits to be scheduled is nobody's agent yet.
         let Some(node) = node else { return };
@@ -206,10 +218,12 @@ impl State {
         let is_ready = conditions
             .into_iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True");
-        let annotations = agent.metadata.annotations.as_ref();
-        node.agents.extend(agent.metadata.name.clone());
+        let name = agent.name_any();
+        let said = agent.annotations().get(LEFT);
         node.ready |= is_ready && agent.metadata.deletion_timestamp.is_none();
-        node.left |= annotations.is_some_and(|annotations| annotations.contains_key(LEFT));
+        node.left |= said.is_some() && said != before.get(&name);
+        node.agents.push(name.clone());
+        self.said.extend(said.map(|said| (name, said.clone())));
     }
 
     /// What keeps the pods from being let go of.
@@ -264,7 +278,7 @@ mod tests {
 
     fn state(nodes: [(&str, Node); 2]) -> State {
         let nodes = nodes.map(|(name, node)| (name.to_owned(), node)).into();
-        State { nodes, wanted: 2, captured: BTreeMap::new() }
+        State { nodes, wanted: 2, ..State::default() }
     }
 
     #[test]
@@ -300,5 +314,30 @@ mod tests {
         let said = state.not_left().unwrap();
         assert!(said.contains("web-19 and 10 more") && !said.contains("web-20"), "{said}");
         assert!(State::default().not_left().is_some(), "nobody confirms nothing");
+    }
+
+    #[test]
+    fn what_an_agent_said_at_an_uninstallation_that_was_called_off_does_not_count() {
+        let agent = |left: Option<&str>| {
+            let annotations = left.map(|left| json!({ "sluice.dev/left": left }));
+            let metadata = json!({ "name": "agent", "annotations": annotations });
+            let spec = json!({ "nodeName": "n1", "containers": [] });
+            serde_json::from_value(json!({ "metadata": metadata, "spec": spec }))
+        };
+        let look = |left, before: &Said| {
+            let mut state = State { wanted: 1, ..State::default() };
+            state.count(&agent(left).unwrap(), before);
+            state
+        };
+        let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let before = look(Some(old), &Said::new()).said;
+        assert!(look(Some(old), &before).not_left().is_some());
+        assert!(look(None, &before).not_left().is_some());
+        assert_eq!(look(Some(new), &before).not_left(), None);
+        assert_eq!(
+            look(Some(old), &Said::new()).not_left(),
+            None,
+            "of an earlier run that goes on"
+        );
     }
 }

@@ -29,7 +29,8 @@ pub enum Lack {
     OnNode,
 }
 
-/// Chooses among the endpoints that `usable` admits. `turn` spreads connections evenly; a sticky service
+/// Chooses among the endpoints that `usable` admits: ready ones, or while there is none, those that still
+/// serve. `turn` spreads connections evenly; a sticky service
 /// goes by the client's address instead.
 pub(crate) fn choose<'a>(
     service: &Service,
@@ -45,42 +46,47 @@ pub(crate) fn choose<'a>(
     }
     let Routing { prefer, node_only, sticky } = service.routing;
     let fits = |endpoint: &&Endpoint| {
-        endpoint.ready
+        (endpoint.ready || endpoint.serving)
             && endpoint.address.is_ipv6() == target.is_ipv6()
             && endpoint.target_port(port).is_some()
             && usable(endpoint)
     };
-    let mut ready: Vec<&Endpoint> = endpoints.iter().filter(fits).collect();
-    if ready.is_empty() {
+    let mut able: Vec<&Endpoint> = endpoints.iter().filter(fits).collect();
+    if able.is_empty() {
         return Err(Lack::Ready);
     }
     let on_node = |endpoint: &&Endpoint| endpoint.node.as_deref() == Some(client.node);
     let in_zone =
         |endpoint: &&Endpoint| client.zone.is_some() && endpoint.zone.as_deref() == client.zone;
     if node_only {
-        ready.retain(on_node);
-    } else {
+        able.retain(on_node);
+    }
+    // Only now, as kube-proxy does: that one is ready elsewhere is no help to a node that must do without.
+    if able.iter().any(|endpoint| endpoint.ready) {
+        able.retain(|endpoint| endpoint.ready);
+    }
+    if !node_only {
         let near = match prefer {
             Prefer::Any => None,
-            Prefer::SameZone => narrowed(&ready, in_zone),
-            Prefer::SameNode => narrowed(&ready, on_node).or_else(|| narrowed(&ready, in_zone)),
+            Prefer::SameZone => narrowed(&able, in_zone),
+            Prefer::SameNode => narrowed(&able, on_node).or_else(|| narrowed(&able, in_zone)),
         };
-        ready = near.unwrap_or(ready);
+        able = near.unwrap_or(able);
     }
     let chosen = if sticky {
-        ready.into_iter().max_by_key(|endpoint| weight(client.address, endpoint.address))
+        able.into_iter().max_by_key(|endpoint| weight(client.address, endpoint.address))
     } else {
-        turn.checked_rem(ready.len()).and_then(|index| ready.get(index).copied())
+        turn.checked_rem(able.len()).and_then(|index| able.get(index).copied())
     };
     chosen.ok_or(Lack::OnNode)
 }
 
 /// The near ones, unless there is none.
 fn narrowed<'a>(
-    ready: &[&'a Endpoint],
+    able: &[&'a Endpoint],
     near: impl Fn(&&Endpoint) -> bool,
 ) -> Option<Vec<&'a Endpoint>> {
-    let near: Vec<_> = ready.iter().copied().filter(near).collect();
+    let near: Vec<_> = able.iter().copied().filter(near).collect();
     (!near.is_empty()).then_some(near)
 }
 

@@ -1,6 +1,10 @@
 //! Services: virtual addresses in front of endpoints.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +17,11 @@ pub struct Service {
     pub name: String,
     /// Its namespace.
     pub namespace: String,
-    /// Virtual addresses, at most one of each family in Kubernetes.
+    /// Virtual addresses, at most one of each family in Kubernetes: the service's own on every port.
     pub addresses: Vec<IpAddr>,
+    /// Where load balancers offer it. Their addresses are the service's on these ports only: on others
+    /// there may be other services, or whatever a node offers that lends its address.
+    pub balanced: Vec<SocketAddr>,
     /// Ports that it offers.
     pub ports: Vec<ServicePort>,
     /// What stands behind it.
@@ -59,6 +66,9 @@ pub struct Endpoint {
     pub zone: Option<Arc<str>>,
     /// Whether clients may be sent to it.
     pub ready: bool,
+    /// Whether it still answers while it is not ready, as one that terminates does: clients are sent to
+    /// it when none is ready.
+    pub serving: bool,
     /// Where each port that the service offers leads at this endpoint; a port that is not here is not
     /// offered by it.
     pub ports: Arc<[ServicePort]>,
@@ -93,6 +103,12 @@ impl Service {
     /// Where `port` leads; `None` when the service does not offer it.
     pub fn target_port(&self, port: u16) -> Option<u16> {
         self.ports.iter().find(|offered| offered.port == port).map(|offered| offered.target_port)
+    }
+
+    /// Where clients find `port`, on the service's own addresses and on load balancers'.
+    pub fn reached_at(&self, port: u16) -> impl Iterator<Item = SocketAddr> {
+        let own = self.addresses.iter().map(move |address| SocketAddr::new(*address, port));
+        own.chain(self.balanced.iter().copied().filter(move |balanced| balanced.port() == port))
     }
 }
 

@@ -68,6 +68,7 @@ pub struct Snapshot {
     by_uid: HashMap<WorkloadUid, Position>,
     services: Vec<Arc<Service>>,
     by_virtual_address: HashMap<IpAddr, Arc<IndexedService>>,
+    balanced: HashMap<SocketAddr, Arc<IndexedService>>,
     policies: PolicySet,
     disputed: HashMap<IpAddr, Arc<str>>,
     direct: HashSet<SocketAddr>,
@@ -133,6 +134,7 @@ impl Snapshot {
             by_uid: HashMap::new(),
             services: Vec::new(),
             by_virtual_address: HashMap::new(),
+            balanced: HashMap::new(),
             policies: PolicySet::default(),
             disputed: HashMap::new(),
             direct: HashSet::new(),
@@ -163,15 +165,23 @@ impl Snapshot {
 
     fn add_service(&mut self, service: Arc<Service>) -> Result<(), BuildError> {
         let indexed = Arc::new(self.indexed(Arc::clone(&service)));
+        let clash = |address| BuildError::ServiceClash {
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+            address,
+        };
         for address in &service.addresses {
-            let clash = self.by_address.contains_key(address)
-                || self.by_virtual_address.insert(*address, Arc::clone(&indexed)).is_some();
-            if clash {
-                return Err(BuildError::ServiceClash {
-                    namespace: service.namespace.clone(),
-                    name: service.name.clone(),
-                    address: *address,
-                });
+            if self.by_address.contains_key(address)
+                || self.by_virtual_address.insert(*address, Arc::clone(&indexed)).is_some()
+            {
+                return Err(clash(*address));
+            }
+        }
+        for balanced in &service.balanced {
+            if self.by_address.contains_key(&balanced.ip())
+                || self.balanced.insert(*balanced, Arc::clone(&indexed)).is_some()
+            {
+                return Err(clash(balanced.ip()));
             }
         }
         self.services.push(service);
@@ -204,6 +214,7 @@ impl Snapshot {
             node: Some(workload.node.as_str().into()),
             zone: workload.zone.as_deref().map(Into::into),
             ready: workload.ready,
+            serving: workload.ready,
             ports: Arc::clone(&ports),
         };
         self.members
@@ -265,9 +276,13 @@ impl Snapshot {
         self.members.get(*self.by_uid.get(uid)?)
     }
 
-    /// The service with this virtual address.
-    pub fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
-        self.by_virtual_address.get(&address).map(|indexed| &indexed.service)
+    /// The service that has `target`: as one of its own addresses, or from a load balancer.
+    pub fn service_at(&self, target: SocketAddr) -> Option<&Arc<Service>> {
+        self.indexed_at(target).map(|indexed| &indexed.service)
+    }
+
+    fn indexed_at(&self, target: SocketAddr) -> Option<&Arc<IndexedService>> {
+        self.by_virtual_address.get(&target.ip()).or_else(|| self.balanced.get(&target))
     }
 
     /// Where a connection of `client` to `target` goes. `turn` chooses among a service's endpoints:
@@ -279,7 +294,7 @@ impl Snapshot {
         if let Some(member) = self.member_at(target.ip()) {
             return Destination::Member(Arc::clone(member), target);
         }
-        let Some(indexed) = self.by_virtual_address.get(&target.ip()) else {
+        let Some(indexed) = self.indexed_at(target) else {
             return Destination::Unknown;
         };
         let service = &indexed.service;
@@ -313,13 +328,19 @@ impl Snapshot {
     }
 
     /// Addresses to which an enrolled pod may speak only through the mesh: those of every enrolled pod,
-    /// of every service that has one among its endpoints, and those whose owner is disputed.
+    /// of every service that has one among its endpoints, load balancers' included, and those whose owner is
+    /// disputed.
     pub fn protected_addresses(&self) -> impl Iterator<Item = IpAddr> {
         let pods = self.members.iter().filter(|member| member.workload.in_mesh);
         let services = self.by_virtual_address.iter().filter(|(_, indexed)| indexed.in_mesh);
+        // The hooks know addresses without ports: what else is at a load balancer's comes here too, and is
+        // passed through.
+        let balanced = self.balanced.iter().filter(|(_, indexed)| indexed.in_mesh);
+        let balanced: HashSet<_> = balanced.map(|(balanced, _)| balanced.ip()).collect();
         pods.flat_map(|member| member.workload.addresses.iter().copied())
             .chain(services.map(|(address, _)| *address))
             .chain(self.disputed.keys().copied())
+            .chain(balanced)
     }
 
     /// Destinations, address and port, that clients reach without the mesh although their addresses are
@@ -350,18 +371,14 @@ impl Snapshot {
                 .filter(behind)
                 .flat_map(|endpoint| endpoint.ports.iter())
                 .any(|port| {
-                    let target = |address| SocketAddr::new(address, port.port);
+                    let mut targets = indexed.service.reached_at(port.port);
                     port.target_port == local.port()
-                        && indexed
-                            .service
-                            .addresses
-                            .iter()
-                            .any(|address| bypass.leaves_outbound(target(*address)))
+                        && targets.any(|target| bypass.leaves_outbound(target))
                 })
         };
+        let mut services = self.by_virtual_address.values().chain(self.balanced.values());
         !bypass.is_empty()
-            && (bypass.leaves_outbound(local)
-                || self.by_virtual_address.values().any(|indexed| through(indexed)))
+            && (bypass.leaves_outbound(local) || services.any(|indexed| through(indexed)))
     }
 }
 

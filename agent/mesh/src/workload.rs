@@ -24,6 +24,8 @@ pub struct WorkloadUid(pub Arc<str>);
 pub struct Workload {
     /// Unique over time, also when an address is used again.
     pub uid: WorkloadUid,
+    /// The UID by which its node knows it, if that is another one: Kubernetes' static pods.
+    pub static_uid: Option<Arc<str>>,
     /// Pod name.
     pub name: String,
     /// Namespace and service account: what its certificate says.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use sluice_spiffe::TrustDomain;
+
 use crate::{ObjectId, Place};
 
 /// How much a finding should worry its reader.
@@ -56,6 +58,17 @@ pub enum Meaning {
          principal"
     )]
     ExclusionMatchesPlaintext,
+    /// A principal of Istio's default trust domain in a mesh of another.
+    #[error(
+        "{principal:?} is of the trust domain cluster.local, which Istio takes for the mesh's own and this mesh does \
+         not, so no pod of it matches: write {trust_domain} there"
+    )]
+    ForeignPrincipal {
+        /// As it is written, without a `*` at its end.
+        principal: String,
+        /// The mesh's own trust domain.
+        trust_domain: TrustDomain,
+    },
     /// A list that is there but empty.
     #[error("an empty list sets no condition, as in Istio: remove it, or list a value")]
     EmptyList,

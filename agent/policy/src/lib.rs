@@ -23,6 +23,7 @@
 mod compile;
 mod decide;
 mod finding;
+mod foreign;
 mod matching;
 mod mtls;
 mod object;
@@ -31,6 +32,7 @@ mod read;
 pub use compile::{Compiled, PolicySet, Withheld};
 pub use decide::{Connection, DenyReason, Verdict, WorkloadPolicy};
 pub use finding::{Finding, Meaning, Severity};
+pub use foreign::foreign_principals;
 pub use mtls::MtlsMode;
 pub use object::{ObjectId, ObjectKind, PolicyObject};
 pub use read::{Coverage, Place, Problem, ReadError, coverage, read};

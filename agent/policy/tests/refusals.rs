@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use sluice_policy::{Coverage, Finding, Meaning, PolicySet, Severity, coverage, read};
+use sluice_policy::{
+    Coverage, Finding, Meaning, PolicySet, Severity, coverage, foreign_principals, read,
+};
 
 const HEAD: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
                     metadata: {name: a, namespace: shop}\n";
@@ -302,4 +304,29 @@ fn the_outline_of_a_faulty_text_tells_what_it_could_cover() {
     );
     assert_eq!(coverage("kind: AuthorizationPolicy\nmetadata: {name: a}\n"), Coverage::Mesh);
     assert_eq!(coverage(&format!("{HEAD}---\n- broken: [\n")), Coverage::Mesh);
+}
+
+#[test]
+fn principals_of_istios_default_trust_domain_are_named_in_another() {
+    let text = format!(
+        "{HEAD}spec: {{action: DENY, rules: [{{from: [{{source: {{principals: [cluster.local/ns/a/sa/b, 'cluster.local/*', \
+         'cluster.local*', '*/ns/a/sa/b', example.org/ns/a/sa/b, other.org/ns/a/sa/b]}}}}]}}, {{when: [{{key: \
+         source.principal, notValues: [cluster.local/ns/c/sa/d, cluster.local/ns/a/sa/b]}}]}}]}}"
+    );
+    let objects = read("p.yaml", &text).unwrap();
+    let named = |domain: &str| {
+        let findings = foreign_principals(&objects, &domain.parse().unwrap()).into_iter();
+        findings.map(|finding| finding.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(named("cluster.local"), [""; 0]);
+    let said = named("example.org");
+    let expected =
+        ["cluster.local/", "cluster.local/ns/a/sa/b", "cluster.local/ns/c/sa/d"].map(|principal| {
+            format!(
+                "p.yaml:2: AuthorizationPolicy shop/a: spec.rules: {principal:?} is of the trust domain cluster.local, \
+                 which Istio takes for the mesh's own and this mesh does not, so no pod of it matches: write example.org \
+                 there"
+            )
+        });
+    assert_eq!(said, expected);
 }

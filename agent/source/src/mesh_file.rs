@@ -175,6 +175,7 @@ impl Checker<'_> {
         let namespace_labels = namespaces.get(&account.namespace).unwrap_or(&none);
         Ok(Workload {
             uid: WorkloadUid(uid.into()),
+            static_uid: None,
             name: pod.name.value,
             in_mesh: enrolment(namespace_labels, &labels) == Enrolment::Enrolled,
             account,

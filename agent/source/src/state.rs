@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use sluice_mesh::{Snapshot, SnapshotBuilder};
-use sluice_policy::{Compiled, Finding, PolicyObject, PolicySet};
+use sluice_policy::{Compiled, Finding, PolicyObject, PolicySet, foreign_principals};
 use sluice_spiffe::TrustDomain;
 
 use crate::{
@@ -85,8 +85,9 @@ impl State {
             changed |= swept.changed;
         }
         let objects = self.policies.objects();
-        let Compiled { set, findings } =
+        let Compiled { set, mut findings } =
             PolicySet::compile(&objects, self.policies.withheld(), ROOT_NAMESPACE);
+        findings.extend(foreign_principals(&objects, &self.trust_domain));
         let mut snapshot = None;
         match self.read_mesh(contents.mesh, &set) {
             Ok(new) => {

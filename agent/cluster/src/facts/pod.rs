@@ -6,11 +6,18 @@ use serde::{Deserialize, Serialize};
 use sluice_mesh::{Bypass, Labels};
 
 use super::Complaint;
-use crate::{annotation, intern::Interner, object::Pod, probe};
+use crate::{
+    annotation,
+    intern::Interner,
+    object::{CAPTURED, Pod, REDIRECTION, SIDECAR},
+    probe,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PodFacts {
     pub(crate) uid: Arc<str>,
+    /// The UID by which its node knows it, if that is another one.
+    pub(crate) static_uid: Option<Arc<str>>,
     pub(crate) namespace: Arc<str>,
     pub(crate) name: Arc<str>,
     pub(crate) account: Arc<str>,
@@ -25,8 +32,10 @@ pub(crate) struct PodFacts {
     pub(crate) stage: Stage,
     pub(crate) probe_ports: BTreeSet<u16>,
     pub(crate) bypass: Bypass,
-    /// Whether the pod says itself that it is captured.
-    pub(crate) annotated: bool,
+    #[serde(default)]
+    pub(crate) has_sidecar: bool,
+    #[serde(default)]
+    pub(crate) marks: Marks,
     pub(crate) complaints: Vec<Complaint>,
 }
 
@@ -38,8 +47,14 @@ pub(crate) struct Stage {
     pub(crate) ready: bool,
 }
 
-/// What Istio's ambient mode writes on a pod that it has captured, and its tools look for.
-pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Which annotations a pod carries that say that it is captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// Istio's ([`REDIRECTION`]), which its own node agent writes as well.
+    pub istios: bool,
+    /// Ours ([`CAPTURED`]).
+    pub ours: bool,
+}
 
 // === impl PodFacts ===
 
@@ -66,6 +81,7 @@ impl PodFacts {
         };
         Some(Self {
             uid: metadata.uid.as_str().into(),
+            static_uid: pod.static_uid().map(Into::into),
             namespace: names.text(&metadata.namespace),
             name: metadata.name.as_str().into(),
             account: names.text(spec.service_account_name.as_deref().unwrap_or("default")),
@@ -81,7 +97,11 @@ impl PodFacts {
             },
             probe_ports: probe::ports(spec, &mut complaints),
             bypass: annotation::bypass(&metadata.annotations, &mut complaints),
-            annotated: metadata.annotations.get(REDIRECTION).is_some_and(|on| on == "enabled"),
+            has_sidecar: metadata.annotations.contains_key(SIDECAR),
+            marks: Marks {
+                istios: metadata.annotations.get(REDIRECTION).is_some_and(|on| on == "enabled"),
+                ours: metadata.annotations.contains_key(CAPTURED),
+            },
             complaints,
         })
     }

@@ -19,6 +19,9 @@ pub(crate) struct ServiceFacts {
     pub(crate) name: Name,
     /// Empty for a headless service.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Of load balancers.
+    #[serde(default)]
+    pub(crate) balanced: Vec<IpAddr>,
     pub(crate) ports: Vec<PortFacts>,
     pub(crate) has_selector: bool,
     pub(crate) routing: Routing,
@@ -62,19 +65,14 @@ impl ServiceFacts {
             return None;
         }
         let spec = &service.spec;
-        let mut addresses = Vec::new();
-        for address in virtual_addresses(service) {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
         let ports = ports.iter().filter(|port| is_tcp(port.protocol.as_deref()) && port.port != 0);
         Some(Self {
             name: Name {
                 namespace: names.text(&service.metadata.namespace),
                 name: names.text(&service.metadata.name),
             },
-            addresses,
+            addresses: parsed(&spec.cluster_ips),
+            balanced: balanced(service),
             ports: ports
                 .map(|port| PortFacts { name: names.text(&port.name), number: port.port })
                 .collect(),
@@ -98,17 +96,25 @@ fn routing(spec: &ServiceSpec) -> Routing {
     }
 }
 
-/// Cluster addresses, and those of a load balancer that nodes short-cut. Not `externalIPs`: whoever may
-/// create a service could claim anybody's address by them.
-fn virtual_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
+/// A load balancer's addresses, where nodes short-cut them. Not `externalIPs`: whoever may create a
+/// service could claim anybody's address by them.
+fn balanced(service: &Service) -> Vec<IpAddr> {
     let ingress = service.status.load_balancer.ingress.iter();
-    let balanced = ingress
-        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .filter_map(|ingress| ingress.ip.as_ref());
-    let all = service.spec.cluster_ips.iter().chain(balanced);
-    all.filter_map(|text| text.parse().ok())
-        .map(|address: IpAddr| address.to_canonical())
-        .filter(is_unicast)
+    let short_cut = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
+    parsed(short_cut.filter_map(|ingress| ingress.ip.as_ref()))
+}
+
+/// What may be a destination among `texts`, each once.
+fn parsed<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for text in texts {
+        let Ok(address) = text.parse::<IpAddr>() else { continue };
+        let address = address.to_canonical();
+        if is_unicast(&address) && !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
 }
 
 // === impl SliceFacts ===

@@ -6,6 +6,15 @@ use serde::Deserialize;
 
 use super::{Meta, or_default};
 
+/// Istio's annotation of captured pods, which its tools look for.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Ours beside it, on pods that we have captured: Istio's own node agent annotates those that it has.
+pub const CAPTURED: &str = "sluice.dev/captured";
+/// What Istio's injector writes on a pod that it gives a sidecar.
+pub(crate) const SIDECAR: &str = "sidecar.istio.io/status";
+/// What the kubelet writes on the mirror of a static pod; the API server lets nobody change it afterwards.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// A pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Pod {
@@ -158,4 +167,14 @@ pub struct Condition {
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     pub status: String,
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// The UID of a static pod, of which this is the mirror: the kubelet and the runtime know only that one, and the
+    /// API server has given the mirror another.
+    pub fn static_uid(&self) -> Option<&str> {
+        self.metadata.annotations.get(MIRROR).map(String::as_str)
+    }
 }

@@ -83,7 +83,7 @@ fn add(
         if !is_direct {
             continue;
         }
-        direct.extend(service.addresses.iter().map(|address| SocketAddr::new(*address, port)));
+        direct.extend(service.reached_at(port));
         if let Endpoints::Listed(endpoints) = &service.endpoints {
             direct.extend(endpoints.iter().filter_map(|endpoint| {
                 Some(SocketAddr::new(endpoint.address, endpoint.target_port(port)?))

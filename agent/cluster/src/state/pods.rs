@@ -14,13 +14,15 @@ use sluice_spiffe::WorkloadName;
 
 use self::claims::Claims;
 use super::{Announced, policies::Affected};
-use crate::{Finding, Meaning, ObjectName, Settings, Standing, facts::PodFacts};
+use crate::{
+    Finding, Meaning, ObjectName, Outside, Settings, Standing, annotation, facts::PodFacts, object,
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Pods {
     /// Boxed, since a table has room to spare.
     entries: HashMap<Arc<str>, Box<Entry>>,
-    announced: HashMap<Arc<str>, Announced>,
+    announced: HashMap<Arc<str>, Heard>,
     claims: Claims,
     /// Pods to be looked at anew.
     dirty: HashSet<Arc<str>>,
@@ -36,8 +38,16 @@ struct Entry {
     uid: WorkloadUid,
     /// What the mesh knows of it; `None` for a pod that is not of the mesh's kind, or has no address yet.
     member: Option<Arc<Member>>,
-    /// Why it can have no identity.
-    anonymous: Option<String>,
+    /// What is to be said of its part in the mesh, and of which field.
+    remark: Option<(String, Meaning)>,
+}
+
+/// What a plugin has said of a pod.
+#[derive(Debug)]
+struct Heard {
+    announced: Announced,
+    /// Addresses that the pod's node reported then.
+    reported: Vec<IpAddr>,
 }
 
 /// What a pod's place in the mesh depends on besides itself.
@@ -47,6 +57,16 @@ pub(crate) struct Known<'a> {
     /// Labels of a namespace.
     pub(crate) labels: &'a dyn Fn(&str) -> Option<&'a Labels>,
     pub(crate) policies: &'a PolicySet,
+}
+
+// === impl Known ===
+
+impl Known<'_> {
+    /// Where a pod stands; `None` while its namespace is not known.
+    fn standing(&self, facts: &PodFacts) -> Option<Standing> {
+        let labels = (self.labels)(&facts.namespace)?;
+        Some(Standing::of(facts, labels, self.settings))
+    }
 }
 
 // === impl Pods ===
@@ -62,7 +82,7 @@ impl Pods {
         } else {
             let shared = WorkloadUid(Arc::clone(&uid));
             self.of_host.extend(facts.host_network.then(|| Arc::clone(&uid)));
-            let entry = Entry { facts, uid: shared, member: None, anonymous: None };
+            let entry = Entry { facts, uid: shared, member: None, remark: None };
             self.entries.insert(Arc::clone(&uid), Box::new(entry));
         }
         self.claim(&uid);
@@ -86,13 +106,16 @@ impl Pods {
 
     pub(crate) fn announce(&mut self, announced: Announced) {
         let uid = Arc::clone(&announced.uid);
-        if self.announced.insert(Arc::clone(&uid), announced.clone()) != Some(announced) {
-            self.claim(&uid);
+        if self.announced.get(&uid).is_some_and(|heard| heard.announced == announced) {
+            return;
         }
+        let reported = self.facts(&uid).map(|facts| facts.addresses.clone()).unwrap_or_default();
+        self.announced.insert(Arc::clone(&uid), Heard { announced, reported });
+        self.claim(&uid);
     }
 
     pub(crate) fn withdraw(&mut self, uid: &str) {
-        if let Some(announced) = self.announced.remove(uid) {
+        if let Some(Heard { announced, .. }) = self.announced.remove(uid) {
             self.claim(&announced.uid);
         }
     }
@@ -105,11 +128,15 @@ impl Pods {
         self.dirty.extend(self.claims.set(uid, &addresses));
     }
 
-    /// Its node's word counts before the plugin's.
+    /// The plugin's word counts until the pod's node reports other addresses than before it: while a pod has no
+    /// sandbox, the kubelet goes on reporting those of its last one.
     fn addresses(&self, entry: &Entry) -> Vec<IpAddr> {
         let PodFacts { uid, addresses, host_network, .. } = &entry.facts;
+        let is_news = |reported: &Vec<_>| !addresses.is_empty() && addresses != reported;
         match self.announced.get(uid) {
-            Some(announced) if addresses.is_empty() && !host_network => announced.addresses.clone(),
+            Some(Heard { announced, reported }) if !host_network && !is_news(reported) => {
+                announced.addresses.clone()
+            }
             _ => addresses.clone(),
         }
     }
@@ -180,16 +207,16 @@ impl Pods {
                 continue;
             };
             let rebind = affected.covers(&entry.facts.namespace);
-            let (member, anonymous) = self.member(entry, known, rebind);
+            let (member, remark) = self.member(entry, known, rebind);
             let is_same = match (&entry.member, &member) {
                 (Some(old), Some(new)) => Arc::ptr_eq(old, new),
                 (None, None) => true,
                 _ => false,
             };
-            changed |= !is_same || entry.anonymous != anonymous;
+            changed |= !is_same || entry.remark != remark;
             if let Some(entry) = self.entries.get_mut(&uid) {
                 entry.member = member;
-                entry.anonymous = anonymous;
+                entry.remark = remark;
             }
         }
         let disputed = self.disputes(known);
@@ -204,11 +231,17 @@ impl Pods {
         entry: &Entry,
         known: &Known<'_>,
         rebind: bool,
-    ) -> (Option<Arc<Member>>, Option<String>) {
-        let workload = match self.workload(entry, known) {
+    ) -> (Option<Arc<Member>>, Option<(String, Meaning)>) {
+        let standing = known.standing(&entry.facts);
+        let remark = (standing == Some(Standing::Outside(Outside::Sidecar)))
+            .then(|| (annotation::field(object::SIDECAR), Meaning::Sidecar));
+        let workload = match standing.and_then(|standing| self.workload(entry, standing, known)) {
             Some(Ok(workload)) => workload,
-            Some(Err(error)) => return (None, Some(error)),
-            None => return (None, None),
+            Some(Err(error)) => {
+                let field = "spec.serviceAccountName".to_owned();
+                return (None, Some((field, Meaning::NoIdentity(error))));
+            }
+            None => return (None, remark),
         };
         let old = entry.member.as_ref().filter(|old| *old.workload == workload);
         let member = match old {
@@ -221,13 +254,16 @@ impl Pods {
                 Arc::new(Member { workload, policy })
             }
         };
-        (Some(member), None)
+        (Some(member), remark)
     }
 
-    fn workload(&self, entry: &Entry, known: &Known<'_>) -> Option<Result<Workload, String>> {
+    fn workload(
+        &self,
+        entry: &Entry,
+        standing: Standing,
+        known: &Known<'_>,
+    ) -> Option<Result<Workload, String>> {
         let facts = &entry.facts;
-        let labels = (known.labels)(&facts.namespace)?;
-        let standing = Standing::of(facts, labels, known.settings);
         let mut addresses = self.addresses(entry);
         if facts.host_network || facts.node.is_empty() || addresses.is_empty() {
             return None;
@@ -241,9 +277,10 @@ impl Pods {
             Ok(identity) => identity,
             Err(error) => return Some(Err(error.to_string())),
         };
-        let announced = self.announced.get(&facts.uid);
+        let heard = self.announced.get(&facts.uid);
         Some(Ok(Workload {
             uid: entry.uid.clone(),
+            static_uid: facts.static_uid.clone(),
             name: facts.name.to_string(),
             account,
             identity,
@@ -252,7 +289,7 @@ impl Pods {
             node: facts.node.to_string(),
             zone: known.zones.get(&facts.node).map(ToString::to_string),
             in_mesh: standing == Standing::Enrolled,
-            netns: announced.map(|announced| announced.netns.clone()),
+            netns: heard.map(|heard| heard.announced.netns.clone()),
             ready: facts.stage.ready,
             bypass: facts.bypass.clone(),
             probe_ports: facts.probe_ports.clone(),
@@ -262,15 +299,12 @@ impl Pods {
     pub(crate) fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         for entry in self.entries.values() {
-            let Entry { facts, anonymous, .. } = &**entry;
+            let Entry { facts, remark, .. } = &**entry;
             let complaints = facts
                 .complaints
                 .iter()
-                .map(|complaint| (complaint.field.as_str(), complaint.meaning.clone()));
-            let anonymous = anonymous
-                .iter()
-                .map(|reason| ("spec.serviceAccountName", Meaning::NoIdentity(reason.clone())));
-            for (field, meaning) in complaints.chain(anonymous) {
+                .map(|complaint| (complaint.field.clone(), complaint.meaning.clone()));
+            for (field, meaning) in complaints.chain(remark.clone()) {
                 findings.push(Finding::new(object_name(facts), field, meaning));
             }
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use sluice_policy::{Compiled, Coverage, PolicyObject, PolicySet, Withheld};
+use sluice_policy::{Compiled, Coverage, PolicyObject, PolicySet, Withheld, foreign_principals};
 
 use crate::{
     Finding, Meaning, ObjectName, Settings,
@@ -165,8 +165,9 @@ impl Policies {
                 coverage: Coverage::Namespaces([name.namespace.to_string()].into()),
             })
             .collect();
-        let Compiled { set, findings } =
+        let Compiled { set, mut findings } =
             PolicySet::compile(&objects, &withheld, &settings.root_namespace);
+        findings.extend(foreign_principals(&objects, &settings.trust_domain));
         self.set = set;
         self.remarks = findings;
         self.standings = self.entries.iter().map(|(key, entry)| entry.standing(key)).collect();

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -122,11 +123,9 @@ impl Services {
     ) -> Service {
         let slices = self.slices_of.get(&facts.name).into_iter().flatten();
         let mut endpoints = Vec::new();
-        let mut serving = Vec::new();
         for slice in slices.filter_map(|name| self.slices.get(name)) {
             let ports = names.ports(targets(facts, slice));
             for endpoint in &slice.endpoints {
-                serving.push(endpoint.serving);
                 let pod = endpoint.pod.as_ref().filter(|uid| !pods.is_host_pod(uid));
                 endpoints.push(Endpoint {
                     address: endpoint.address,
@@ -134,21 +133,21 @@ impl Services {
                     node: endpoint.node.clone(),
                     zone: endpoint.zone.clone(),
                     ready: endpoint.ready || facts.takes_unready,
+                    serving: endpoint.serving,
                     ports: Arc::clone(&ports),
                 });
             }
         }
-        // As kube-proxy does: while nothing is ready, what is terminating and still serves will do.
-        if !endpoints.iter().any(|endpoint| endpoint.ready) {
-            for (endpoint, serves) in endpoints.iter_mut().zip(serving) {
-                endpoint.ready = serves;
-            }
-        }
+        let at =
+            |address: IpAddr| facts.ports.iter().map(move |port| (address, port.number).into());
+        let balanced: BTreeSet<SocketAddr> =
+            facts.balanced.iter().flat_map(|address| at(*address)).collect();
         let port = |port: &PortFacts| ServicePort { port: port.number, target_port: port.number };
         Service {
             name: facts.name.name.to_string(),
             namespace: facts.name.namespace.to_string(),
             addresses: facts.addresses.clone(),
+            balanced: balanced.into_iter().collect(),
             ports: facts.ports.iter().map(port).collect(),
             endpoints: Endpoints::Listed(endpoints),
             routing: facts.routing,
@@ -157,44 +156,58 @@ impl Services {
     }
 
     /// The services that may have the addresses that they claim; of two with one address, as when one was
-    /// deleted and its event is late, the newer.
+    /// deleted and its event is late, the newer. At load balancers' addresses that goes for each port.
     pub(crate) fn accepted(&self, pods: &Pods, findings: &mut Vec<Finding>) -> Vec<Arc<Service>> {
+        let own = self.owners(|service| &service.addresses);
+        let shared = self.owners(|service| &service.balanced);
+        let accept = |(name, service): (&Name, &Arc<Service>)| {
+            let other = |owner: Option<&&Name>| {
+                let Name { namespace, name } = owner.filter(|owner| **owner != name)?;
+                Some(format!("service {namespace}/{name}"))
+            };
+            let owner = |address: &IpAddr| {
+                let pod = pods.claimant(*address).map(|pod| format!("pod {pod}"));
+                pod.or_else(|| other(own.get(address)))
+            };
+            let owner_of_port = |at: &SocketAddr| owner(&at.ip()).or_else(|| other(shared.get(at)));
+            let addresses = taken(&service.addresses, owner);
+            let balanced = taken(&service.balanced, owner_of_port);
+            if addresses.is_empty() && balanced.is_empty() {
+                return Arc::clone(service);
+            }
+            let mut service = Service::clone(service);
+            service.addresses.retain(|address| !addresses.contains_key(address));
+            service.balanced.retain(|at| !balanced.contains_key(at));
+            let mut remark = |field, meaning| {
+                let Name { namespace, name } = name.clone();
+                let object = ObjectName { kind: "Service", namespace, name };
+                findings.push(Finding::new(object, field, meaning));
+            };
+            for (address, owner) in addresses {
+                remark("spec.clusterIPs", Meaning::ServiceAddressTaken { address, owner });
+            }
+            for (address, owner) in balanced {
+                let meaning = Meaning::ServicePortTaken { address, owner };
+                remark("status.loadBalancer.ingress", meaning);
+            }
+            Arc::new(service)
+        };
+        self.built.iter().map(accept).collect()
+    }
+
+    /// The newest claimant of each of what services `claim`.
+    fn owners<T: Copy + Eq + Hash>(&self, claim: impl Fn(&Service) -> &[T]) -> HashMap<T, &Name> {
         let created = |name: &Name| self.facts.get(name).map(|facts| Arc::clone(&facts.created));
-        let mut owners: HashMap<IpAddr, &Name> = HashMap::with_capacity(self.built.len());
+        let mut owners: HashMap<T, &Name> = HashMap::with_capacity(self.built.len());
         for (name, service) in &self.built {
-            for address in &service.addresses {
-                let owner = owners.entry(*address).or_insert(name);
+            for claimed in claim(service) {
+                let owner = owners.entry(*claimed).or_insert(name);
                 if created(name) > created(owner) {
                     *owner = name;
                 }
             }
         }
-        let mut accept = |(name, service): (&Name, &Arc<Service>)| {
-            let mut taken = Vec::new();
-            for address in &service.addresses {
-                let pod = pods.claimant(*address).map(|pod| format!("pod {pod}"));
-                let other = owners.get(address).filter(|owner| **owner != name);
-                let other =
-                    other.map(|owner| format!("service {}/{}", owner.namespace, owner.name));
-                if let Some(owner) = pod.or(other) {
-                    taken.push(*address);
-                    let object = ObjectName {
-                        kind: "Service",
-                        namespace: Arc::clone(&name.namespace),
-                        name: Arc::clone(&name.name),
-                    };
-                    let meaning = Meaning::ServiceAddressTaken { address: *address, owner };
-                    findings.push(Finding::new(object, "spec.clusterIPs", meaning));
-                }
-            }
-            if taken.is_empty() {
-                return Arc::clone(service);
-            }
-            let mut service = Service::clone(service);
-            service.addresses.retain(|address| !taken.contains(address));
-            Arc::new(service)
-        };
-        self.built.iter().map(&mut accept).collect()
+        owners
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &ServiceFacts> {
@@ -204,6 +217,11 @@ impl Services {
     pub(crate) fn all_slices(&self) -> impl Iterator<Item = &SliceFacts> {
         self.slices.values()
     }
+}
+
+/// What of `claims` is somebody else's, and whose.
+fn taken<T: Copy + Ord>(claims: &[T], owner: impl Fn(&T) -> Option<String>) -> BTreeMap<T, String> {
+    claims.iter().filter_map(|claimed| Some((*claimed, owner(claimed)?))).collect()
 }
 
 /// Where the service's ports lead on the endpoints of a slice: the two are tied by the ports' names.

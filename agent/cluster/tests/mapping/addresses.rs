@@ -92,6 +92,41 @@ fn what_the_plugin_says_counts_before_the_api_server_knows() {
 }
 
 #[test]
+fn a_new_sandbox_has_its_own_address_while_the_node_still_reports_the_last_ones() {
+    let mut world = World::new(&(SHOP.to_owned() + &pod("a", "10.0.0.1", ["", "", ""])));
+    let announced = Announced {
+        uid: "a".into(),
+        netns: PathBuf::from("/run/netns/second"),
+        addresses: vec!["10.0.0.7".parse().unwrap()],
+    };
+    world.cluster.announce(announced.clone());
+    assert!(world.settle());
+    assert!(world.protects("10.0.0.7") && !world.protects("10.0.0.1"));
+    // Late news of the last sandbox change nothing, nor does it to be told again.
+    world.apply(&pod("a", "10.0.0.1", ["", "", "reason: x"]));
+    world.cluster.announce(announced.clone());
+    assert!(!world.settle() && world.protects("10.0.0.7"));
+    world.apply(&pod("a", "10.0.0.7", ["", "", ""]));
+    assert!(world.protects("10.0.0.7"));
+    // From then on the node's word counts, also if the runtime repeats itself.
+    world.apply(&pod("a", "10.0.0.8", ["", "", ""]));
+    world.cluster.announce(announced);
+    world.settle();
+    assert!(world.protects("10.0.0.8") && !world.protects("10.0.0.7"));
+}
+
+#[test]
+fn a_static_pod_is_found_by_the_uid_that_its_node_has_for_it() {
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
+    let mirror = format!("annotations: {{kubernetes.io/config.mirror: {HASH}}}");
+    let world = World::new(&(SHOP.to_owned() + &pod("a", "10.0.0.1", [&mirror, "", ""])));
+    assert_eq!(world.cluster.mirror_of(HASH, "shop", "a").as_deref(), Some("a"));
+    assert_eq!(world.cluster.mirror_of(HASH, "shop", "b"), None);
+    assert_eq!(world.cluster.mirror_of("a", "shop", "a"), None);
+    assert_eq!(world.workload("a").unwrap().static_uid.as_deref(), Some(HASH));
+}
+
+#[test]
 fn an_announced_pod_takes_the_address_over_from_one_that_is_leaving() {
     let old = pod("old", "10.0.0.1", [TERMINATING, "", ""]);
     let new = newer("new", "10.0.0.1", "")

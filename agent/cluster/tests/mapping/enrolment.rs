@@ -55,6 +55,30 @@ fn pods_of_the_nodes_network_are_not_of_the_mesh_nor_is_their_address() {
 }
 
 #[test]
+fn a_pod_with_an_istio_sidecar_is_left_alone_and_named_if_it_is_labelled() {
+    let sidecar = ["annotations: {sidecar.istio.io/status: '{}'}", "", ""];
+    let mut world = World::new(&(SHOP.to_owned() + &pod("a", "10.0.0.1", sidecar)));
+    assert!(world.enrolled().is_empty() && !world.protects("10.0.0.1"));
+    let standing = world.cluster.pod("a").unwrap().standing;
+    assert_eq!(standing, Some(Standing::Outside(Outside::Sidecar)));
+    assert!(
+        !world.workload("a").unwrap().in_mesh,
+        "its peers take it for a pod outside of the mesh"
+    );
+    assert_eq!(
+        world.findings(),
+        [
+            "Pod shop/a: metadata.annotations[sidecar.istio.io/status]: it has an Istio sidecar, so the mesh leaves \
+          it alone whatever its labels say: restart it without one"
+        ]
+    );
+    assert!(world.apply("kind: Namespace\nmetadata: {name: shop, labels: {}}\n"));
+    assert!(world.findings().is_empty(), "nobody asks for it");
+    let standing = world.cluster.pod("a").unwrap().standing;
+    assert_eq!(standing, Some(Standing::Outside(Outside::NotLabelled)));
+}
+
+#[test]
 fn our_own_pods_are_left_alone_only_in_our_own_namespace() {
     let own = "labels: {app.kubernetes.io/part-of: sluice}";
     let mut world = World::new(SHOP);
@@ -124,11 +148,14 @@ fn noise_makes_no_new_snapshot() {
         "a",
         "10.0.0.1",
         [
-            "annotations: {ambient.istio.io/redirection: enabled, other: x}, managedFields: [{a: b}]",
+            "annotations: {ambient.istio.io/redirection: enabled, sluice.dev/captured: 'true', other: x}, \
+             managedFields: [{a: b}]",
             "volumes: [{name: x}]",
             "startTime: x, containerStatuses: [{name: x}]",
         ],
     );
     assert!(!world.apply(&noise));
+    let record = world.cluster.pod("a").unwrap();
+    assert!(record.marks.istios && record.marks.ours);
     assert!(world.apply(&pod("a", "10.0.0.2", ["", "", ""])));
 }

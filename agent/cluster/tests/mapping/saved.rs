@@ -33,8 +33,14 @@ spec: {rulez: []}
 ";
 
 fn world() -> World {
-    let annotated = ["annotations: {sluice.dev/exclude-outbound-ports: '1,x'}", "", ""];
-    World::new(&(SHOP.to_owned() + &pod("a", "10.0.0.1", annotated) + OBJECTS))
+    let annotated = [
+        "annotations: {sluice.dev/exclude-outbound-ports: '1,x', kubernetes.io/config.mirror: m}",
+        "",
+        "",
+    ];
+    let sidecar = ["annotations: {sidecar.istio.io/status: x}", "", ""];
+    let pods = pod("a", "10.0.0.1", annotated) + &pod("b", "10.0.0.2", sidecar);
+    World::new(&(SHOP.to_owned() + &pods + OBJECTS))
 }
 
 #[test]
@@ -50,8 +56,9 @@ fn a_restart_knows_the_same() {
     assert!(!later.build(false).unwrap().unwrap().snapshot.is_provisional());
     assert!(later.build(false).unwrap().is_none());
     let known = |snapshot: &sluice_mesh::Snapshot| {
-        let workloads: Vec<_> =
+        let mut workloads: Vec<_> =
             snapshot.members().iter().map(|member| member.workload.clone()).collect();
+        workloads.sort_by(|one, other| one.uid.cmp(&other.uid));
         let direct: std::collections::BTreeSet<_> = snapshot.direct_destinations().collect();
         let policies: Vec<_> =
             snapshot.policies().objects().iter().map(|(id, _)| id.clone()).collect();
@@ -61,6 +68,26 @@ fn a_restart_knows_the_same() {
     assert!(known(&view.snapshot).contains("west"));
     // The policy that could not be read still closes its namespace.
     assert!(view.findings.iter().any(|said| said.to_string().contains("no good version")));
+}
+
+#[test]
+fn a_state_from_before_there_were_some_fields_is_still_read() {
+    let world = world();
+    let (rules, members) =
+        (world.cluster.rules_text().unwrap(), world.cluster.members_text().unwrap());
+    let mut members: serde_json::Value = serde_json::from_slice(&members).unwrap();
+    for pod in members["pods"].as_array_mut().unwrap() {
+        let fields = pod.as_object_mut().unwrap();
+        for name in ["static_uid", "has_sidecar", "marks"] {
+            assert!(fields.remove(name).is_some(), "{name}");
+        }
+    }
+    for service in members["services"].as_array_mut().unwrap() {
+        assert!(service.as_object_mut().unwrap().remove("balanced").is_some());
+    }
+    let mut later = Cluster::new(settings());
+    later.restore(&rules, members.to_string().as_bytes()).unwrap();
+    assert_eq!(later.pod_count(), 2);
 }
 
 #[test]

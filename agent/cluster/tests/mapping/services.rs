@@ -141,6 +141,58 @@ fn load_balancers_count_and_external_addresses_do_not() {
     assert!(!world.protects("203.0.113.2") && !world.protects("203.0.113.9"));
 }
 
+/// What a load balancer has written on the service before it.
+fn balanced(address: &str) -> String {
+    format!("status: {{loadBalancer: {{ingress: [{{ip: {address}}}]}}}}\n")
+}
+
+#[test]
+fn a_load_balancers_address_is_the_services_on_its_own_ports_only() {
+    // As k3s' ServiceLB does: the address is the node's, where the kubelet is too.
+    let service = service("") + &balanced("192.0.2.7");
+    let world = World::new(&(pods() + &service + &slice("web-1", 8080, &endpoints())));
+    assert!(world.protects("192.0.2.7"));
+    assert_eq!(world.resolve("192.0.2.7:80", client(), 0), "here 10.0.0.1:8080");
+    assert_eq!(world.reached("192.0.2.7:10250"), ["unknown"]);
+    assert_eq!(world.reached("192.0.2.7:53"), ["unknown"], "UDP only");
+    let at = |port: u16| world.snapshot().service_at(([192, 0, 2, 7], port).into()).is_some();
+    assert!(at(80) && !at(10250));
+}
+
+#[test]
+fn two_services_share_a_load_balancers_address_by_ports() {
+    // As MetalLB's allow-shared-ip does.
+    let shared = |name: &str, port: &str, month: &str| {
+        let service = service("").replace("name: web,", &format!("name: {name},"));
+        let service = service.replace("[10.96.0.1, 'fd96::1']", "[]").replace("-01-01T", month);
+        service.replace("port: 80,", port) + &balanced("192.0.2.7")
+    };
+    let both = shared("old", "port: 80,", "-01-01T") + &shared("new", "port: 81,", "-02-01T");
+    let mut world = World::new(&(pods() + &both));
+    let owner = |world: &World, port: u16| {
+        let service = world.snapshot().service_at(([192, 0, 2, 7], port).into())?;
+        Some(service.name.clone())
+    };
+    assert_eq!([80, 81].map(|port| owner(&world, port).unwrap()), ["old", "new"]);
+    assert!(world.findings().is_empty(), "{:?}", world.findings());
+    world.apply(&shared("thief", "port: 80,", "-03-01T"));
+    assert_eq!([80, 81].map(|port| owner(&world, port).unwrap()), ["thief", "new"]);
+    let said = world.findings().join("\n");
+    let expected =
+        "Service shop/old: status.loadBalancer.ingress: 192.0.2.7:80 belongs to service shop/thief";
+    assert!(said.starts_with(expected), "{said}");
+}
+
+#[test]
+fn where_nothing_of_the_node_is_ready_what_still_serves_there_takes_its_clients() {
+    let ending = endpoints().replacen("{ready: true}", "{ready: false, serving: true}", 1);
+    let slice = slice("web-1", 8080, &ending);
+    let mut world = World::new(&(pods() + &service("internalTrafficPolicy: Local") + &slice));
+    assert_eq!(world.reached("10.96.0.1:80"), ["here 10.0.0.1:8080"]);
+    world.apply(&service(""));
+    assert_eq!(world.reached("10.96.0.1:80"), ["far 10.0.0.3:8080", "near 10.0.0.2:8080"]);
+}
+
 #[test]
 fn of_two_services_with_one_address_the_newer_has_it_and_pods_come_first() {
     let newer = service("").replace("name: web,", "name: new,").replace("01T", "02T");
@@ -149,7 +201,7 @@ fn of_two_services_with_one_address_the_newer_has_it_and_pods_come_first() {
         .replace("10.96.0.1", "10.0.0.1")
         .replace("fd96::1", "fd96::2");
     let mut world = World::new(&(pods() + &service("") + &newer + &thief));
-    assert_eq!(world.snapshot().service_at("10.96.0.1".parse().unwrap()).unwrap().name, "new");
+    assert_eq!(world.snapshot().service_at("10.96.0.1:80".parse().unwrap()).unwrap().name, "new");
     assert_eq!(world.resolve("10.0.0.1:80", client(), 0), "here 10.0.0.1:80");
     let findings = world.findings();
     assert!(

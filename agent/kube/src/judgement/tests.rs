@@ -25,7 +25,11 @@ fn policy(kind: ObjectKind, name: &str, spec: &Value) -> (Key, Policy) {
 
 fn verdict(spec: &Value) -> Judgement {
     let (key, policy) = policy(ObjectKind::AuthorizationPolicy, "p", spec);
-    judge(&[(key.clone(), policy)].into(), "istio-system").remove(&key).unwrap()
+    judge(&[(key.clone(), policy)].into(), "istio-system", &domain()).remove(&key).unwrap()
+}
+
+fn domain() -> TrustDomain {
+    "example.org".parse().unwrap()
 }
 
 fn at(text: &str) -> Timestamp {
@@ -51,6 +55,16 @@ fn a_field_of_l7_is_named_with_what_it_means() {
 }
 
 #[test]
+fn a_principal_of_istios_default_trust_domain_is_named_in_another() {
+    let rules =
+        |principal: &str| json!({"rules": [{"from": [{"source": {"principals": [principal]}}]}]});
+    let judgement = verdict(&rules("cluster.local/ns/shop/sa/web"));
+    assert_eq!(judgement.reason, "AcceptedWithWarnings");
+    assert!(judgement.message.contains("write example.org there"), "{}", judgement.message);
+    assert_eq!(verdict(&rules("example.org/ns/shop/sa/web")).reason, "Accepted");
+}
+
+#[test]
 fn what_cannot_be_enforced_is_refused_with_field_and_consequence() {
     for (spec, said) in [
         (json!({"action": "AUDIT"}), "spec.action: \"AUDIT\" is not enforced here"),
@@ -70,7 +84,7 @@ fn of_two_that_disagree_the_newer_says_which_wins() {
     let strict = json!({"mtls": {"mode": "STRICT"}});
     let policies: BTreeMap<_, _> =
         ["a", "b"].map(|name| policy(ObjectKind::PeerAuthentication, name, &strict)).into();
-    let judged = judge(&policies, "istio-system");
+    let judged = judge(&policies, "istio-system", &domain());
     let of = |name| &judged[&key(ObjectKind::PeerAuthentication, name)];
     assert_eq!(of("a").reason, "Accepted");
     assert!(of("b").message.contains("not in force where PeerAuthentication shop/a applies"));

@@ -10,7 +10,9 @@ use std::{
 use k8s_openapi::api::events::v1::Event;
 use kube::{Api, api::ListParams};
 use serde_json::json;
-use sluice_kube::{Announcement, Capture, Decision, KubeSource};
+use sluice_kube::{
+    Announcement, ApiServer, Capture, Decision, KubeSource, UninstallError, Uninstallation,
+};
 use sluice_mesh::{Client, Destination, WorkloadUid};
 use sluice_policy::{Connection, DenyReason, Verdict};
 use tempfile::TempDir;
@@ -36,8 +38,10 @@ async fn a_source_follows_announces_reports_and_remembers() {
     labels(&world, &source_one, &web).await;
     services(&world, &source_one, &web).await;
     announcements(&world, &source_one).await;
+    static_pods(&world, &source_one).await;
     reports(&world, &source_one, &web).await;
     reports_in_a_namespace_that_goes(&world, &source_one).await;
+    uninstallations(&world, &source_one, &server).await;
     policies(&world, &source_one, &web).await;
     outage(&mut server, &directory, source_one, &web).await;
 }
@@ -97,10 +101,36 @@ async fn announcements(world: &World, source: &KubeSource) {
     until(source, "the pod's end", |snapshot| !enrolled(snapshot, &uid)).await;
 }
 
+/// The runtime has the kubelet's UID for them, and the API server another.
+async fn static_pods(world: &World, source: &KubeSource) {
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
+    let mirror = json!({"kubernetes.io/config.mirror": HASH});
+    let uid = world.annotated_pod("shop", "static", mirror).await;
+    let announcement = Announcement {
+        uid: Some(HASH.to_owned()),
+        namespace: "shop".to_owned(),
+        name: "static".to_owned(),
+        netns: PathBuf::from("/run/netns/static"),
+        addresses: vec!["10.0.0.4".parse().unwrap()],
+    };
+    let enrolled_as_its_mirror = Ok(Decision::Enrolled(WorkloadUid(uid.as_str().into())));
+    for _ in 0..2 {
+        let decision = source.announcements.announce(announcement.clone()).await;
+        assert_eq!(decision, enrolled_as_its_mirror);
+    }
+    let foreign = Announcement { name: "web".to_owned(), ..announcement };
+    assert!(source.announcements.announce(foreign).await.is_err());
+    world.delete_pod("shop", "static").await;
+    until(source, "the static pod's end", |snapshot| !enrolled(snapshot, &uid)).await;
+}
+
 async fn reports(world: &World, source: &KubeSource, web: &str) {
+    let istios = json!({"ambient.istio.io/redirection": "enabled"});
+    world.annotated_pod("default", "istios", istios.clone()).await;
     let uid = WorkloadUid(web.into());
     source.reports.report([(uid.clone(), Capture::Captured)].into());
-    let annotated = json!({"ambient.istio.io/redirection": "enabled"});
+    let annotated =
+        json!({"ambient.istio.io/redirection": "enabled", "sluice.dev/captured": "true"});
     eventually("the annotation", async || world.annotations("shop", "web").await == annotated)
         .await;
     source.reports.report([(uid, Capture::Failed("no veth".to_owned()))].into());
@@ -110,7 +140,8 @@ async fn reports(world: &World, source: &KubeSource, web: &str) {
         events.items.iter().any(|event| event.note.as_deref() == Some("no veth"))
     })
     .await;
-    eventually("no annotation", async || world.annotations("shop", "web").await != annotated).await;
+    eventually("no annotation", async || world.annotations("shop", "web").await.is_null()).await;
+    assert_eq!(world.annotations("default", "istios").await, istios, "what is Istio's stays");
     source.reports.report(BTreeMap::new());
 }
 
@@ -134,6 +165,30 @@ async fn reports_in_a_namespace_that_goes(world: &World, source: &KubeSource) {
         assert!(errors.is_empty(), "{step}: {errors:?}");
     }
     source.reports.report(BTreeMap::new());
+}
+
+/// What an agent said at one that was called off confirms no other one.
+async fn uninstallations(world: &World, source: &KubeSource, server: &Server) {
+    let left = async || world.annotations("default", "agent").await.get("sluice.dev/left").cloned();
+    world.annotated_pod("default", "agent", json!({"sluice.dev/left": "before"})).await;
+    world.runs("default", "agent", "10.0.0.5").await;
+    world.daemon_set("default", "agents", "agent").await;
+    let agent = source.own_pod.as_ref().unwrap();
+    agent.serves().await;
+    assert_eq!(left().await, None);
+    agent.has_left().await;
+    let said = left().await;
+    agent.serves().await;
+    assert!(said.is_some() && left().await == said, "told late, it is not taken back");
+
+    let api = ApiServer::open(Some(&server.kubeconfig())).await.unwrap();
+    let uninstallation = Uninstallation::new(api, "default", "agents");
+    let outcome = uninstallation.run(Duration::ZERO, |_| {}).await;
+    assert!(matches!(outcome, Err(UninstallError::NotLeft { .. })), "{outcome:?}");
+    agent.has_left().await;
+    assert_ne!(left().await, said);
+    // This one goes on with what that one began.
+    uninstallation.run(Duration::ZERO, |_| {}).await.unwrap();
 }
 
 /// A kind that is installed later is found.

@@ -2,14 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    core::v1::{Namespace, Pod, Service},
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use sluice_cluster::Settings;
-use sluice_kube::{KubeConfig, KubeSource};
+use sluice_kube::{Installation, KubeConfig, KubeSource};
 use sluice_mesh::{Snapshot, WorkloadUid};
 use tempfile::TempDir;
 
@@ -68,9 +71,18 @@ impl World {
 
     /// A pod without an address yet; answers its UID.
     pub(crate) async fn pod(&self, namespace: &str, name: &str) -> String {
+        self.annotated_pod(namespace, name, json!({})).await
+    }
+
+    pub(crate) async fn annotated_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        annotations: Value,
+    ) -> String {
         let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
         let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": name, "labels": {"app": name}},
+            "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations},
             "spec": {"nodeName": NODE, "containers": [{
                 "name": "c", "image": "none", "env": [{"name": "A", "value": "b"}],
                 "readinessProbe": {"httpGet": {"port": 8080}},
@@ -93,6 +105,23 @@ impl World {
     pub(crate) async fn annotations(&self, namespace: &str, name: &str) -> Value {
         let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
         json!(api.get(name).await.unwrap().metadata.annotations)
+    }
+
+    /// A DaemonSet of one pod, which has the label `app`.
+    pub(crate) async fn daemon_set(&self, namespace: &str, name: &str, app: &str) {
+        let api: Api<DaemonSet> = Api::namespaced(self.0.clone(), namespace);
+        let labels = json!({"app": app});
+        let set = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"selector": {"matchLabels": labels}, "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "c", "image": "none"}]},
+            }},
+        }))
+        .unwrap();
+        api.create(&PostParams::default(), &set).await.unwrap();
+        let status = Patch::Merge(json!({"status": {"desiredNumberScheduled": 1}}));
+        api.patch_status(name, &PatchParams::default(), &status).await.unwrap();
     }
 
     pub(crate) async fn delete_pod(&self, namespace: &str, name: &str) {
@@ -183,7 +212,11 @@ impl World {
 pub(crate) async fn source(server: &Server, directory: &TempDir) -> KubeSource {
     let settings = Settings::new("cluster.local".parse().unwrap());
     let config = KubeConfig {
-        installation: None,
+        installation: Some(Installation {
+            namespace: "default".to_owned(),
+            daemon_set: "sluice-agent".to_owned(),
+            pod: "agent".to_owned(),
+        }),
         kubeconfig: Some(server.kubeconfig()),
         node: NODE.to_owned(),
         directory: directory.path().to_owned(),

@@ -12,6 +12,7 @@ fn endpoint(last: u8, node: &str, zone: &str) -> Endpoint {
         node: Some(node.into()),
         zone: Some(zone.into()),
         ready: true,
+        serving: true,
         ports: [ServicePort { port: 80, target_port: 8080 }].into(),
     }
 }
@@ -83,6 +84,23 @@ fn local_only_never_leaves_the_node() {
     assert_eq!(reached(&all, routing), [1]);
     assert_eq!(chosen(&all[1..], routing, &client(1), 0), Err(Lack::OnNode));
     assert_eq!(chosen(&[], routing, &client(1), 0), Err(Lack::Ready));
+}
+
+#[test]
+fn what_still_serves_is_taken_where_nothing_is_ready() {
+    let ending = |endpoint| Endpoint { ready: false, ..endpoint };
+    let all = [ending(endpoint(1, "a", "west")), endpoint(2, "b", "west")];
+    let local = Routing { node_only: true, ..Routing::default() };
+    assert_eq!(reached(&all, local), [1], "none of this node is ready");
+    assert_eq!(reached(&all, Routing::default()), [2]);
+    assert_eq!(reached(&all[..1], Routing::default()), [1]);
+    let mut ready = all.clone();
+    ready[1].ports = [].into();
+    assert_eq!(reached(&ready, Routing::default()), [1], "the ready one has not this port");
+    let mut gone = all;
+    gone[0].serving = false;
+    assert_eq!(chosen(&gone, local, &client(1), 0), Err(Lack::OnNode));
+    assert_eq!(chosen(&gone[..1], local, &client(1), 0), Err(Lack::Ready));
 }
 
 #[test]

@@ -15,6 +15,7 @@ fn workload(name: &str, last: u8) -> Workload {
     let account = WorkloadName { namespace: "shop".into(), service_account: name.into() };
     Workload {
         uid: WorkloadUid(format!("shop/{name}").into()),
+        static_uid: None,
         name: name.into(),
         identity: account.identity(&domain()).unwrap(),
         account,
@@ -53,6 +54,7 @@ fn endpoint(address: &str, workload: Option<&str>) -> Endpoint {
         node: Some("a".into()),
         zone: None,
         ready: true,
+        serving: true,
         ports: [ServicePort { port: 80, target_port: 8080 }].into(),
     }
 }
@@ -115,6 +117,31 @@ fn pods_and_services_of_the_mesh_are_protected() {
     let protected: BTreeSet<_> = snapshot.protected_addresses().collect();
     let expected = ["10.0.0.1", "fd00::1", "10.96.0.1", "fd96::1"];
     assert_eq!(protected, expected.iter().map(|text| text.parse().unwrap()).collect());
+}
+
+#[test]
+fn a_load_balancers_address_is_protected_whole_and_the_services_by_port() {
+    let at = "192.0.2.7:80".parse().unwrap();
+    let mut exempt = workload("b", 2);
+    exempt.bypass.outbound_networks = vec!["192.0.2.7/32".parse().unwrap()];
+    let endpoint = endpoint("10.0.0.1", Some("a"));
+    let builder = |services| SnapshotBuilder {
+        workloads: vec![workload("a", 1), exempt.clone()],
+        services,
+        ..SnapshotBuilder::default()
+    };
+    let balanced = Service { balanced: vec![at], ..listing(vec![endpoint]) };
+    let snapshot = builder(vec![balanced.clone().into()]).build(domain()).unwrap();
+    assert!(snapshot.protected_addresses().any(|protected| protected == at.ip()));
+    assert_eq!(chosen(&snapshot, "192.0.2.7:80", 0), "10.0.0.1:8080".parse().ok());
+    assert!(matches!(resolve(&snapshot, "192.0.2.7:10250"), Destination::Unknown));
+    assert!(matches!(resolve(&snapshot, "10.96.0.1:10250"), Destination::NoEndpoint(..)));
+    // Who leaves the load balancer's address alone comes in plaintext.
+    let local = "10.0.0.1:8080".parse().unwrap();
+    assert!(!snapshot.expects_mesh("10.0.0.2".parse().unwrap(), local));
+    let other = Service { addresses: vec!["10.96.0.2".parse().unwrap()], ..balanced.clone() };
+    let clash = builder(vec![balanced.into(), other.into()]).build(domain()).unwrap_err();
+    assert!(matches!(clash, BuildError::ServiceClash { address, .. } if address == at.ip()));
 }
 
 #[test]

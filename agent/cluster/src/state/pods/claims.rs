@@ -86,12 +86,8 @@ impl Pods {
     /// Addresses without an owner that a pod of the mesh claims.
     pub(super) fn disputes(&self, known: &Known<'_>) -> HashMap<IpAddr, Arc<str>> {
         let is_of_mesh = |uid: &Arc<str>| {
-            self.facts(uid).is_some_and(|facts| {
-                let labels = (known.labels)(&facts.namespace);
-                labels.is_some_and(|labels| {
-                    Standing::of(facts, labels, known.settings) == Standing::Enrolled
-                })
-            })
+            let standing = self.facts(uid).and_then(|facts| known.standing(facts));
+            standing == Some(Standing::Enrolled)
         };
         let is_disputed = |address: &&IpAddr| {
             self.owner(**address).is_none() && self.claims.of(**address).iter().any(is_of_mesh)
