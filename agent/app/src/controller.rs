@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use sluice_controller::{
     CaFiles, CaMaterial, CaPlace, Callers, CallersConfig, ControllerConfig, Limits, Parts,
-    Placement, PodsConfig, Settings, SnapshotPlacement, TokenFile, serve,
+    Placement, PodsConfig, PublishedRoots, Settings, SnapshotPlacement, TokenFile, serve,
 };
 use sluice_source::FileSource;
 use sluice_tls::{Clock, SystemClock};
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::cluster::Kubernetes;
 use crate::{
     args::ControllerOptions,
-    logging,
+    listen, logging,
     metrics::{self, AuthorityExporter},
 };
 
@@ -47,7 +47,7 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
             placement: Arc::clone(&parts.placement),
             clock: Arc::clone(&clock),
         };
-        tokio::spawn(metrics::serve(metrics::bind(address).await?, Arc::new(exporter)));
+        tokio::spawn(metrics::serve(metrics::bind(address)?, Arc::new(exporter)));
     }
     // Before the port is there: a replica that cannot issue is not ready.
     tokio::select! {
@@ -56,11 +56,10 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
         _ = interrupt.recv() => return Ok(()),
     }
     let reports = config.policy_status.as_ref().zip(kubernetes);
-    let election = reports
-        .map(|(status, kubernetes)| kubernetes.report(&status.lease, &status.root_namespace));
-    let listener = listen::on(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let election =
+        reports.map(|(status, kubernetes)| kubernetes.report(status, &config.trust_domain));
+    let listener =
+        listen::on(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     tracing::info!(
         listen = %listener.local_addr()?,
         trust_domain = %config.trust_domain,
@@ -124,7 +123,10 @@ fn material(
         CaPlace::Secret(name) => kubernetes.context("ca: no API server")?.secret(name),
     };
     Ok(match &config.publish_roots {
-        Some(name) => kubernetes.context("ca: no API server")?.published(material, name),
+        Some(name) => {
+            let kept = PublishedRoots::new(config.trust_domain.clone(), config.ttl);
+            kubernetes.context("ca: no API server")?.published(material, name, kept)
+        }
         None => material,
     })
 }

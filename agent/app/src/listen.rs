@@ -12,9 +12,9 @@ use tokio::net::TcpListener;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Listens on `address`. `[::]` takes IPv4 too, whatever the node's `bindv6only` says, and stands for `0.0.0.0` where the
-/// kernel has no IPv6: one default serves clusters of either family.
-pub(crate) async fn on(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on `address`, in the calling thread's namespace and with its runtime. `[::]` takes IPv4 too, whatever the node's
+/// `bindv6only` says, and stands for `0.0.0.0` where the kernel has no IPv6: one default serves clusters of either family.
+pub(crate) fn on(address: SocketAddr) -> io::Result<TcpListener> {
     match open(address) {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() && has_no_ipv6(&error) => {
             open((Ipv4Addr::UNSPECIFIED, address.port()).into())
@@ -50,7 +50,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_address_means_both_families() {
-        let listener = on((Ipv6Addr::UNSPECIFIED, 0).into()).await.unwrap();
+        let listener = on((Ipv6Addr::UNSPECIFIED, 0).into()).unwrap();
         let port = listener.local_addr().unwrap().port();
         for address in
             [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), (Ipv6Addr::LOCALHOST, port).into()]
@@ -61,8 +61,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_is_named_is_meant() {
-        let taken = on((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap().local_addr().unwrap();
+        let taken = on((Ipv4Addr::LOCALHOST, 0).into()).unwrap().local_addr().unwrap();
         assert!(taken.is_ipv4());
-        assert!(on("192.0.2.1:0".parse().unwrap()).await.is_err());
+        assert!(on("192.0.2.1:0".parse().unwrap()).is_err());
     }
 }

@@ -1,7 +1,6 @@
 //! One request: who asks, for whom, with which key; then the answer.
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +18,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     Caller, Callers, Placed, Placement, Refusal, Standing, authority::Authority, door::Door,
-    listener::Client, rate::Buckets,
+    listener::Client, places::network, rate::Buckets,
 };
 
 /// SPIFFE-ID section 2.3. Asked before the text is looked at, because an error repeats it.
@@ -53,16 +52,16 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let peer = request.extensions().get::<Client>().map(|client| client.0);
+        let client = request.extensions().get::<Client>().cloned();
         let mut seen = Seen::default();
-        match self.issue(request, peer, &mut seen).await {
+        match self.issue(request, client.as_ref(), &mut seen).await {
             Ok(cert_chain) => {
                 self.standing.count_issued();
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }
             Err(refusal) => {
                 self.standing.count_refused(&refusal);
-                self.log(&refusal, &seen, peer);
+                self.log(&refusal, &seen, client.as_ref());
                 Err(refusal.status())
             }
         }
@@ -75,10 +74,10 @@ impl CertificateService {
     async fn issue(
         &self,
         request: Request<IstioCertificateRequest>,
-        peer: Option<SocketAddr>,
+        client: Option<&Client>,
         seen: &mut Seen,
     ) -> Result<Vec<String>, Refusal> {
-        let caller = self.caller(bearer(request.metadata())?, peer).await?;
+        let caller = self.caller(bearer(request.metadata())?, client).await?;
         let caller = &*seen.caller.insert(caller);
         if !self.granted.take(&caller.name, Instant::now()) {
             let per_second = self.granted.rate().per_second;
@@ -113,14 +112,19 @@ impl CertificateService {
     }
 
     /// Who calls, if its address may still ask for that.
-    async fn caller(&self, bearer: &str, peer: Option<SocketAddr>) -> Result<Caller, Refusal> {
-        let address = address(peer);
+    async fn caller(&self, bearer: &str, client: Option<&Client>) -> Result<Caller, Refusal> {
+        let address = address(client);
         let Some(admitted) = self.door.admit(&address, bearer, Instant::now()) else {
             return Err(Refusal::Flooded { address, per_second: self.door.rate().per_second });
         };
         let caller = self.callers.authenticate(bearer).await;
         match &caller {
-            Ok(_) => self.door.proved(&address, &admitted, Instant::now()),
+            Ok(_) => {
+                self.door.proved(&address, &admitted, Instant::now());
+                if let Some(client) = client {
+                    client.proof.give();
+                }
+            }
             Err(Refusal::BadToken { .. }) => self.door.disproved(&admitted),
             Err(_) => {}
         }
@@ -168,9 +172,9 @@ impl CertificateService {
         })
     }
 
-    fn log(&self, refusal: &Refusal, seen: &Seen, peer: Option<SocketAddr>) {
-        let address = address(peer);
-        let peer = peer.map_or_else(String::new, |peer| peer.to_string());
+    fn log(&self, refusal: &Refusal, seen: &Seen, client: Option<&Client>) {
+        let address = address(client);
+        let peer = client.map_or_else(String::new, |client| client.address.to_string());
         if seen.caller.is_none() && !self.told.take(&address, Instant::now()) {
             tracing::debug!(peer, rule = refusal.rule(), "refused; said often enough");
             return;
@@ -189,9 +193,9 @@ impl CertificateService {
     }
 }
 
-/// The client's address without its port; IPv4 in IPv4's form.
-fn address(peer: Option<SocketAddr>) -> String {
-    peer.map_or_else(String::new, |peer| peer.ip().to_canonical().to_string())
+/// What is counted as one address.
+fn address(client: Option<&Client>) -> String {
+    client.map_or_else(String::new, |client| network(client.address.ip()).to_string())
 }
 
 /// The one bearer token among the request's metadata (RFC 6750 section 2.1).

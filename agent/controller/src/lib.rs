@@ -22,8 +22,10 @@ mod issue;
 mod listener;
 mod material;
 mod placement;
+mod places;
 mod rate;
 mod refusal;
+mod roots;
 mod server;
 mod stamp;
 mod standing;
@@ -41,6 +43,7 @@ pub use self::{
     placement::{Placed, Placement, SnapshotPlacement},
     rate::Rate,
     refusal::Refusal,
+    roots::PublishedRoots,
     server::{Limits, Parts, ServeError, Settings, serve},
     standing::Standing,
 };

@@ -1,11 +1,11 @@
 //! Connections: accepted, bounded in number, and past their TLS handshake before gRPC sees them.
 
 use std::{
-    collections::HashMap,
+    future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,33 +14,32 @@ use sluice_tls::ca::EndpointStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
 };
 use tonic::transport::server::Connected;
 
-use crate::{authority::Authority, server::Limits};
+use crate::{
+    authority::Authority,
+    places::{Place, Places, Proof},
+    server::Limits,
+};
 
 /// How long nothing is accepted after the system refused a connection, which it does when descriptors run out.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The client's address, with every request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Client(pub(crate) SocketAddr);
+/// The other end of the connection, with every request.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    pub(crate) address: SocketAddr,
+    /// To be given when a token was good.
+    pub(crate) proof: Proof,
+}
 
-/// A connection with the places that it takes.
+/// A connection with the place that it takes.
 pub(crate) struct Connection {
     stream: EndpointStream,
-    _place: Place,
+    place: Place,
 }
-
-/// A place among all connections, and among those from one address.
-struct Place {
-    address: IpAddr,
-    taken: Taken,
-    _permit: OwnedSemaphorePermit,
-}
-
-type Taken = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// Accepts for as long as `ready` is received.
 pub(crate) async fn accept(
@@ -49,10 +48,8 @@ pub(crate) async fn accept(
     limits: Limits,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    let taken = Taken::default();
+    let places = Places::new(limits);
     while !ready.is_closed() {
-        let Ok(permit) = Arc::clone(&slots).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -61,18 +58,22 @@ pub(crate) async fn accept(
                 continue;
             }
         };
-        let place = Place::take(&taken, peer.ip().to_canonical(), permit, limits);
-        let Some(place) = place else {
-            tracing::debug!(%peer, "too many connections from this address");
+        let Some(mut place) = places.take(peer) else {
+            tracing::debug!(%peer, "too many connections");
             continue;
         };
         let (authority, ready) = (Arc::clone(&authority), ready.clone());
         tokio::spawn(async move {
             let handshake = shake_hands(&authority, stream, peer);
-            match tokio::time::timeout(limits.handshake, handshake).await {
+            let handshake = tokio::time::timeout(limits.handshake, handshake);
+            let shaken = tokio::select! {
+                shaken = handshake => shaken,
+                () = poll_fn(|context| place.poll_closed(context)) => return,
+            };
+            match shaken {
                 Ok(Ok(stream)) => {
                     // Nobody receives any more: the connection is dropped with what it holds.
-                    drop(ready.send(Ok(Connection { stream, _place: place })).await);
+                    drop(ready.send(Ok(Connection { stream, place })).await);
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS connection came about"),
                 Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
@@ -90,45 +91,23 @@ async fn shake_hands(
     authority.endpoint().accept(stream, peer).await
 }
 
-// === impl Place ===
-
-impl Place {
-    fn take(
-        taken: &Taken,
-        address: IpAddr,
-        permit: OwnedSemaphorePermit,
-        limits: Limits,
-    ) -> Option<Self> {
-        let mut count = taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = count.entry(address).or_default();
-        if *here >= limits.connections_per_address {
-            return None;
-        }
-        *here += 1;
-        drop(count);
-        Some(Self { address, taken: Arc::clone(taken), _permit: permit })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut count = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(here) = count.get_mut(&self.address) {
-            *here -= 1;
-            if *here == 0 {
-                count.remove(&self.address);
-            }
-        }
-    }
-}
-
 // === impl Connection ===
 
 impl Connected for Connection {
     type ConnectInfo = Client;
 
     fn connect_info(&self) -> Client {
-        Client(self.stream.peer())
+        Client { address: self.stream.peer(), proof: self.place.proof().clone() }
+    }
+}
+
+impl Connection {
+    /// The stream, unless the place is to be free. Asked whatever the connection waits for, so that it is woken.
+    fn stream(&mut self, context: &mut Context<'_>) -> io::Result<Pin<&mut EndpointStream>> {
+        if self.place.poll_closed(context).is_ready() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(Pin::new(&mut self.stream))
     }
 }
 
@@ -138,7 +117,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        self.stream(context)?.poll_read(context, buffer)
     }
 }
 
@@ -148,14 +127,14 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        self.stream(context)?.poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        self.stream(context)?.poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.stream(context)?.poll_shutdown(context)
     }
 }

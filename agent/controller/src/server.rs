@@ -17,11 +17,19 @@ use crate::{
     rate::{Buckets, Rate},
 };
 
-/// A request is a CSR of about 500 bytes and an identity of at most 2,048.
-const MAX_REQUEST_BYTES: usize = 32 * 1024;
+// Requests are read before it is known who sends them. By these bounds a connection holds half a MiB at most, and
+// those that have proved nothing ([`Limits::unproved`]) an eighth of a GiB together: half of what the chart allows.
+
+/// A request is a CSR of about 500 bytes (2 KiB with an RSA key) and an identity of at most 2,048.
+const MAX_REQUEST_BYTES: usize = 8 * 1024;
+/// A token is at most half of it.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// Requests that one connection may have open at once.
-const MAX_STREAMS: u32 = 128;
+/// Requests that one connection may have open at once: twice what an agent ever has, since a client that has not
+/// heard of it yet loses those beyond.
+const MAX_STREAMS: u32 = 16;
+/// What may be on its way unread, of a request and of a connection (RFC 9113 section 6.9.2 has no less for that).
+const STREAM_WINDOW: u32 = 16 * 1024;
+const CONNECTION_WINDOW: u32 = 65_535;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Long enough that an agent's renewals share a connection, short enough that one that does nothing goes.
 const MAX_CONNECTION_AGE: Duration = Duration::from_mins(10);
@@ -51,10 +59,17 @@ pub struct Limits {
     /// Tokens for each address that are judged although they have proved nothing yet. By default 5 a second, 100 at
     /// once.
     pub strangers: Rate,
-    /// Connections at once; more wait until one ends. 4,096 by default.
+    /// Connections at once. 4,096 by default. Of these and of those below, the oldest that has proved nothing makes
+    /// room for a new one; where all have, the new one is closed.
     pub connections: usize,
-    /// Connections from one address at once; more are closed. 64 by default.
+    /// Connections from one address at once. 64 by default.
     pub connections_per_address: usize,
+    /// Connections at once on which no token was good yet. 256 by default.
+    pub unproved: usize,
+    /// Those of them that come from one IPv4 address or one /64 of IPv6. 16 by default.
+    pub unproved_per_network: usize,
+    /// How long such a connection may last; 10 s by default.
+    pub proof: Duration,
     /// How long a TLS handshake may take; 5 s by default.
     pub handshake: Duration,
     /// How long a request may take; 10 s by default.
@@ -97,6 +112,9 @@ impl Default for Limits {
             strangers: Rate { per_second: 5, burst: 100 },
             connections: 4_096,
             connections_per_address: 64,
+            unproved: 256,
+            unproved_per_network: 16,
+            proof: Duration::from_secs(10),
             handshake: Duration::from_secs(5),
             request: Duration::from_secs(10),
         }
@@ -132,6 +150,8 @@ pub async fn serve(
         .timeout(limits.request)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_connection_age(MAX_CONNECTION_AGE)
         .max_connection_age_grace(CONNECTION_GRACE)

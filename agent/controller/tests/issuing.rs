@@ -228,6 +228,10 @@ async fn one_caller_cannot_use_up_what_others_need() {
 async fn a_hundred_ask_at_once() {
     let controller = Setup::default().start().await;
     let (first, second) = (controller.client().await, controller.client().await);
+    for client in [&first, &second] {
+        // By its first answer a client knows how many requests may be open at once.
+        client.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    }
     let mut tasks = tokio::task::JoinSet::new();
     for turn in 0..100 {
         let client = if turn % 2 == 0 { first.clone() } else { second.clone() };

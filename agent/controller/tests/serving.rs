@@ -20,8 +20,14 @@ use sluice_grpc::istio_ca::{
     istio_certificate_service_client::IstioCertificateServiceClient,
 };
 use sluice_tls::{Clock, SystemClock, TestClock, UnixTime};
-use support::{Ask, CART, Client, ONE, Setup, TWO, WEB, eventually, parts_of, verified};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use support::{
+    Ask, CART, Client, Controller, ONE, Setup, TWO, WEB, eventually, parts_of, verified,
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tonic::{
     Code,
     transport::{Certificate, Channel, ClientTlsConfig},
@@ -205,6 +211,8 @@ async fn connections_from_one_address_are_bounded_and_their_places_come_back() {
     let limits = Limits { connections_per_address: 2, ..Limits::default() };
     let controller = Setup { limits, ..Setup::default() }.start().await;
     let (first, second) = (controller.client().await, controller.client().await);
+    first.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    second.ask(&Ask::new(TWO, CART)).await.unwrap();
     let pem = fs::read_to_string(controller.path("ca/ca.crt")).unwrap();
     assert!(controller.client_trusting(&pem, "ca.test").await.is_err());
     first.ask(&Ask::new(ONE, WEB)).await.unwrap();
@@ -213,12 +221,67 @@ async fn connections_from_one_address_are_bounded_and_their_places_come_back() {
     second.ask(&Ask::new(TWO, CART)).await.unwrap();
 }
 
+/// Reads until the server has closed the connection.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let read = async { while stream.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
+    tokio::time::timeout(Duration::from_secs(5), read).await.is_ok()
+}
+
+#[tokio::test]
+async fn who_proves_nothing_keeps_no_agent_out() {
+    let limits = Limits { unproved: 2, connections: 2, ..Limits::default() };
+    let controller = Setup { limits, ..Setup::default() }.start().await;
+    let known = controller.client().await;
+    known.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    let mut silent = TcpStream::connect(controller.address).await.unwrap();
+    // All places are taken, by one that has proved itself and one that has not.
+    let new = controller.client().await;
+    assert!(is_closed(&mut silent).await);
+    new.ask(&Ask::new(TWO, CART)).await.unwrap();
+    let mut late = TcpStream::connect(controller.address).await.unwrap();
+    assert!(is_closed(&mut late).await, "nobody makes room for it");
+    known.ask(&Ask::new(ONE, WEB)).await.unwrap();
+}
+
+/// A client with one connection, and what ends when the server has closed that.
+async fn watched(controller: &Controller) -> (Client, JoinHandle<()>) {
+    let way = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = way.local_addr().unwrap();
+    let server = TcpStream::connect(controller.address).await.unwrap();
+    let until_closed = tokio::spawn(async move {
+        let (mut from_server, mut to_server) = server.into_split();
+        let (mut from_client, mut to_client) = way.accept().await.unwrap().0.into_split();
+        tokio::select! {
+            _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
+            _ = tokio::io::copy(&mut from_client, &mut to_server) => panic!("the client has gone"),
+        }
+    });
+    let pem = fs::read_to_string(controller.path("ca/ca.crt")).unwrap();
+    let client = Controller::client_at(address, &pem, "ca.test").await.unwrap();
+    (client, until_closed)
+}
+
+#[tokio::test]
+async fn a_connection_without_a_good_token_ends_soon_and_one_with_it_does_not() {
+    let limits = Limits { proof: Duration::from_secs(1), ..Limits::default() };
+    let controller = Setup { limits, ..Setup::default() }.start().await;
+    drop(controller.client().await);
+    let (known, of_known) = watched(&controller).await;
+    known.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    let (unknown, of_unknown) = watched(&controller).await;
+    let forged = Ask::new("forged-0123456789abcdef0123456789abcdef", WEB);
+    assert_eq!(unknown.refusal(&forged).await.1, "caller-token");
+    tokio::time::timeout(Duration::from_secs(10), of_unknown).await.unwrap().unwrap();
+    known.ask(&Ask::new(ONE, WEB)).await.unwrap();
+    assert!(!of_known.is_finished());
+}
+
 #[tokio::test]
 async fn a_request_without_measure_is_not_read() {
     let controller = Setup::default().start().await;
     let client = controller.client().await;
     let request = IstioCertificateRequest {
-        csr: "x".repeat(100_000),
+        csr: "x".repeat(10_000),
         validity_duration: 0,
         metadata: Some(impersonating(WEB)),
     };

@@ -12,7 +12,7 @@ use std::{
 
 use sluice_controller::{
     CaMaterial, CaPlace, Caller, Callers, CallersConfig, ControllerConfig, ObjectName, Pending,
-    Placed, Placement, PodsConfig, Refusal,
+    Placed, Placement, PodsConfig, PolicyStatusConfig, PublishedRoots, Refusal,
 };
 use sluice_kube::{
     ApiServer, CaSecret, CaTexts, ConnectError, Election, Place, PodPlaces, PolicyReports,
@@ -20,7 +20,7 @@ use sluice_kube::{
 };
 use sluice_spiffe::{SpiffeId, TrustDomain, WorkloadName};
 use sluice_tls::{
-    Clock,
+    Clock, SystemClock,
     ca::{CaError, LocalCa, NewRoot, PemTexts},
 };
 use tokio::sync::watch;
@@ -80,17 +80,24 @@ impl Kubernetes {
         &self,
         material: Arc<dyn CaMaterial>,
         ObjectName { namespace, name }: &ObjectName,
+        mut kept: PublishedRoots,
     ) -> Arc<dyn CaMaterial> {
         let (roots, followed) = watch::channel(None);
-        publish_roots(&self.server, namespace, name, followed);
+        publish_roots(&self.server, namespace, name, followed, move |ours, published| {
+            kept.wanted(ours, published, SystemClock.now())
+        });
         Arc::new(Published { material, roots })
     }
 
     /// Reports on policies whenever this replica is the one that does.
-    pub(super) fn report(&self, lease: &ObjectName, root_namespace: &str) -> Election {
+    pub(super) fn report(
+        &self,
+        PolicyStatusConfig { lease, root_namespace }: &PolicyStatusConfig,
+        trust_domain: &TrustDomain,
+    ) -> Election {
         let ObjectName { namespace, name } = lease;
         let election = Election::join(&self.server, namespace, name, identity());
-        PolicyReports::start(&self.server, root_namespace, election.lead.clone());
+        PolicyReports::start(&self.server, root_namespace, trust_domain, election.lead.clone());
         election
     }
 }

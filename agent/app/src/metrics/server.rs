@@ -26,8 +26,8 @@ const REQUEST_TIME: Duration = Duration::from_secs(10);
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Listens in the namespace of the calling thread, which must be the node's.
-pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    listen::on(address).await.with_context(|| {
+pub(crate) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listen::on(address).with_context(|| {
         format!("listening for metrics on {address}; `metrics:` names another address")
     })
 }

@@ -140,9 +140,18 @@ impl Controller {
         roots: &str,
         name: &str,
     ) -> Result<Client, tonic::transport::Error> {
+        Self::client_at(self.address, roots, name).await
+    }
+
+    /// The same by another way.
+    pub(crate) async fn client_at(
+        address: SocketAddr,
+        roots: &str,
+        name: &str,
+    ) -> Result<Client, tonic::transport::Error> {
         let tls =
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots)).domain_name(name);
-        let endpoint = Channel::from_shared(format!("https://{}", self.address)).unwrap();
+        let endpoint = Channel::from_shared(format!("https://{address}")).unwrap();
         let channel = endpoint.tls_config(tls)?.connect().await?;
         Ok(Client(IstioCertificateServiceClient::new(channel)))
     }
