@@ -1,11 +1,18 @@
 //! Pods enter and leave the mesh while their programs run: what is on the wire changes, the programs
 //! and what they see of each other do not.
 
-use std::{fs, net::TcpListener, process::Command, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs,
+    net::TcpListener,
+    process::Command,
+    sync::atomic::Ordering,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
-    Canary, Capture, Family, Lab, NodeName, Process, World,
+    Canary, Capture, Family, Lab, MeshFile, Netns, NodeName, Process, World, policies,
     traffic::{Probe, Server, Service, flood},
 };
 
@@ -133,6 +140,51 @@ fn an_application_gets_whatever_port_it_is_configured_with() -> Result<()> {
             Ok((1024..=u16::MAX).filter(|port| listen(port).is_err()).collect::<Vec<_>>())
         })?;
         ensure!(refused.is_empty(), "{family:?}: these are taken: {refused:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn plaintext_is_counted_while_it_is_open() -> Result<()> {
+    let world = world()?;
+    let mut mesh = MeshFile::of(&world);
+    mesh.enrol("client", true)?;
+    mesh.enrol("server", true)?;
+    let disable = policies::peer_authentication("DISABLE");
+    let mut lab = Lab::start_with(world, mesh, &[("mtls.yaml", &disable)])?;
+    let server = lab.pod("server")?;
+    let _server = Server::on_port(&server.netns, PORT, Service::Echo)?;
+    let mut probe = Probe::connect(&lab.pod("client")?.netns, server.at(Family::V4, PORT))?;
+    probe.echo(b"hello")?;
+    lab.agent(NodeName::A)?.wait_for_count("client", "outbound_plaintext", 1)?;
+    lab.agent(NodeName::B)?.wait_for_count("server", "inbound_plaintext", 1)?;
+    probe.echo(b"still open")
+}
+
+/// How many open connections a namespace has an end of.
+fn open_connections(netns: &Netns) -> Result<usize> {
+    let mut command = Command::new("ss");
+    let output = Process::output(netns, command.args(["-Htn", "state", "established"]))?;
+    ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.lines().count())
+}
+
+#[test]
+fn the_sessions_to_a_pod_end_when_it_leaves() -> Result<()> {
+    let mut lab = Lab::start(world()?, &["client", "server"])?;
+    let server = lab.pod("server")?;
+    let service = Server::on_port(&server.netns, PORT, Service::Echo)?;
+    for family in Family::BOTH {
+        Probe::connect(&lab.pod("client")?.netns, server.at(family, PORT))?.echo(b"hello")?;
+    }
+    drop(service);
+    // They wait for another connection.
+    ensure!(open_connections(&server.netns)? >= 2, "no session is kept");
+    lab.edit_mesh(|mesh| mesh.enrol("server", false))?;
+    let until = Instant::now() + Duration::from_secs(10);
+    while open_connections(&lab.pod("server")?.netns)? > 0 {
+        ensure!(Instant::now() < until, "the agent still has connections of a pod that has left");
+        thread::sleep(Duration::from_millis(50));
     }
     Ok(())
 }

@@ -225,7 +225,7 @@ fn fault(types: &[String], binary: &Path) -> Option<String> {
     if ours > 0 && !binary.is_file() {
         return Some(format!("{types:?} without a binary"));
     }
-    (ours > 0 && !is_last).then(|| format!("not at the end: {types:?}"))
+    (ours > 1 || ours == 1 && !is_last).then(|| format!("not once at the end: {types:?}"))
 }
 
 /// Every step of install, upgrade and uninstall is the last one once.

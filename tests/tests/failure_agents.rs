@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    os::fd::AsFd as _,
+    io::{BufRead as _, BufReader, Write as _},
+    os::{fd::AsFd as _, unix::net::UnixStream},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -199,6 +200,37 @@ impl FilterEvents {
         }
         Ok(filters().filter(|line| line.starts_with("deleted")).map(str::to_owned).collect())
     }
+}
+
+#[test]
+fn what_the_mesh_became_while_another_agent_failed_to_take_over_is_in_force_afterwards()
+-> Result<()> {
+    let mut lab = lab()?;
+    let applied = |lab: &mut Lab| -> Result<usize> {
+        let log = lab.agent(NodeName::A)?.process()?.log();
+        Ok(log.lines().filter(|line| line.contains("state of the mesh applied")).count())
+    };
+    let until = |is_so: &mut dyn FnMut() -> Result<bool>| -> Result<()> {
+        let deadline = Instant::now() + BACK_WITHIN;
+        while !is_so()? {
+            ensure!(Instant::now() < deadline, "it does not happen");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    let place = lab.world.directory().join(NodeName::A.as_str()).join("agent.handover");
+    until(&mut || Ok(place.exists()))?;
+    let mut other = BufReader::new(UnixStream::connect(&place)?);
+    other.get_mut().write_all(b"take over\n")?;
+    let mut answer = String::new();
+    other.read_line(&mut answer)?;
+    assert_eq!(answer, "frozen\n");
+    let before = applied(&mut lab)?;
+    lab.write_mesh(|mesh| mesh.enrol("outside", true))?;
+    until(&mut || Ok(applied(&mut lab)? > before))?;
+    assert_eq!(lab.captured_on(NodeName::A)?, ["client"], "it leaves the hooks alone");
+    drop(other);
+    lab.wait_until_settled(BACK_WITHIN)
 }
 
 #[test]

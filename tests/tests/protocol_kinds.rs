@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     process::Command,
     time::{Duration, Instant},
 };
@@ -344,4 +344,51 @@ fn a_server_whose_backlog_is_full_gets_every_client_once() -> Result<()> {
         assert_eq!(names, CLIENTS, "{family:?}");
     }
     Ok(())
+}
+
+/// Serves each connection by its first byte: `h` is told that the server has ended, and never read; others are echoed.
+fn hold_or_echo(listener: &TcpListener) -> Result<()> {
+    let mut held = Vec::new();
+    loop {
+        let (mut stream, _) = listener.accept()?;
+        let mut first = [0];
+        stream.read_exact(&mut first)?;
+        match first {
+            [b'h'] => {
+                stream.shutdown(Shutdown::Write)?;
+                held.push(stream);
+            }
+            [b'q'] => return Ok(()),
+            _ => stream.write_all(&first)?,
+        }
+    }
+}
+
+#[test]
+fn a_connection_does_not_wait_for_what_another_has_sent_to_a_server_that_does_not_read()
+-> Result<()> {
+    const PIECE: usize = 256 << 10;
+    let lab = Lab::start(world()?, &["client", "server"])?;
+    let server = lab.pod("server")?;
+    let client = &lab.pod("client")?.netns;
+    let target = server.at(Family::V4, PORT);
+    let listener = server.netns.run(|| Ok(TcpListener::bind(target)?))?;
+    let serving = server.netns.spawn(move || hold_or_echo(&listener));
+    // How much is on the way between the agents when the client has ended depends on buffers' sizes.
+    for pieces in 1..=32 {
+        let mut sender = Probe::connect(client, target)?;
+        sender.stream().write_all(b"h")?;
+        ensure!(sender.stream().read(&mut [0])? == 0, "the server has ended");
+        sender.stream().set_write_timeout(Some(Duration::from_millis(300)))?;
+        let is_taken = sender.stream().write_all(&vec![0; pieces * PIECE]).is_ok();
+        sender.stream().shutdown(Shutdown::Both)?;
+        std::thread::sleep(Duration::from_millis(100));
+        let mut next = Probe::connect(client, target)?;
+        next.echo(b"e").with_context(|| format!("behind {pieces} times {PIECE} bytes"))?;
+        if !is_taken {
+            break;
+        }
+    }
+    Probe::connect(client, target)?.stream().write_all(b"q")?;
+    serving.join().map_err(|_panic| anyhow::anyhow!("the server panicked"))?
 }

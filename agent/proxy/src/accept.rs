@@ -2,7 +2,6 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use futures_util::FutureExt;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::oneshot,
@@ -43,7 +42,50 @@ pub(crate) async fn accept_all(
             }
         }
     }
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-        serve(stream, peer);
+    accept_waiting(listener, serve);
+}
+
+/// Accepts what waits in the backlog, asking the kernel itself: tokio lets a task accept only so many at once, and knows
+/// of those only that it has been told of.
+fn accept_waiting(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr)) {
+    let Ok(listener) = listener.into_std() else { return };
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                let watched =
+                    stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                if let Ok(stream) = watched {
+                    serve(stream, peer);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, net::Ipv4Addr};
+
+    use sluice_sys::socket;
+
+    use super::*;
+
+    /// More than tokio lets a task do at once, and fewer than a listener has room for.
+    const WAITING: usize = 500;
+
+    #[tokio::test]
+    async fn all_that_wait_when_it_is_to_stop_are_served() {
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let listener = TcpListener::from_std(socket::listen(any, 1024).unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connect = |_| std::net::TcpStream::connect(address).unwrap();
+        let clients: Vec<_> = (0..WAITING).map(connect).collect();
+        let (stop, stopped) = oneshot::channel();
+        drop(stop);
+        let served = Cell::new(0);
+        accept_all(listener, stopped, |_, _| served.set(served.get() + 1)).await;
+        assert_eq!(served.get(), clients.len());
     }
 }

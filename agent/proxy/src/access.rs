@@ -18,7 +18,7 @@ pub(crate) fn connection_complete(snapshot: &Snapshot, live: &Live, error: Optio
     let destination =
         snapshot.workload_of(facts.destination.ip(), facts.destination_identity.as_ref());
     let service = snapshot
-        .service_at(facts.requested.ip())
+        .service_at(facts.requested)
         .map(|service| format!("{}/{}", service.namespace, service.name));
     let direction = match facts.direction {
         Direction::Outbound => "outbound",

@@ -1,25 +1,28 @@
 //! A connection that arrives at a local pod: authenticate, authorize, deliver.
 
+mod ending;
+
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use sluice_pods::LocalPod;
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
-use sluice_tls::{Channel, VerifyError};
+use sluice_tls::Channel;
 use sluice_wire::{Preamble, ResetReason};
 use tokio::{net::TcpStream, time::timeout};
 
+use self::ending::{Failure, Leaving, ended};
 use crate::{
     access, closing,
     delivery::deliver,
-    descriptors::{self, Begins, Shortage},
+    descriptors::{self, Begins},
     live::{Direction, Facts, Live, Transport},
     local::{self, Delivered},
     plain::{self, PlainEnd},
+    pod::Pod,
     pool::MAX_IDLE_TIME,
     preamble::{HELLO_TIME, NEWCOMER_SILENCE, STRANGER_SILENCE, read_preamble},
-    relay::{Outcome, Relay, Resetter, Side},
-    series::{Ending, Flags},
+    relay::{Outcome, Relay, Side},
+    series::Ending,
     session::{Broken, Session},
     worker::Worker,
 };
@@ -30,58 +33,10 @@ const STREAM_TIME: Duration = MAX_IDLE_TIME.saturating_mul(2);
 /// How long a pod that has just been enrolled may take to fetch its certificate.
 const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
 
-/// Why an inbound connection was refused or ended before its time.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Denied(#[from] DenyReason),
-    #[error("the client's certificate is not accepted any more: {0}")]
-    Untrusted(VerifyError),
-    #[error("plaintext from a pod of the mesh")]
-    PlaintextFromMesh,
-    #[error("the client opened a stream for {claimed}, but its own address is {actual}")]
-    ForeignClient { claimed: SocketAddr, actual: SocketAddr },
-    #[error("the application on {address} does not answer: {source}")]
-    Unreachable { address: SocketAddr, source: io::Error },
-    #[error("no socket to deliver to {address}: {source}")]
-    NoSocket { address: SocketAddr, source: io::Error },
-    #[error(transparent)]
-    Shortage(#[from] Shortage),
-    #[error("the application's connection: {0}")]
-    Application(io::Error),
-    #[error(transparent)]
-    Session(#[from] Broken),
-    #[error("{0}")]
-    Ended(ResetReason),
-}
-
-impl Ending for Failure {
-    fn flags(&self) -> Flags {
-        match self {
-            Self::Denied(_) | Self::PlaintextFromMesh | Self::ForeignClient { .. } => Flags::Deny,
-            Self::Untrusted(_) => Flags::CertRevoked,
-            Self::Unreachable { .. } | Self::NoSocket { .. } | Self::Shortage(_) => Flags::Connect,
-            Self::Session(broken) => Flags::of_broken(broken),
-            Self::Ended(reason) => Flags::of_reset(*reason),
-            Self::Application(_) => Flags::None,
-        }
-    }
-}
-
-/// How a session goes that can carry no other stream.
-enum Leaving {
-    /// Its stream is torn down.
-    Reset(ResetReason),
-    /// Its stream has had our last word.
-    Close,
-    /// The peer knows, or cannot be told.
-    Drop,
-}
-
 /// A connection that arrived.
 struct Arrived {
     worker: Arc<Worker>,
-    pod: Arc<LocalPod>,
+    pod: Arc<Pod>,
     client: SocketAddr,
     local: SocketAddr,
 }
@@ -89,7 +44,7 @@ struct Arrived {
 /// Carries one inbound connection to its end.
 pub(crate) async fn serve(
     worker: Arc<Worker>,
-    pod: Arc<LocalPod>,
+    pod: Arc<Pod>,
     stream: TcpStream,
     client: SocketAddr,
 ) {
@@ -120,7 +75,7 @@ pub(crate) async fn serve(
         }
         MtlsMode::Strict | MtlsMode::Permissive | MtlsMode::Disable => None,
     };
-    match Box::pin(read_preamble(&stream, silence)).await {
+    match Box::pin(arrived.pod.while_there(read_preamble(&stream, silence))).await {
         Ok(first) if first.preamble == Preamble::Mesh => arrived.mesh(stream, first.bytes).await,
         Ok(_) if is_known => {
             arrived.refuse(&stream, Transport::Plaintext, &Failure::PlaintextFromMesh);
@@ -139,13 +94,14 @@ pub(crate) async fn serve(
 /// With the reason for the other end, when it is not let in or not delivered.
 pub(crate) async fn let_in(
     worker: &Arc<Worker>,
-    pod: &Arc<LocalPod>,
+    pod: &Arc<Pod>,
     client: SocketAddr,
     local: SocketAddr,
 ) -> Result<Delivered, ResetReason> {
     let arrived = Arrived { worker: Arc::clone(worker), pod: Arc::clone(pod), client, local };
     // Listed before it is judged: a policy change from here on finds it.
-    let live = worker.list(arrived.facts(Transport::Local, client, Some(pod.identity.clone())));
+    let live =
+        worker.list(pod, arrived.facts(Transport::Local, client, Some(pod.identity.clone())));
     match arrived.open(client, &pod.identity).await {
         Ok(application) => Ok(Delivered { application, live }),
         Err((reason, failure)) => Err(arrived.turned_away(&live, reason, &failure)),
@@ -170,7 +126,7 @@ impl Arrived {
 
     fn refuse(&self, stream: &TcpStream, transport: Transport, failure: &Failure) {
         closing::by_reset(stream);
-        self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
+        self.pod.stats.inbound_refused.increment();
         let live = Live::new(self.facts(transport, self.client, None));
         access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
     }
@@ -191,13 +147,18 @@ impl Arrived {
 
     async fn mesh(&self, stream: TcpStream, received: Vec<u8>) {
         // On the heap, so that a session that idles does not keep the room of its handshake.
-        let Some(mut session) = Box::pin(self.established(stream, received)).await else { return };
+        let established = async { Ok(self.established(stream, received).await) };
+        let Ok(Some(mut session)) = Box::pin(self.pod.while_there(established)).await else {
+            return;
+        };
         // However long the session lives, each stream is judged by the policy of its own moment.
         let mut is_new = true;
         loop {
             let next = tokio::select! {
-                // A stream that has been opened already is served.
                 biased;
+                // Not even a stream that has been opened: its client may mean a successor with the same address.
+                () = self.pod.gone() => break,
+                // A stream that has been opened already is served.
                 next = timeout(STREAM_TIME, session.next_stream()) => next,
                 // A new session is one that a connection waits for.
                 () = self.worker.retired(), if !is_new => break,
@@ -215,7 +176,7 @@ impl Arrived {
     }
 
     fn log_refusal(&self, failure: &Failure) {
-        self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
+        self.pod.stats.inbound_refused.increment();
         let live = Live::new(self.facts(Transport::MutualTls, self.client, None));
         access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
     }
@@ -225,7 +186,7 @@ impl Arrived {
         let failure = match timeout(HELLO_TIME, self.handshake(stream, received)).await {
             Ok(Ok(session)) => return Some(session),
             Ok(Err(broken)) => broken,
-            Err(_) => Broken::Truncated,
+            Err(_) => Broken::HandshakeTimeout(HELLO_TIME),
         };
         self.log_refusal(&Failure::Session(failure));
         None
@@ -245,7 +206,7 @@ impl Arrived {
     async fn mesh_stream(&self, session: &mut Session, client: SocketAddr) -> Result<(), Leaving> {
         let peer = Some(session.peer.id.clone());
         // Listed before it is judged: a policy change from here on finds it.
-        let live = self.worker.list(self.facts(Transport::MutualTls, client, peer));
+        let live = self.worker.list(&self.pod, self.facts(Transport::MutualTls, client, peer));
         live.rests_on(&session.peer.chain);
         let own = &self.pod.identity;
         let opened = match session.still_trusted(&self.worker.shared.certificates, own) {
@@ -254,7 +215,7 @@ impl Arrived {
         };
         match opened {
             Ok(application) => {
-                self.worker.shared.stats.of(&self.pod.uid).inbound_mtls.increment();
+                self.pod.stats.inbound_mtls.increment();
                 match local::hand_over(session, Delivered { application, live }).await {
                     Ok(flushed) => flushed.map_err(|_broken| Leaving::Drop),
                     Err(Delivered { application, live }) => {
@@ -270,7 +231,7 @@ impl Arrived {
 
     /// Counts and logs a stream that is not let in; gives the reason back, for the other end.
     fn turned_away(&self, live: &Live, reason: ResetReason, failure: &Failure) -> ResetReason {
-        self.worker.shared.stats.of(&self.pod.uid).inbound_refused.increment();
+        self.pod.stats.inbound_refused.increment();
         access::connection_complete(&self.worker.shared.snapshot(), live, Some(failure));
         reason
     }
@@ -321,48 +282,33 @@ impl Arrived {
 
     async fn plaintext(&self, mut stream: TcpStream, head: Vec<u8>) {
         closing::by_reset(&stream);
-        let live = self.worker.list(self.facts(Transport::Plaintext, self.client, None));
-        let result = self.plaintext_stream(&mut stream, &live, head).await;
-        let stats = self.worker.shared.stats.of(&self.pod.uid);
-        match &result {
-            Err(Failure::Denied(_) | Failure::Unreachable { .. } | Failure::NoSocket { .. }) => {
-                stats.inbound_refused.increment();
-            }
-            _ => stats.inbound_plaintext.increment(),
-        }
-        let snapshot = self.worker.shared.snapshot();
-        match result {
-            Ok(()) => {
-                closing::in_order(&stream);
-                access::connection_complete(&snapshot, &live, None);
+        let live = self.worker.list(&self.pod, self.facts(Transport::Plaintext, self.client, None));
+        let result = match self.open_plaintext().await {
+            Ok(application) => {
+                self.pod.stats.inbound_plaintext.increment();
+                carry_plaintext(&mut stream, application, &live, head).await
             }
             Err(failure) => {
-                access::connection_complete(&snapshot, &live, Some(&failure));
+                self.pod.stats.inbound_refused.increment();
+                Err(failure)
             }
+        };
+        let failure = result.as_ref().err().map(|failure| failure as &dyn Ending);
+        if failure.is_none() {
+            closing::in_order(&stream);
         }
+        access::connection_complete(&self.worker.shared.snapshot(), &live, failure);
     }
 
-    async fn plaintext_stream(
-        &self,
-        stream: &mut TcpStream,
-        live: &Live,
-        head: Vec<u8>,
-    ) -> Result<(), Failure> {
+    async fn open_plaintext(&self) -> Result<TcpStream, Failure> {
         self.authorize(None)?;
         let delivered = self.deliver(self.client).await.and_then(TcpStream::from_std);
-        let mut application = delivered.map_err(|source| self.undelivered(source))?;
-        match plain::relay(stream, &mut application, &[live], head).await {
-            PlainEnd::Clean => {
-                closing::in_order(&application);
-                Ok(())
-            }
-            PlainEnd::Socket(_, error) => Err(Failure::Application(error)),
-            PlainEnd::Cut(reason) => Err(Failure::Ended(reason)),
-        }
+        delivered.map_err(|source| self.undelivered(source))
     }
 
     async fn deliver(&self, client: SocketAddr) -> io::Result<std::net::TcpStream> {
-        deliver(&self.worker.shared.sockets, &self.pod.netns, client, self.local).await
+        let sockets = &self.worker.shared.sockets;
+        self.pod.while_there(deliver(sockets, &self.pod, client, self.local)).await
     }
 
     fn undelivered(&self, source: io::Error) -> Failure {
@@ -374,16 +320,18 @@ impl Arrived {
     }
 }
 
-/// What an outcome means for the session, as [`Arrived::mesh_stream`], and for the log.
-fn ended(outcome: Outcome) -> (Result<(), Leaving>, Option<Failure>) {
-    match outcome {
-        Outcome::Clean => (Ok(()), None),
-        Outcome::Reset(Resetter::Own(error)) => (Ok(()), Some(Failure::Application(error))),
-        Outcome::Reset(Resetter::Peer) => (Ok(()), Some(Failure::Ended(ResetReason::Application))),
-        Outcome::Application(error) => (Err(Leaving::Close), Some(Failure::Application(error))),
-        Outcome::Peer(reason) => (Err(Leaving::Drop), Some(Failure::Ended(reason))),
-        Outcome::Broken(broken) => (Err(Leaving::Drop), Some(broken.into())),
-        Outcome::Unseen => (Err(Leaving::Drop), Some(Broken::Closed.into())),
-        Outcome::Cut(reason) => (Err(Leaving::Reset(reason)), Some(Failure::Ended(reason))),
+async fn carry_plaintext(
+    stream: &mut TcpStream,
+    mut application: TcpStream,
+    live: &Live,
+    head: Vec<u8>,
+) -> Result<(), Failure> {
+    match plain::relay(stream, &mut application, &[live], head).await {
+        PlainEnd::Clean => {
+            closing::in_order(&application);
+            Ok(())
+        }
+        PlainEnd::Socket(_, error) => Err(Failure::Application(error)),
+        PlainEnd::Cut(reason) => Err(Failure::Ended(reason)),
     }
 }

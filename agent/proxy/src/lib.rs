@@ -22,6 +22,7 @@ mod live;
 mod local;
 mod outbound;
 mod plain;
+mod pod;
 mod pool;
 mod preamble;
 mod receive;

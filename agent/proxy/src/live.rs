@@ -182,6 +182,16 @@ impl Live {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Takes bytes back that were counted and have reached nobody.
+    pub(crate) fn take_back_sent(&self, bytes: usize) {
+        self.sent.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// As [`Live::take_back_sent`].
+    pub(crate) fn take_back_received(&self, bytes: usize) {
+        self.received.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Notes what the peer's agent proved itself by. To be called before the proof is confirmed by the trust
     /// of now: a change of trust from here on finds it.
     pub(crate) fn rests_on(&self, proof: &Proof) {

@@ -2,6 +2,7 @@
 
 mod ending;
 mod home;
+mod plaintext;
 
 use std::{
     io,
@@ -12,10 +13,9 @@ use std::{
 };
 
 use sluice_mesh::{Client, Destination, Lack, Member, Snapshot};
-use sluice_pods::LocalPod;
 use sluice_policy::MtlsMode;
 use sluice_spiffe::SpiffeId;
-use sluice_sys::{nomad, socket};
+use sluice_sys::socket;
 use sluice_tls::{Channel, Identity, VerifyError};
 use sluice_wire::{Control, ResetReason};
 use tokio::{
@@ -30,6 +30,7 @@ use crate::{
     live::{Direction, Facts, Live, Transport},
     local::Local,
     plain::{self, PlainEnd},
+    pod::Pod,
     pool::Key,
     preamble::first_bytes,
     relay::{Outcome, Relay, Resetter, Side},
@@ -71,7 +72,7 @@ enum Failure {
 /// closed: see [`closing`].
 struct Captured {
     worker: Arc<Worker>,
-    pod: Arc<LocalPod>,
+    pod: Arc<Pod>,
     application: TcpStream,
     client: SocketAddr,
     requested: SocketAddr,
@@ -84,7 +85,7 @@ struct Captured {
 /// Carries one captured connection to its end.
 pub(crate) async fn serve(
     worker: Arc<Worker>,
-    pod: Arc<LocalPod>,
+    pod: Arc<Pod>,
     application: TcpStream,
     client: SocketAddr,
 ) {
@@ -113,19 +114,27 @@ pub(crate) async fn serve(
         return captured.refuse(&snapshot, requested, &shortage.into());
     }
     match destination {
+        // A connection does not keep the state of the mesh in which it began.
         Destination::Member(member, address) if speaks_mesh(&member, address.port()) => {
             let expected = member.workload.identity.clone();
-            // A connection does not keep the state of the mesh in which it began.
             drop((member, snapshot));
             if captured.leads_home(address) {
                 return Box::pin(captured.into_home(address)).await;
             }
             captured.into_mesh(expected, address).await;
         }
-        Destination::Member(_, address) | Destination::Outside(address) => {
-            Box::pin(captured.into_plaintext(&snapshot, address)).await;
+        Destination::Member(member, address) => {
+            drop((member, snapshot));
+            Box::pin(captured.into_plaintext(address)).await;
         }
-        Destination::Unknown => Box::pin(captured.into_plaintext(&snapshot, requested)).await,
+        Destination::Outside(address) => {
+            drop(snapshot);
+            Box::pin(captured.into_plaintext(address)).await;
+        }
+        Destination::Unknown => {
+            drop(snapshot);
+            Box::pin(captured.into_plaintext(requested)).await;
+        }
         Destination::NoEndpoint(service, lack) => {
             let service = format!("{}/{}", service.namespace, service.name);
             captured.refuse(&snapshot, requested, &Failure::NoEndpoint { service, lack });
@@ -165,7 +174,7 @@ impl Captured {
     }
 
     fn refuse(&self, snapshot: &Snapshot, destination: SocketAddr, failure: &Failure) {
-        self.worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
+        self.pod.stats.outbound_refused.increment();
         let facts = self.facts(Transport::Plaintext, destination, None);
         access::connection_complete(snapshot, &Live::new(facts), Some(failure));
     }
@@ -173,7 +182,7 @@ impl Captured {
     async fn into_mesh(mut self, expected: SpiffeId, address: SocketAddr) {
         let worker = Arc::clone(&self.worker);
         let facts = self.facts(Transport::MutualTls, address, Some(expected.clone()));
-        let live = worker.list(facts);
+        let live = worker.list(&self.pod, facts);
         // Each on the heap, so that a connection does not keep the room of what it is not, or not any more.
         let result = match Box::pin(self.mesh_stream(&live, address, expected)).await {
             Ok(Some(local)) => Box::pin(self.local_stream(&live, local)).await,
@@ -181,7 +190,7 @@ impl Captured {
             Err(failure) => Err(failure),
         };
         if !self.carried {
-            worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
+            self.pod.stats.outbound_refused.increment();
         }
         if result.is_ok() {
             closing::in_order(&self.application);
@@ -217,14 +226,14 @@ impl Captured {
             let (mut session, reused) = Box::pin(self.session(live, &identity, &key)).await?;
             session.queue(&Control::open(self.client))?;
             if !std::mem::replace(&mut self.carried, true) {
-                self.worker.shared.stats.of(&self.pod.uid).outbound_mtls.increment();
+                self.pod.stats.outbound_mtls.increment();
             }
             let ending = self.worker.returning.of(&key);
             if let Some(link) = session.link.clone() {
                 // Known to be short: others had better wait for the session than make one.
                 ending.announce();
                 if let Some(delivered) = link.open(&mut session, live).await {
-                    self.worker.put_session(key.clone(), session);
+                    self.worker.put_session(&self.pod, key.clone(), session);
                     return Ok(Some(Local { delivered, head }));
                 }
             }
@@ -232,7 +241,7 @@ impl Captured {
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
             match relay.announcing(&ending).keeping(&mut kept).run().await {
                 Outcome::Clean => {
-                    self.worker.put_session(key.clone(), session);
+                    self.worker.put_session(&self.pod, key.clone(), session);
                     return Ok(None);
                 }
                 Outcome::Unseen if reused => head.append(&mut kept),
@@ -240,7 +249,7 @@ impl Captured {
                 Outcome::Broken(broken) => return Err(broken.into()),
                 Outcome::Peer(reason) => return Err(Failure::Ended(reason)),
                 Outcome::Reset(by) => {
-                    self.worker.put_session(key.clone(), session);
+                    self.worker.put_session(&self.pod, key.clone(), session);
                     return Err(match by {
                         Resetter::Own(error) => Failure::Application(error),
                         Resetter::Peer => Failure::Ended(ResetReason::Application),
@@ -341,8 +350,10 @@ impl Captured {
                 Channel::connect(identity, &key.expected, address.ip()).map_err(Broken::from)?;
             Ok(Session::handshake(tcp, channel, identity, links, Vec::new()).await?)
         };
+        let connecting = self.pod.while_there(async { Ok(connecting.await) });
         match timeout(CONNECT_TIME, connecting).await {
-            Ok(connected) => connected,
+            Ok(Ok(connected)) => connected,
+            Ok(Err(source)) => Err(Failure::Connect { address, source }),
             Err(_) => Err(Failure::Timeout(address)),
         }
     }
@@ -351,46 +362,12 @@ impl Captured {
     /// application would have used.
     async fn dial(&self, source: IpAddr, destination: SocketAddr) -> io::Result<TcpStream> {
         let socket = {
-            nomad::enter(&self.pod.netns).map_err(io::Error::other)?;
+            self.pod.enter()?;
             let socket = socket::tcp_socket(destination.is_ipv6())?;
             self.worker.shared.sockets.mark_upstream(socket.as_fd()).map_err(io::Error::other)?;
             socket::bind_address(&socket, source)?;
             TcpSocket::from_std_stream(socket.into())
         };
         socket.connect(destination).await
-    }
-
-    async fn into_plaintext(mut self, snapshot: &Snapshot, address: SocketAddr) {
-        let worker = Arc::clone(&self.worker);
-        let live = worker.list(self.facts(Transport::Plaintext, address, None));
-        let result = self.plaintext_stream(&live, address).await;
-        let stats = worker.shared.stats.of(&self.pod.uid);
-        match &result {
-            Err(Failure::Connect { .. } | Failure::Timeout(_)) => {
-                stats.outbound_refused.increment();
-            }
-            _ => stats.outbound_plaintext.increment(),
-        }
-        if result.is_ok() {
-            closing::in_order(&self.application);
-        }
-        complete(snapshot, &live, result);
-    }
-
-    async fn plaintext_stream(&mut self, live: &Live, address: SocketAddr) -> Result<(), Failure> {
-        let dial = timeout(CONNECT_TIME, self.dial(self.client.ip(), address));
-        let mut server = match dial.await {
-            Ok(connected) => connected.map_err(|source| Failure::Connect { address, source })?,
-            Err(_) => return Err(Failure::Timeout(address)),
-        };
-        closing::by_reset(&server);
-        match plain::relay(&mut self.application, &mut server, &[live], Vec::new()).await {
-            PlainEnd::Clean => {
-                closing::in_order(&server);
-                Ok(())
-            }
-            PlainEnd::Socket(_, error) => Err(Failure::Application(error)),
-            PlainEnd::Cut(reason) => Err(Failure::Ended(reason)),
-        }
     }
 }

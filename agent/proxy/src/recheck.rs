@@ -43,7 +43,13 @@ impl Shared {
                     .entry(proof)
                     .or_insert_with_key(|proof| self.certificates.still_vouched(proof).is_ok())
             });
-            if is_denied || !is_vouched {
+            let (own, peer) = match facts.direction {
+                Direction::Outbound => (&facts.source_identity, &facts.destination_identity),
+                Direction::Inbound => (&facts.destination_identity, &facts.source_identity),
+            };
+            let both = own.as_ref().zip(peer.as_ref());
+            let is_foreign = both.is_some_and(|(own, peer)| !self.certificates.believes(own, peer));
+            if is_denied || is_foreign || !is_vouched {
                 live.cut(ResetReason::Revoked);
                 cut += 1;
             }

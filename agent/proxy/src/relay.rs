@@ -4,6 +4,7 @@
 //! was read is written in the same turn, and nothing is allocated while both sockets keep up.
 //! Back-pressure is the rule that nothing is read for a socket that has not taken what it got.
 
+mod broken;
 mod parting;
 
 use std::{
@@ -73,6 +74,8 @@ pub(crate) struct Relay<'a> {
     incoming: Incoming,
     /// Whether more was sent than is kept, or anything was heard.
     committed: bool,
+    /// Bytes of the application that were taken, and counted.
+    taken: usize,
     /// What was sent after the head, as long as it may have to be sent again.
     kept: Option<&'a mut Vec<u8>>,
     /// Bytes that the application's socket did not take yet.
@@ -123,6 +126,7 @@ impl<'a> Relay<'a> {
             sending: true,
             incoming: Incoming::Open,
             committed: false,
+            taken: 0,
             kept: None,
             inbox: Vec::new(),
         }
@@ -143,24 +147,15 @@ impl<'a> Relay<'a> {
     pub(crate) async fn run(mut self) -> Outcome {
         let outcome = poll_fn(|cx| Scratch::lend(|scratch| self.poll(cx, scratch))).await;
         match outcome {
-            Outcome::Broken(broken) if !self.committed && self.is_farewell(&broken).await => {
-                Outcome::Unseen
-            }
+            Outcome::Broken(broken) => self.explain(broken).await,
             Outcome::Application(error) => self.part(error).await,
             Outcome::Peer(ResetReason::Application) => self.answer_parting().await,
-            Outcome::Broken(_)
-            | Outcome::Clean
+            Outcome::Clean
             | Outcome::Reset(_)
             | Outcome::Peer(_)
             | Outcome::Unseen
             | Outcome::Cut(_) => outcome,
         }
-    }
-
-    /// The peer's kernel answers what comes after its agent's farewell by a reset, which a write meets first.
-    async fn is_farewell(&mut self, broken: &Broken) -> bool {
-        let is_socket = matches!(broken, Broken::Socket(_));
-        matches!(broken, Broken::Closed) || is_socket && self.session.says_farewell().await
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Outcome> {
@@ -171,6 +166,8 @@ impl<'a> Relay<'a> {
             let up = self.poll_up(cx, scratch);
             let down = self.poll_down(cx, scratch);
             match (up, down) {
+                // What the peer says has ended the stream; that the other direction fails too follows from it.
+                (_, Poll::Ready(Err(outcome @ Outcome::Peer(_)))) => return Poll::Ready(outcome),
                 (Poll::Ready(Err(outcome)), _) | (_, Poll::Ready(Err(outcome))) => {
                     return Poll::Ready(outcome);
                 }
@@ -201,9 +198,7 @@ impl<'a> Relay<'a> {
             return Poll::Pending;
         }
         let Scratch { application, outgoing, .. } = scratch;
-        let Some((header, room)) = application.split_first_chunk_mut() else {
-            return Poll::Pending;
-        };
+        let room = application.get_mut(HEADER_LENGTH..).unwrap_or_default();
         let length = if self.head.is_empty() {
             let read = self.poll_application(cx, room);
             if read.is_pending() && queued > 0 {
@@ -220,9 +215,10 @@ impl<'a> Relay<'a> {
             }
             return Poll::Ready(self.session.queue(&Control::end()).map_err(Outcome::Broken));
         }
-        *header = data_header(length).unwrap_or_default();
+        let frame =
+            framed(application, length).ok_or(Outcome::Broken(Broken::FrameLength(length)))?;
         self.count(self.from, length);
-        let frame = application.get(..HEADER_LENGTH + length).unwrap_or_default();
+        self.taken += length;
         Poll::Ready(self.session.poll_send(cx, frame, outgoing).map_err(Outcome::Broken))
     }
 
@@ -350,6 +346,13 @@ impl<'a> Relay<'a> {
             Side::Server => self.live.count_received(bytes),
         }
     }
+}
+
+/// The frame around the bytes that are in `buffer` behind the room for its header.
+fn framed(buffer: &mut [u8], length: usize) -> Option<&[u8]> {
+    let frame = buffer.get_mut(..HEADER_LENGTH + length)?;
+    *frame.first_chunk_mut()? = data_header(length)?;
+    Some(frame)
 }
 
 impl Side {

@@ -1,4 +1,4 @@
-//! A worker's last phase: what is open goes on, and nothing new begins.
+//! A last phase: that of a worker, where what is open goes on and nothing new begins, or of a pod that goes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

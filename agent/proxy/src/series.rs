@@ -164,8 +164,12 @@ impl Flags {
             | Broken::Peer(_)
             | Broken::Protocol(_)
             | Broken::NoStream
-            | Broken::UnexpectedOpen => Self::TlsFailure,
-            Broken::Closed | Broken::Truncated | Broken::Socket(_) => Self::Connect,
+            | Broken::UnexpectedOpen
+            | Broken::FrameLength(_) => Self::TlsFailure,
+            Broken::Closed
+            | Broken::HandshakeTimeout(_)
+            | Broken::Truncated
+            | Broken::Socket(_) => Self::Connect,
         }
     }
 
@@ -261,7 +265,7 @@ impl SeriesTable {
         let source = snapshot.workload_of(facts.source.ip(), facts.source_identity.as_ref());
         let destination =
             snapshot.workload_of(facts.destination.ip(), facts.destination_identity.as_ref());
-        let service = snapshot.service_at(facts.requested.ip());
+        let service = snapshot.service_at(facts.requested);
         let key = Key {
             reporter: facts.direction,
             transport: facts.transport,
@@ -269,7 +273,10 @@ impl SeriesTable {
             source_identity: facts.source_identity.clone(),
             destination: destination.map(|workload| workload.uid.clone()),
             destination_identity: facts.destination_identity.clone(),
-            service: service.map(|_| facts.requested.ip()),
+            // Services may share the address that was asked for.
+            service: service.map(|service| {
+                service.addresses.first().copied().unwrap_or_else(|| facts.requested.ip())
+            }),
         };
         let Some(shard) = self.shards.get(worker) else { return self.other(facts) };
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);

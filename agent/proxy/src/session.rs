@@ -17,7 +17,6 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
     task::yield_now,
-    time::timeout,
 };
 
 use crate::{
@@ -25,11 +24,11 @@ use crate::{
     scratch::{READ_LENGTH, Scratch},
 };
 
+/// Bytes that a peer who is busy with the last stream may still have to read before it sees the next one.
+const MAX_AHEAD: usize = 64 * 1024;
+
 /// Queued ciphertext up to this length waits for the next application bytes, to leave with them.
 pub(crate) const MERGE_LENGTH: usize = 4096;
-
-/// How long a socket that has failed may take to say what it had received before.
-const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Why a session is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +37,9 @@ pub enum Broken {
     /// The peer's agent closed the connection cleanly.
     #[error("the peer's agent closed the connection")]
     Closed,
+    /// The peer's agent, or our own certificate, was too slow.
+    #[error("the handshake with the peer's agent was not over within {} s", .0.as_secs())]
+    HandshakeTimeout(Duration),
     /// The connection ended without `close_notify`: bytes may be missing.
     #[error("the connection to the peer's agent was cut")]
     Truncated,
@@ -50,6 +52,9 @@ pub enum Broken {
     /// The peer must not be talked to.
     #[error("the peer's certificate: {0}")]
     Peer(#[from] PeerError),
+    /// What was to be sent cannot be framed.
+    #[error("BUG: no frame holds {0} bytes")]
+    FrameLength(usize),
     /// The peer sent stream bytes outside of a stream.
     #[error("the peer's agent sent bytes outside of a stream")]
     NoStream,
@@ -71,6 +76,8 @@ pub(crate) struct Session {
     outbox: Vec<u8>,
     /// An incomplete record.
     partial: Vec<u8>,
+    /// Bytes that were sent since the peer was last heard.
+    ahead: usize,
     /// Plaintext that arrived behind the end of a stream: it belongs to the next.
     pub(crate) unread: Vec<u8>,
     /// Whether the peer said `close_notify`.
@@ -137,6 +144,7 @@ impl Session {
             decoder: Decoder::default(),
             outbox: exact(outgoing),
             partial: exact(received),
+            ahead: 0,
             unread: exact(plaintext),
             closed,
             peer,
@@ -196,6 +204,7 @@ impl Session {
         outgoing.clear();
         outgoing.append(&mut std::mem::take(&mut self.outbox));
         self.channel.send(plaintext, outgoing)?;
+        self.ahead = self.ahead.saturating_add(plaintext.len());
         let mut sent = 0;
         while let Some(rest) = outgoing.get(sent..).filter(|rest| !rest.is_empty()) {
             match Pin::new(&mut self.tcp).poll_write(cx, rest) {
@@ -288,6 +297,9 @@ impl Session {
             self.partial.extend_from_slice(rest);
         }
         self.closed |= progress.closed;
+        if !scratch.plaintext.is_empty() {
+            self.ahead = 0;
+        }
         Ok(())
     }
 
@@ -309,6 +321,12 @@ impl Session {
         })
     }
 
+    /// Whether the peer may be long from done with what it was sent: an application that reads slowly, and had ended
+    /// before. Another stream would wait for that.
+    pub(crate) fn is_far_ahead(&self) -> bool {
+        self.ahead > MAX_AHEAD
+    }
+
     /// Whether its tickets, for which a burst of connections waits, are still to be received.
     pub(crate) fn awaits_tickets(&self) -> bool {
         self.channel.awaits_tickets()
@@ -328,23 +346,6 @@ impl Session {
         .await;
     }
 
-    /// Whether the next that the peer has to say is its farewell; to be asked when the socket has failed, so that it
-    /// says something at once.
-    pub(crate) async fn says_farewell(&mut self) -> bool {
-        let farewell = poll_fn(|cx| {
-            Scratch::lend(|scratch| {
-                while !self.closed {
-                    let received = ready!(self.poll_receive(cx, scratch));
-                    if received.is_err() || !scratch.plaintext.is_empty() {
-                        return Poll::Ready(false);
-                    }
-                }
-                Poll::Ready(true)
-            })
-        });
-        timeout(FAREWELL_TIME, farewell).await.unwrap_or(false)
-    }
-
     /// Moves the session to the runtime of the calling worker.
     pub(crate) fn rehome(self) -> io::Result<Self> {
         Ok(Self { tcp: TcpStream::from_std(self.tcp.into_std()?)?, ..self })
@@ -352,6 +353,9 @@ impl Session {
 
     /// Says farewell as far as the socket takes it at once; the socket closes with the session.
     pub(crate) fn close(mut self) {
+        // What has arrived is read first: the kernel resets a connection that is closed over unread bytes, and lets go of
+        // those that were still to be sent.
+        self.is_usable();
         let mut outgoing = std::mem::take(&mut self.outbox);
         if self.channel.close(&mut outgoing).is_ok() {
             // A peer that cannot be told finds out from the end of the connection.

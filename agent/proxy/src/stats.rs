@@ -51,16 +51,34 @@ impl Counter {
 // === impl StatsTable ===
 
 impl StatsTable {
-    /// The counters of a pod, made when it is first asked for.
-    pub fn of(&self, pod: &WorkloadUid) -> Arc<PodStats> {
-        if let Some(stats) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(pod) {
-            return Arc::clone(stats);
-        }
+    /// The counters of a pod that is served, or was when they were last asked for.
+    pub fn get(&self, pod: &WorkloadUid) -> Option<Arc<PodStats>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(pod).cloned()
+    }
+
+    /// The counters of a pod that is to be served, which begin with it.
+    pub(crate) fn of(&self, pod: &WorkloadUid) -> Arc<PodStats> {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(table.entry(pod.clone()).or_default())
     }
 
     pub(crate) fn forget(&self, pod: &WorkloadUid) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(pod);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_was_forgotten_is_not_there_again_because_its_last_connection_ends() {
+        let (table, pod) = (StatsTable::default(), WorkloadUid("a/pod".into()));
+        let stats = table.of(&pod);
+        stats.inbound_plaintext.increment();
+        assert_eq!(table.get(&pod).unwrap().inbound_plaintext.get(), 1);
+        table.forget(&pod);
+        stats.inbound_plaintext.increment();
+        assert!(table.get(&pod).is_none());
     }
 }

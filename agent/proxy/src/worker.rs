@@ -22,6 +22,7 @@ use crate::{
     inbound,
     live::{Facts, Listed},
     outbound,
+    pod::Pod,
     pool::{Key, Pool},
     retirement::Retirement,
     returning::Returning,
@@ -49,6 +50,8 @@ pub(crate) struct Worker {
 pub struct Proxy {
     shared: Arc<Shared>,
     crew: Arc<Crew>,
+    /// Tells those who serve a pod that it has gone.
+    departures: Mutex<HashMap<WorkloadUid, Arc<Retirement>>>,
 }
 
 /// Why the workers could not be started.
@@ -65,7 +68,7 @@ type Accepting = oneshot::Sender<()>;
 /// What a worker is told to do.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Add(Arc<LocalPod>, WorkerListeners),
+    Add(Arc<Pod>, WorkerListeners),
     Remove(Arc<LocalPod>),
     /// A connection that another worker has accepted.
     Serve(Arrival, std::net::TcpStream, Share),
@@ -77,7 +80,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Arrival {
     side: Side,
-    pod: Arc<LocalPod>,
+    pod: Arc<Pod>,
     peer: SocketAddr,
 }
 
@@ -113,9 +116,9 @@ impl Worker {
         }
     }
 
-    /// Puts a session away for the next stream.
-    pub(crate) fn put_session(&self, key: Key, session: Session) {
-        if self.retirement.has_begun() {
+    /// Puts a session of a pod away for the next stream, if there can be one.
+    pub(crate) fn put_session(&self, pod: &Pod, key: Key, session: Session) {
+        if self.retirement.has_begun() || pod.has_gone() || session.is_far_ahead() {
             return session.close();
         }
         self.with_pool(|pool| pool.put(key, session));
@@ -163,9 +166,14 @@ impl Worker {
         self.retirement.begun().await;
     }
 
-    /// Lists an open connection.
-    pub(crate) fn list(&self, facts: Facts) -> Listed {
-        self.shared.list(self.index, facts)
+    /// Lists an open connection of a pod.
+    pub(crate) fn list(&self, pod: &Pod, facts: Facts) -> Listed {
+        let live = self.shared.list(self.index, facts);
+        // Whoever removes a pod cuts what is listed by then.
+        if pod.has_gone() {
+            live.cut(ResetReason::Draining);
+        }
+        live
     }
 }
 
@@ -195,7 +203,7 @@ impl Proxy {
             start_worker(worker, queue).map_err(|source| StartError { worker: index, source })
         };
         queues.into_iter().enumerate().try_for_each(start)?;
-        Ok(Self { shared, crew })
+        Ok(Self { shared, crew, departures: Mutex::default() })
     }
 
     /// Closes idle sessions everywhere: the roots or an identity have changed.
@@ -226,12 +234,21 @@ impl Proxy {
 
 impl Workers for Proxy {
     fn add(&self, pod: Arc<LocalPod>, listeners: Vec<WorkerListeners>) {
+        let departure = Arc::clone(lock(&self.departures).entry(pod.uid.clone()).or_default());
+        let stats = self.shared.stats.of(&pod.uid);
+        let pod = Arc::new(Pod::new(pod, stats, departure));
         for (worker, listeners) in listeners.into_iter().enumerate() {
             self.crew.tell(worker, Command::Add(Arc::clone(&pod), listeners));
         }
     }
 
     fn remove(&self, pod: &Arc<LocalPod>) {
+        let departure = lock(&self.departures).remove(&pod.uid);
+        // From here on nothing enters its namespace; then each worker leaves it.
+        if let Some(departure) = departure {
+            departure.begin();
+        }
+        self.shared.stats.forget(&pod.uid);
         self.crew.tell_all(|| Command::Remove(Arc::clone(pod)));
         for live in self.shared.live.all() {
             if live.facts.pod == pod.uid {
@@ -242,8 +259,8 @@ impl Workers for Proxy {
 }
 
 /// Held for the time of a look-up; only a worker that has none of its own looks into another's pool.
-fn lock(pool: &Mutex<Pool>) -> MutexGuard<'_, Pool> {
-    pool.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn start_worker(worker: Worker, queue: mpsc::UnboundedReceiver<Command>) -> std::io::Result<()> {
@@ -270,7 +287,6 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
                 Command::Remove(pod) => {
                     pods.remove(&pod.uid);
                     worker.with_pool(|pool| pool.forget_pod(&pod.uid));
-                    worker.shared.stats.forget(&pod.uid);
                     if let Err(error) = nomad::leave(&pod.netns) {
                         tracing::error!(pod = %pod.uid, %error, "leaving the namespace of a pod that has gone");
                     }
@@ -293,11 +309,7 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
     }
 }
 
-fn serve_pod(
-    worker: &Arc<Worker>,
-    pod: &Arc<LocalPod>,
-    listeners: WorkerListeners,
-) -> Vec<Accepting> {
+fn serve_pod(worker: &Arc<Worker>, pod: &Arc<Pod>, listeners: WorkerListeners) -> Vec<Accepting> {
     let WorkerListeners { outbound, inbound } = listeners;
     let outbound = outbound.into_iter().map(|listener| (Side::Outbound, listener));
     let inbound = inbound.into_iter().map(|listener| (Side::Inbound, listener));

@@ -42,7 +42,7 @@ impl Agent {
         count.with_context(|| format!("no counter {counter:?} in it"))
     }
 
-    /// Waits until a counter has reached `least`; connections are counted when they end.
+    /// Waits until a counter has reached `least`.
     pub fn wait_for_count(&self, pod: &str, counter: &str, least: u64) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {

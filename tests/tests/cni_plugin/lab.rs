@@ -25,8 +25,8 @@ const NETWORK: &str = "pods";
 const ADDRESS: &str = "10.77.1.200";
 /// The last number of the first address that many sandboxes get.
 const FIRST_ADDRESS: u8 = 201;
-/// The node's user who has the tools in the cache.
-const CACHE: &str = ".cache/sluice/tools";
+/// Where xtask keeps the tools, below the user's cache directory.
+const CACHE: &str = "sluice/tools";
 
 /// What `cnitool` made of a command.
 #[derive(Debug)]
@@ -255,8 +255,11 @@ fn programs() -> Result<Vec<PathBuf>> {
 
 /// Every directory of the cache of tools, and what is below them.
 fn cached() -> Result<Vec<PathBuf>> {
-    let home = std::env::var_os("HOME").context("HOME is not set")?;
-    let entries = fs::read_dir(Path::new(&home).join(CACHE)).context("no cache of tools")?;
+    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()) {
+        Some(cache) => PathBuf::from(cache),
+        None => Path::new(&std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
+    };
+    let entries = fs::read_dir(cache.join(CACHE)).context("no cache of tools")?;
     Ok(entries.flatten().flat_map(|entry| [entry.path().join("bin"), entry.path()]).collect())
 }
 

@@ -11,7 +11,7 @@ use sluice_controller::{Placement, Standing};
 use sluice_tls::{Clock, UnixTime};
 
 use super::{
-    Export, encode,
+    Export, encode, encode_log,
     node::{gauges, seconds},
 };
 
@@ -58,6 +58,7 @@ impl Collector for Gathered {
         let standing = &self.0.standing;
         let build = vec![(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1)];
         gauges(&mut encoder, "sluice_build", "The controller's version", build)?;
+        encode_log(&mut encoder)?;
         let help = "Certificates issued";
         let issued =
             encoder.encode_descriptor("sluice_ca_issued", help, None, MetricType::Counter)?;

@@ -11,7 +11,12 @@ mod server;
 
 use std::sync::Arc;
 
-use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Registry};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter},
+    registry::Registry,
+};
 use sluice_proxy::Shared;
 
 pub(crate) use self::{
@@ -19,7 +24,7 @@ pub(crate) use self::{
     server::{bind, serve},
 };
 use self::{connections::encode_connections, node::encode_node};
-use crate::view::server::Answers;
+use crate::{logging, view::server::Answers};
 
 /// What is shown over HTTP.
 pub(crate) trait Export: Send + Sync {
@@ -55,6 +60,13 @@ fn encode(collector: impl Collector) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
+fn encode_log(encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+    let help = "Lines that are missing in the log, because nobody took them";
+    let (name, kind) = ("sluice_log_lines_dropped", MetricType::Counter);
+    let family = encoder.encode_descriptor(name, help, None, kind)?;
+    ConstCounter::new(logging::dropped()).encode(family)
+}
+
 /// What is encoded when it is asked for.
 struct Gathered(Exporter);
 
@@ -67,6 +79,7 @@ impl std::fmt::Debug for Gathered {
 impl Collector for Gathered {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         encode_connections(&mut encoder, &self.0.shared)?;
+        encode_log(&mut encoder)?;
         encode_node(&mut encoder, &self.0)
     }
 }

@@ -52,7 +52,9 @@ impl Source {
             Self::List(file) => {
                 List::parse(&file.text).map(|list| list.others().collect()).unwrap_or_default()
             }
-            Self::Single(file) => list::single(&file.text).map(|(kind, _)| kind).into_iter().collect(),
+            Self::Single(file) => {
+                list::single(&file.text).map(|(kind, _)| kind).into_iter().collect()
+            }
         }
     }
 }

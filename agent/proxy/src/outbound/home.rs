@@ -18,12 +18,12 @@ impl Captured {
     pub(super) async fn into_home(mut self, address: SocketAddr) {
         let worker = Arc::clone(&self.worker);
         let own = Some(self.pod.identity.clone());
-        let live = worker.list(self.facts(Transport::Local, address, own));
+        let live = worker.list(&self.pod, self.facts(Transport::Local, address, own));
         let head = first_bytes(&self.application);
         let result = match inbound::let_in(&worker, &self.pod, self.client, address).await {
             Ok(delivered) => Box::pin(self.local_stream(&live, Local { delivered, head })).await,
             Err(reason) => {
-                worker.shared.stats.of(&self.pod.uid).outbound_refused.increment();
+                self.pod.stats.outbound_refused.increment();
                 Err(Failure::Ended(reason))
             }
         };

@@ -62,25 +62,26 @@ impl Relay<'_> {
         let last_words = poll_fn(|cx| {
             Scratch::lend(|scratch| self.poll_last_words(cx, scratch, &mut passed_over))
         });
-        matches!(timeout(PARTING_TIME, last_words).await, Ok(Ok(())))
+        matches!(timeout(PARTING_TIME, last_words).await, Ok(Ok(true)))
     }
 
+    /// Ready with whether the peer has said its last word, or goes on as if it had not heard ours.
     fn poll_last_words(
         &mut self,
         cx: &mut Context<'_>,
         scratch: &mut Scratch,
         passed_over: &mut usize,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<bool, Broken>> {
         let flushed = self.session.poll_flush(cx)?;
         while self.incoming == Incoming::Open {
             ready!(self.session.poll_receive(cx, scratch))?;
             *passed_over += scratch.plaintext.len();
             if *passed_over > MAX_PASSED_OVER {
-                return Poll::Ready(Err(Broken::Closed));
+                return Poll::Ready(Ok(false));
             }
             self.pass_over(&scratch.plaintext)?;
         }
-        flushed.map(Ok)
+        flushed.map(|()| Ok(true))
     }
 
     fn pass_over(&mut self, mut plaintext: &[u8]) -> Result<(), Broken> {

@@ -124,6 +124,131 @@ async fn a_farewell_before_any_answer_leaves_the_stream_unseen() {
     let relay = Relay::new(&mut application, &mut session, &live, Side::Client, &head);
     let outcome = timeout(PATIENCE, relay.run()).await.unwrap();
     assert!(matches!(outcome, Outcome::Unseen), "{outcome:?}");
+    assert_eq!(live.sent(), 0, "whoever carries it again counts it again");
+}
+
+/// The near end of a session whose far end has torn the stream down, and a kernel that answers whatever comes.
+async fn torn_down(reason: ResetReason) -> Session {
+    let (mut session, far) = session_pair().await;
+    // Unread when the socket is closed, so that the reason is followed by a reset.
+    session.queue(&Control::open(([127, 0, 0, 1], 4000).into())).unwrap();
+    poll_fn(|cx| session.poll_flush(cx)).await.unwrap();
+    far.reset(reason);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    session
+}
+
+#[tokio::test]
+async fn the_peers_reason_is_heard_although_a_write_fails_in_the_same_turn() {
+    let mut session = torn_down(ResetReason::Denied).await;
+    let (_client, mut application) = tcp_pair().await;
+    let live = live();
+    let relay = Relay::new(&mut application, &mut session, &live, Side::Client, b"request");
+    let outcome = timeout(PATIENCE, relay.run()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Peer(ResetReason::Denied)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn the_peers_reason_is_heard_although_a_write_has_failed_before() {
+    let mut session = torn_down(ResetReason::Denied).await;
+    let (_client, mut application) = tcp_pair().await;
+    let live = live();
+    let mut relay = Relay::new(&mut application, &mut session, &live, Side::Client, b"");
+    relay.committed = true;
+    let failed = Broken::Socket(io::ErrorKind::BrokenPipe.into());
+    let outcome = timeout(PATIENCE, relay.explain(failed)).await.unwrap();
+    assert!(matches!(outcome, Outcome::Peer(ResetReason::Denied)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_session_that_its_peer_has_ended_is_not_free_because_the_application_has_gone_too() {
+    let (mut session, far) = session_pair().await;
+    let (client, mut application) = tcp_pair().await;
+    far.reset(ResetReason::PolicyChanged);
+    sluice_sys::socket::set_reset_on_close(&client).unwrap();
+    drop(client);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let live = live();
+    let relay = Relay::new(&mut application, &mut session, &live, Side::Client, &[]);
+    let outcome = timeout(PATIENCE, relay.run()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Peer(ResetReason::PolicyChanged)), "{outcome:?}");
+}
+
+/// The client's session, after the server has ended and then its client has sent so much.
+async fn after_sending_to_an_end(length: usize) -> Session {
+    let Stream { mut client, mut server, near, far } = stream(session_pair().await, b"").await;
+    server.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    let mut got = Vec::new();
+    let bytes = pattern(length, 1);
+    let send = async {
+        client.write_all(&bytes).await.unwrap();
+        client.shutdown().await.unwrap();
+    };
+    let both = async { tokio::join!(send, server.read_to_end(&mut got)).1 };
+    timeout(PATIENCE, both).await.unwrap().unwrap();
+    assert_eq!(got, bytes);
+    let (outcome, session, ..) = near.await.unwrap();
+    assert!(matches!(outcome, Outcome::Clean), "{outcome:?}");
+    drop(far.await);
+    session
+}
+
+#[tokio::test]
+async fn a_session_is_not_for_another_while_its_peer_may_be_busy_with_what_it_was_sent() {
+    assert!(!after_sending_to_an_end(1000).await.is_far_ahead());
+    assert!(after_sending_to_an_end(1_000_000).await.is_far_ahead());
+    // Whoever answers behind what it was sent has read it.
+    let Stream { mut client, mut server, near, far } = stream(session_pair().await, b"").await;
+    let ask = async {
+        client.write_all(&pattern(1_000_000, 1)).await.unwrap();
+        client.read_to_end(&mut Vec::new()).await.unwrap();
+        client.shutdown().await.unwrap();
+    };
+    let answer = async {
+        server.read_exact(&mut vec![0; 1_000_000]).await.unwrap();
+        server.write_all(b"answer").await.unwrap();
+        server.shutdown().await.unwrap();
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+    };
+    timeout(PATIENCE, async { tokio::join!(ask, answer) }).await.unwrap();
+    assert!(!near.await.unwrap().1.is_far_ahead());
+    drop(far.await);
+}
+
+#[tokio::test]
+async fn closing_a_session_over_unread_bytes_does_not_take_back_what_it_sends() {
+    let (mut near, mut far) = session_pair().await;
+    let length = 200_000;
+    let sending = tokio::spawn(async move {
+        let bytes = pattern(1000, 1);
+        let frame = [&data_header(bytes.len()).unwrap()[..], &bytes].concat();
+        let mut outgoing = Vec::new();
+        for _ in 0..length / bytes.len() {
+            poll_fn(|cx| near.poll_flush(cx)).await.unwrap();
+            poll_fn(|cx| Poll::Ready(near.poll_send(cx, &frame, &mut outgoing))).await.unwrap();
+        }
+        poll_fn(|cx| near.poll_flush(cx)).await.unwrap();
+        near
+    });
+    let near = timeout(PATIENCE, sending).await.unwrap().unwrap();
+    // Tickets, which the far end has had since its handshake.
+    poll_fn(|cx| far.poll_flush(cx)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    near.close();
+    let (mut got, mut said) = (0, Ok(()));
+    while said.is_ok() {
+        said = poll_fn(|cx| {
+            Scratch::lend(|scratch| {
+                let received = ready!(far.poll_receive(cx, scratch));
+                got += scratch.plaintext.len();
+                Poll::Ready(received)
+            })
+        })
+        .await;
+    }
+    assert!(matches!(said, Err(Broken::Closed)), "{said:?}");
+    assert_eq!(got, length + length / 1000 * HEADER_LENGTH);
 }
 
 #[tokio::test]

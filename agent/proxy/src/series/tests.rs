@@ -1,5 +1,7 @@
 //! What is counted where, and that it is bounded.
 
+use sluice_mesh::{Service, SnapshotBuilder};
+
 use super::*;
 use crate::testing::live;
 
@@ -31,6 +33,26 @@ fn a_connection_adds_up_once_however_often_it_is_asked_about() {
     let denied = Sums { flags: Flags::Deny, closed: 1, sent: 5, ..Sums::default() };
     assert!(series.sums().any(|sums| sums == denied), "{:?}", series.sums().collect::<Vec<_>>());
     assert_eq!(table.all(&[]).len(), 1);
+}
+
+#[test]
+fn services_that_share_an_address_are_told_apart() {
+    let service = |name: &str, own: &str, balanced: &str| {
+        let (addresses, balanced) = (vec![own.parse().unwrap()], vec![balanced.parse().unwrap()]);
+        Service { name: name.into(), addresses, balanced, ..Service::default() }.into()
+    };
+    let services =
+        vec![service("a", "10.96.0.1", "192.0.2.7:80"), service("b", "10.96.0.2", "192.0.2.7:81")];
+    let builder = SnapshotBuilder { services, ..SnapshotBuilder::default() };
+    let snapshot = builder.build("cluster.local".parse().unwrap()).unwrap();
+    let table = SeriesTable::new(1);
+    let of = |requested: &str| {
+        let facts = Facts { requested: requested.parse().unwrap(), ..facts(1) };
+        let series = table.of(0, &snapshot, &facts);
+        series.labels.service.clone().map(|(_, name)| name)
+    };
+    let names = ["192.0.2.7:80", "192.0.2.7:81", "192.0.2.7:82"].map(of);
+    assert_eq!(names, [Some("a".to_owned()), Some("b".to_owned()), None]);
 }
 
 #[test]
