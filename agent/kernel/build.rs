@@ -1,7 +1,7 @@
 //! Embeds the kernel programs, so that the agent is one file.
 //!
 //! `cargo xtask build` makes the bytecode; `SLUICE_BPF_OBJECT` names another object. A build without
-//! it is allowed, for tools and editors: such an agent says so when it opens the datapath.
+//! bytecode is allowed, for tools and editors: such an agent says so when it opens the datapath.
 
 use std::{
     env, fs,

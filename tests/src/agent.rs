@@ -21,12 +21,12 @@ use crate::{
     mesh::replace,
 };
 
-/// How long an agent may take until it has captured its pods.
+/// How long an agent may take to start and capture its pods.
 const START: Duration = Duration::from_secs(20);
-/// How long a change on disk may take to be in force.
+/// How long a change on disk may take until it is in force.
 const CHANGE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
-/// Trust domain of the lab.
+/// The trust domain of the lab.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 
 /// One agent process on one node.
@@ -96,7 +96,7 @@ impl Agent {
         Ok(Self { node, instance, config, socket, process: None, _unload: unload })
     }
 
-    /// Its instance name, which names its pin directory.
+    /// Returns the agent's instance name, by which its pin directory is named.
     pub fn instance(&self) -> &str {
         &self.instance
     }
@@ -112,20 +112,20 @@ impl Agent {
         Ok(())
     }
 
-    /// The running process.
+    /// Returns the running process.
     pub fn process(&mut self) -> Result<&mut Process> {
         let node = self.node;
         self.process.as_mut().with_context(|| format!("the agent on {node:?} is not running"))
     }
 
-    /// SIGKILL, as a crash.
+    /// Kills the agent (SIGKILL), as a crash would.
     pub fn kill9(&mut self) -> Result<()> {
         self.process()?.kill()?;
         self.process = None;
         Ok(())
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Asks the agent to end (SIGTERM), and waits for its end.
     pub fn terminate(&mut self) -> Result<()> {
         self.process()?.terminate(Duration::from_secs(15))?;
         self.process = None;
@@ -159,7 +159,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Before `_unload`, which must find no process at work.
+        // The process has to end before `_unload` runs, which must find none at work.
         self.process = None;
     }
 }
@@ -181,7 +181,7 @@ impl Lab {
         Self::start_set(world, mesh, policies, None)
     }
 
-    /// As [`Self::start_with`], with these lines of configuration in the place of an embedded CA.
+    /// Starts both agents as [`Self::start_with`] does, with these lines of configuration instead of an embedded CA.
     pub fn start_set(
         world: World,
         mesh: MeshFile,
@@ -194,8 +194,7 @@ impl Lab {
         Self::launch(world, mesh, views, settings)
     }
 
-    /// As [`Self::start_with`], where each agent has a file of its own that says what it knows of the mesh; see
-    /// [`view_path`].
+    /// Starts both agents as [`Self::start_with`] does, each with a mesh file of its own; see [`view_path`].
     pub fn start_apart(world: World, mesh: MeshFile, policies: &[(&str, &str)]) -> Result<Self> {
         write_policies(&world, policies)?;
         let views = NodeName::BOTH.map(|node| (node, view_path(&world, node)));
@@ -212,7 +211,7 @@ impl Lab {
         views: [(NodeName, PathBuf); 2],
         settings: Option<&str>,
     ) -> Result<Self> {
-        // A BPF file system of its own: once it is unmounted nothing of this world can be pinned.
+        // The world has a BPF file system of its own: once it is unmounted, nothing of this world can be pinned.
         let pins = pins(&world);
         let guard = Guard::new(Undo::Mount(pins.clone()));
         fs::create_dir_all(&pins)?;
@@ -229,12 +228,12 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The agent on `node`.
+    /// Returns the agent on `node`.
     pub fn agent(&mut self, node: NodeName) -> Result<&mut Agent> {
         self.agents.get_mut(&node).context("no agent on this node")
     }
 
-    /// Names of the pods that the agent on `node` has captured.
+    /// Returns the names of the pods that the agent on `node` has captured.
     pub fn captured_on(&self, node: NodeName) -> Result<Vec<String>> {
         let agent = self.agents.get(&node).context("no agent on this node")?;
         Ok(captured_pods(&agent.status()?))
@@ -246,18 +245,17 @@ impl Lab {
         self.agents.get_mut(&node).context("no agent on this node")?.start(world)
     }
 
-    /// A pod by name.
+    /// Returns a pod by name.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
         self.world.pod(name)
     }
 
-    /// The mesh as last written.
+    /// Returns the mesh as last written.
     pub fn mesh(&self) -> &MeshFile {
         &self.mesh
     }
 
-    /// Changes the mesh file and waits until each agent knows what it now says, and has captured
-    /// its own pods accordingly.
+    /// Changes the mesh file and waits until each agent has read it and has captured its own pods accordingly.
     pub fn edit_mesh(&mut self, change: impl FnOnce(&mut MeshFile) -> Result<()>) -> Result<()> {
         let before = self.versions()?;
         let text = self.mesh.to_yaml()?;
@@ -274,7 +272,7 @@ impl Lab {
         self.wait_until_settled(CHANGE)
     }
 
-    /// Which state of the mesh each running agent has.
+    /// Returns the version of the mesh that each running agent has.
     fn versions(&self) -> Result<Vec<u64>> {
         let running = self.agents.values().filter(|agent| agent.process.is_some());
         let version = |agent: &Agent| {
@@ -291,7 +289,7 @@ impl Lab {
         self.mesh.write(&mesh_path(&self.world))
     }
 
-    /// Writes a policy file; in force some moments later.
+    /// Writes a policy file, which is in force some moments later.
     pub fn write_policy(&self, name: &str, text: &str) -> Result<()> {
         replace(&policies_path(&self.world).join(name), text)
     }
@@ -311,7 +309,7 @@ impl Lab {
         Ok(())
     }
 
-    /// What the agents have logged, for a failure's message.
+    /// Returns what the agents have logged, for a failure's message.
     pub fn logs(&mut self) -> String {
         let logs =
             self.agents.values_mut().filter_map(|agent| agent.process().ok().map(|p| p.log()));
@@ -330,7 +328,7 @@ impl Drop for Lab {
     }
 }
 
-/// Names of the pods that `status` shows as captured.
+/// Returns the names of the pods that `status` shows as captured.
 fn captured_pods(status: &Value) -> Vec<String> {
     let pods = status.get("pods").and_then(Value::as_array);
     let captured = |pod: &&Value| {
@@ -347,17 +345,17 @@ fn same_names(left: &[String], right: &[String]) -> bool {
     left == right
 }
 
-/// The bpffs of the world's agents.
+/// Returns the path of the BPF file system of the world's agents.
 pub fn pins(world: &World) -> PathBuf {
     world.directory().join("bpf")
 }
 
-/// Where the mesh file is: apart from the logs, so that nothing else is written beside it.
+/// Returns the path of the mesh file. It is apart from the logs: nothing else is written beside it.
 pub fn mesh_path(world: &World) -> PathBuf {
     world.directory().join("mesh").join("mesh.yaml")
 }
 
-/// Where the mesh file of one agent is, when each has its own ([`Lab::start_apart`]).
+/// Returns the path of one agent's mesh file, if each has its own ([`Lab::start_apart`]).
 pub fn view_path(world: &World, node: NodeName) -> PathBuf {
     world.directory().join(format!("view-{}", node.as_str())).join("mesh.yaml")
 }
@@ -371,7 +369,7 @@ fn policies_path(world: &World) -> PathBuf {
     world.directory().join("mesh").join("policies")
 }
 
-/// The agent's binary: `SLUICE_BIN`, or `sluice` beside this program (a test's is one level deeper).
+/// Returns the path of the agent's binary: `SLUICE_BIN`, or `sluice` beside this program (tests are one level deeper).
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("SLUICE_BIN") {
         return Ok(path.into());
@@ -379,7 +377,7 @@ pub fn binary() -> Result<PathBuf> {
     sibling("sluice").context("build it with `cargo xtask build`, or set SLUICE_BIN")
 }
 
-/// A program of this workspace beside the running one.
+/// Returns the path of a program of this workspace, found beside the running one.
 pub fn sibling(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
     me.ancestors()

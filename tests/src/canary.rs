@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 pub struct Canary(String);
 
 impl Canary {
-    /// Draws a new one.
+    /// Draws a new token.
     pub fn new() -> Result<Self> {
         let mut random = [0_u8; 16];
         File::open("/dev/urandom")
@@ -20,17 +20,17 @@ impl Canary {
         ))
     }
 
-    /// The token.
+    /// Returns the token.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The token's bytes.
+    /// Returns the token's bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    /// How often the token stands in `bytes`.
+    /// Returns how often the token occurs in `bytes`.
     pub fn count_in(&self, bytes: &[u8]) -> u64 {
         let starts = bytes.windows(self.0.len()).filter(|window| *window == self.as_bytes());
         u64::try_from(starts.count()).unwrap_or(u64::MAX)

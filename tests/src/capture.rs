@@ -22,9 +22,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{Canary, Netns, NodeName, World, syscalls, world::LINK};
 
-/// Enough for the bursts of the tests; a loss is an error, see [`Seen::lost`].
+/// The size of the receive buffer: enough for the tests' bursts. A loss is an error, see [`Seen::lost`].
 const BUFFER: usize = 64 << 20;
-/// The sniffer looks up from the socket this often.
+/// How long the sniffer waits for a frame before it looks up from the socket.
 const TURN: Duration = Duration::from_millis(20);
 const ETHERNET: usize = 14;
 /// `PACKET_STATISTICS` of `linux/if_packet.h`.
@@ -45,20 +45,20 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// What has been seen so far.
+/// What a capture has seen so far.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// All frames.
+    /// The number of frames.
     pub frames: u64,
-    /// All bytes of them.
+    /// The number of bytes in these frames.
     pub bytes: u64,
     /// Occurrences of the canary, within frames and across consecutive segments of a connection.
     pub canaries: u64,
-    /// When the first of them was.
+    /// When the first canary was seen.
     pub first_canary: Option<Instant>,
-    /// Frames that the sniffer missed; any makes "no canary" worthless.
+    /// Frames that the sniffer missed; if there are any, "no canary" is worthless.
     pub lost: u64,
-    /// TCP segments that begin with a TLS record, by the well-known (lower) port.
+    /// TCP segments that begin with a TLS record, by the lower port, which is the well-known one.
     pub tls_records: BTreeMap<u16, u64>,
     /// TCP segments with payload, by the lower port.
     pub data_segments: BTreeMap<u16, u64>,
@@ -72,7 +72,7 @@ impl Capture {
     /// Starts watching `device` of `netns`; returns once frames are being recorded.
     pub fn start(netns: &Netns, device: &str, canary: &Canary) -> Result<Self> {
         let socket = netns.run(|| {
-            // Without a protocol until bound, so that no other device's frames get in.
+            // Opened without a protocol until it is bound: no other device's frames get in.
             let socket = Socket::new(Domain::PACKET, Type::RAW, None).context("packet socket")?;
             sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER)?;
             let index = name_to_index(&socket, device)?;
@@ -100,12 +100,12 @@ impl Capture {
         Self::start(world.node(NodeName::A), LINK, canary)
     }
 
-    /// What has been seen, after the queue has run empty.
+    /// Returns what has been seen, once the queue has run empty.
     pub fn seen(&self) -> Result<Seen> {
         let before = self.shared.idle_turns.load(Ordering::Acquire);
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.shared.idle_turns.load(Ordering::Acquire) < before + 2 {
-            // A busy link never idles; then what has been read by now has to do.
+            // A busy link is never idle; then what has been read by now has to do.
             if Instant::now() > deadline {
                 break;
             }
@@ -115,7 +115,7 @@ impl Capture {
             syscalls::get_option(self.socket.as_fd(), libc::SOL_PACKET, PACKET_STATISTICS)?;
         let [_, _, _, _, dropped @ ..] = statistics;
         let mut seen = self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // The kernel's counter starts again at zero with every reading.
+        // The kernel's counter starts at zero again after every reading.
         seen.lost += u64::from(u32::from_ne_bytes(dropped));
         Ok(seen.clone())
     }
@@ -153,7 +153,7 @@ impl Seen {
         }
     }
 
-    /// An error unless the wire was watched without a gap, carried `port`, and never the canary.
+    /// Fails unless the wire was watched without a gap, carried TLS on `port`, and never carried the canary.
     pub fn ensure_tls_only(&self, port: u16) -> Result<()> {
         self.ensure_no_canary()?;
         let records = self.tls_records.get(&port).copied().unwrap_or(0);
@@ -161,7 +161,7 @@ impl Seen {
         Ok(())
     }
 
-    /// An error unless the wire was watched without a gap and never carried the canary.
+    /// Fails unless the wire was watched without a gap and never carried the canary.
     pub fn ensure_no_canary(&self) -> Result<()> {
         ensure!(self.lost == 0, "the capture lost {} frames: it proves nothing", self.lost);
         match self.canaries {
@@ -170,7 +170,7 @@ impl Seen {
         }
     }
 
-    /// TLS records on `port`.
+    /// Returns the number of TLS records on `port`.
     pub fn tls_on(&self, port: u16) -> u64 {
         self.tls_records.get(&port).copied().unwrap_or(0)
     }
@@ -223,7 +223,7 @@ impl Sniffer {
         let head = segment.payload.get(..kept.min(segment.payload.len())).unwrap_or_default();
         let mut joint = std::mem::take(tail);
         joint.extend_from_slice(head);
-        // Both halves are shorter than the token, so that what is found here straddles.
+        // Both halves are shorter than the token: one that is found here straddles them.
         let found = self.canary.count_in(&joint);
         let mut recent =
             if segment.payload.len() < kept { joint } else { segment.payload.to_vec() };
@@ -279,7 +279,8 @@ impl<'a> Segment<'a> {
         Some(Self { flow: (source, destination, ports.0, ports.1), payload })
     }
 
-    /// Change-cipher-spec, alert, handshake or application data, of record version 3.1 or 3.3.
+    /// Returns whether the payload begins with a TLS record: change-cipher-spec, alert, handshake or application data,
+    /// of version 3.1 or 3.3.
     fn starts_tls_record(&self) -> bool {
         matches!(self.payload, [0x14..=0x17, 0x03, 0x01 | 0x03, ..])
     }

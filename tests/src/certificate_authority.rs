@@ -10,27 +10,27 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
-/// The name that the controller's certificate is asked to hold.
+/// The server name in the controller's certificate.
 pub const SERVER_NAME: &str = "ca.test";
 const METHOD: &str = "istio.v1.auth.IstioCertificateService/CreateCertificate";
 
-/// A client that believes some roots.
+/// A client that trusts given roots.
 #[derive(Clone, Debug)]
 pub struct CaClient {
     address: SocketAddr,
     directory: PathBuf,
 }
 
-/// What the CA answers.
+/// The CA's answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The chain, leaf first, and last the roots; PEM.
+    /// The certificate chain in PEM: the leaf first, the roots last.
     Issued(Vec<String>),
     /// A refusal.
     Refused {
         /// gRPC's code: 7 is permission denied, 14 unavailable, 16 unauthenticated.
         code: u32,
-        /// The rule and what it says.
+        /// The name of the rule that refused, and its explanation.
         message: String,
     },
 }
@@ -38,14 +38,14 @@ pub enum Answer {
 // === impl CaClient ===
 
 impl CaClient {
-    /// A client of the CA at `address`; `directory` is its own, and holds `roots`.
+    /// Makes a client of the CA at `address`, which trusts `roots` and keeps its files in `directory`.
     pub fn new(address: SocketAddr, directory: &Path, roots: &str) -> Result<Self> {
         fs::create_dir_all(directory)?;
         fs::write(directory.join("roots.pem"), roots)?;
         Ok(Self { address, directory: directory.to_owned() })
     }
 
-    /// Asks for a certificate of `identity`, a SPIFFE ID, with `token`.
+    /// Asks for a certificate of `identity`, a SPIFFE ID, as the holder of `token`.
     pub fn ask(&self, token: &str, identity: &str) -> Result<Answer> {
         let at = |name: &str| self.directory.join(name);
         fs::write(at("request"), request(identity)?)?;
@@ -77,7 +77,7 @@ impl CaClient {
 // === impl Answer ===
 
 impl Answer {
-    /// The chain; an error when it was refused.
+    /// Returns the chain. Fails if the request was refused.
     pub fn issued(self) -> Result<Vec<String>> {
         match self {
             Self::Issued(chain) => Ok(chain),
@@ -85,13 +85,13 @@ impl Answer {
         }
     }
 
-    /// Whether it is a refusal with this code, whose rule begins like this.
+    /// Returns whether this is a refusal with the code `expected` whose message begins with `rule`.
     pub fn is_refused(&self, expected: u32, rule: &str) -> bool {
         matches!(self, Self::Refused { code, message } if *code == expected && message.starts_with(rule))
     }
 }
 
-/// `IstioCertificateRequest` in gRPC's frame: csr = 1, `validity_duration` = 3, metadata = 4.
+/// Encodes an `IstioCertificateRequest` in gRPC's frame: csr = 1, `validity_duration` = 3, metadata = 4.
 fn request(identity: &str) -> Result<Vec<u8>> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -109,7 +109,7 @@ fn request(identity: &str) -> Result<Vec<u8>> {
     Ok([&[0][..], &length.to_be_bytes(), &message].concat())
 }
 
-/// A field with a length (protobuf's wire type 2).
+/// Encodes a field with a length (protobuf's wire type 2).
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut encoded = vec![number << 3 | 2];
     let mut length = bytes.len();
@@ -155,7 +155,7 @@ fn answer(headers: &str, body: &[u8]) -> Result<Answer> {
     Ok(Answer::Issued(chain))
 }
 
-/// gRPC writes what is not printable ASCII as `%XX`.
+/// Decodes a gRPC message, which has `%XX` for what is not printable ASCII.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

@@ -1,10 +1,8 @@
-//! What has to be undone, and the certainty that it is: on drop, on panic, on a signal, and before the
-//! next run after a crash.
+//! Undoes what the lab makes: on drop, on panic, on a signal and, after a crash, before the next run.
 //!
-//! Every resource is registered *before* it is made. A [`Guard`] undoes its resource when dropped
-//! (also while a panic unwinds). SIGINT, SIGTERM and SIGHUP undo all that is registered, newest first,
-//! and end the process. After SIGKILL the records below [`RECORDS`] remain, and
-//! [`remove_leftovers`] reads them.
+//! Every resource is registered *before* it is made. A [`Guard`] undoes its resource when dropped (also while a panic
+//! unwinds). SIGINT, SIGTERM and SIGHUP undo all that is registered, newest first, and end the process. After SIGKILL
+//! the records below [`RECORDS`] remain, and [`remove_leftovers`] reads them in the next run.
 
 use std::{
     fs::{self, OpenOptions},
@@ -41,7 +39,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 static REGISTER: Mutex<Register> = Mutex::new(Register { next: 0, entries: Vec::new() });
 
-/// Guards that are undoing their resource at this moment, outside of the register.
+/// The number of guards that are undoing their resource at this moment and are no longer in the register.
 static UNDOING: AtomicUsize = AtomicUsize::new(0);
 
 struct Register {
@@ -62,7 +60,7 @@ pub enum Undo {
     Directory(PathBuf),
     /// Remove this control group.
     ControlGroup(PathBuf),
-    /// Run this program to its end: what an agent itself knows to remove.
+    /// Run this command to its end: its program knows best what to remove.
     Run(Vec<String>),
 }
 
@@ -115,7 +113,7 @@ impl Undo {
             Self::Namespaces(directory) => remove_namespaces(directory),
             Self::Mount(path) => Ok(unmount(path, UnmountFlags::DETACH)?),
             Self::Directory(path) => {
-                // The last one takes the directory of all worlds with it.
+                // The last world takes the directory of all worlds with it.
                 let outcome = fs::remove_dir_all(path);
                 fs::remove_dir(RECORDS).ok();
                 match outcome {
@@ -165,7 +163,7 @@ pub fn remove_leftovers() -> Result<()> {
     for world in worlds {
         let path = world?.path();
         let owner = fs::read_to_string(path.join(OWNER)).unwrap_or_default();
-        // No owner yet: its maker is between two system calls. Leave it.
+        // No owner yet: the world's maker is between two system calls. Leave it.
         if owner.is_empty() || owner.lines().any(|line| live(line).is_some()) {
             continue;
         }
@@ -177,7 +175,7 @@ pub fn remove_leftovers() -> Result<()> {
         Undo::Namespaces(path.join(NAMESPACES)).run();
         let pins = path.join("bpf");
         if pins.exists() {
-            // Not mounted any more is as good as unmounted now.
+            // A failure means that it is not mounted any more, which is as good.
             unmount(&pins, UnmountFlags::DETACH).ok();
         }
         Undo::Directory(path).run();
@@ -185,7 +183,7 @@ pub fn remove_leftovers() -> Result<()> {
     Ok(())
 }
 
-/// A descriptor of the process in a line `pid start-time`, when it is still that process.
+/// Returns a descriptor of the process in a line `pid start-time`, if it is still that process.
 fn live(line: &str) -> Option<OwnedFd> {
     let (pid, started) = line.split_once(' ')?;
     let pid: u32 = pid.parse().ok()?;
@@ -193,7 +191,7 @@ fn live(line: &str) -> Option<OwnedFd> {
     (start_time(pid)? == started && !started.is_empty()).then_some(descriptor)
 }
 
-/// Field 22 of `/proc/PID/stat`: with the pid it names one process for ever.
+/// Returns field 22 of `/proc/PID/stat`: with the pid it names one process for ever.
 fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(") ")?;
@@ -212,7 +210,7 @@ fn end(process: &OwnedFd) -> Result<()> {
     anyhow::bail!("it survived SIGKILL for {GRACE:?}")
 }
 
-/// Waits until the process has ended; a pidfd is readable from then on.
+/// Waits until the process has ended, when its pidfd becomes readable. Returns whether it ended within `patience`.
 pub fn has_ended(process: &OwnedFd, patience: Duration) -> Result<bool> {
     let patience = Timespec::try_from(patience).context("patience out of range")?;
     let mut watched = [PollFd::new(process, PollFlags::IN)];
@@ -235,7 +233,7 @@ fn lock() -> MutexGuard<'static, Register> {
     REGISTER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Standard error without the lint's `eprintln!`: the lab has no log of its own.
+/// Prints a line to standard error, since the lab has no log of its own. A lint forbids `eprintln!`.
 pub fn report(text: &str) {
     // Standard error may be closed; there is nowhere else to say so.
     writeln!(std::io::stderr(), "sluice-lab: {text}").ok();
@@ -250,7 +248,7 @@ fn listen_for_signals() {
                 report(&format!("cannot watch for signals: {error:#}"));
             }
         });
-        // Ended either way: by the message, or by the thread giving up.
+        // Returns either way: with the message, or when the thread gives up.
         wait.recv().ok();
     });
 }
@@ -269,12 +267,12 @@ fn undo_on_signal(ready: &std::sync::mpsc::Sender<()>) -> Result<()> {
         })
     })?;
     report("interrupted: undoing everything");
-    // Held until the end, so that nothing new is made meanwhile.
+    // Held until the end: nothing new is made meanwhile.
     let register = lock();
     for (_, undo) in register.entries.iter().rev() {
         undo.run();
     }
-    // The signal may have made the main thread fail, which undoes things too.
+    // The signal may have made the main thread fail, which then undoes things too.
     while UNDOING.load(Ordering::SeqCst) > 0 {
         thread::sleep(Duration::from_millis(10));
     }

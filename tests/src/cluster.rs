@@ -1,4 +1,4 @@
-//! A running two-node Kubernetes, made by `cargo xtask cluster up`: what tests do to it, they do as its users do.
+//! A running two-node Kubernetes, made by `cargo xtask cluster up`. Tests handle it as its users do.
 //!
 //! `SLUICE_CLUSTER` names its directory, which is the whole contract with xtask:
 //!
@@ -35,9 +35,9 @@ pub use self::{
 };
 use crate::{Netns, cleanup};
 
-/// Where tests are told which cluster to use.
+/// The variable that tells tests which cluster to use.
 const VARIABLE: &str = "SLUICE_CLUSTER";
-/// What a developer starts by hand.
+/// The directory of the cluster that a developer starts by hand.
 const BY_HAND: &str = "/run/sluice-cluster/dev";
 /// How long a component may take to start or end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,13 +50,13 @@ pub const LAB_IMAGE: &str = concat!("sluice.dev/lab:", env!("CARGO_PKG_VERSION")
 /// The image of the agent and its plugin.
 pub const SLUICE_IMAGE: &str = concat!("sluice.dev/sluice:", env!("CARGO_PKG_VERSION"));
 
-/// The cluster.
+/// A running cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     directory: PathBuf,
 }
 
-/// A Kubernetes namespace; deleted with all that is in it when dropped.
+/// A Kubernetes namespace; dropping it deletes it with everything in it.
 #[derive(Debug)]
 pub struct Namespace {
     cluster: Cluster,
@@ -66,13 +66,13 @@ pub struct Namespace {
 // === impl Cluster ===
 
 impl Cluster {
-    /// The cluster that this test was told to use, or the developer's own. Never skips: without one it is an error.
+    /// Opens the cluster that this test was told to use, or the developer's own. Never skips: without one it fails.
     pub fn open() -> Result<Self> {
         let told = std::env::var_os(VARIABLE);
         Self::at(told.map_or_else(|| PathBuf::from(BY_HAND), PathBuf::from))
     }
 
-    /// The cluster in this directory.
+    /// Opens the cluster in this directory.
     pub fn at(directory: PathBuf) -> Result<Self> {
         ensure!(
             directory.join("complete").exists(),
@@ -82,24 +82,24 @@ impl Cluster {
         Ok(Self { directory })
     }
 
-    /// The administrator's kubeconfig, for programs that take one.
+    /// Returns the path of the administrator's kubeconfig, for programs that take one.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.join("kubeconfig")
     }
 
-    /// A program of the cluster, as its administrator; run in this machine's own network namespace.
+    /// Returns a command that runs a program of the cluster as administrator, in this machine's own network namespace.
     pub fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.directory.join("bin").join(name));
         command.env("KUBECONFIG", self.kubeconfig());
         command
     }
 
-    /// Runs kubectl to its end; what it prints, and when it fails, an error with what it says.
+    /// Runs kubectl to its end and returns what it prints. On failure, the error contains what it says.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         finish(self.program("kubectl").args(arguments), "")
     }
 
-    /// Runs helm to its end.
+    /// Runs helm to its end and returns what it prints.
     pub fn helm(&self, arguments: &[&str]) -> Result<String> {
         finish(self.program("helm").args(arguments), "")
     }
@@ -109,7 +109,7 @@ impl Cluster {
         finish(self.program("kubectl").args(["apply", "-f", "-"]), manifest).map(drop)
     }
 
-    /// Makes a namespace, after what an earlier test has left of it is gone.
+    /// Makes a namespace, once what an earlier test has left of it is gone.
     pub fn namespace(&self, name: &str) -> Result<Namespace> {
         self.kubectl(&["delete", "namespace", name, "--ignore-not-found", "--timeout=120s"])?;
         self.kubectl(&["create", "namespace", name])?;
@@ -121,17 +121,17 @@ impl Cluster {
         Ok(namespace)
     }
 
-    /// The network namespace of `control`, `n1` or `n2`.
+    /// Returns the network namespace of `control`, `n1` or `n2`.
     pub fn netns(&self, place: &str) -> Result<Netns> {
         Netns::open(&self.directory.join("net").join(place))
     }
 
-    /// What a node has at a standard path, `/etc/cni/net.d` for instance, as seen from outside of it.
+    /// Returns where a node's standard path, `/etc/cni/net.d` for instance, is seen from outside the node.
     pub fn on_node(&self, node: &str, path: &str) -> PathBuf {
         self.directory.join("nodes").join(node).join(path.trim_start_matches('/'))
     }
 
-    /// A program in the network and mount namespace of a place.
+    /// Returns a command that runs a program in the network and mount namespaces of a place.
     pub fn inside(&self, place: &str, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         for (option, kind) in [("net", "net"), ("mount", "mnt")] {
@@ -142,11 +142,11 @@ impl Cluster {
         command
     }
 
-    /// Kills a component as a crash would, `n1/kubelet` for instance. What it started goes on.
+    /// Kills a component, `n1/kubelet` for instance, as a crash would. What the component started goes on.
     pub fn kill(&self, unit: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while let Some(pid) = self.pid(unit) {
-            // Checked again behind the descriptor: the pid may have had a new owner.
+            // The pid is checked again once the descriptor is open: it may have had a new owner.
             if let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty())
                 && self.pid(unit) == Some(pid)
             {
@@ -158,7 +158,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a component that has ended, with the arguments that it had.
+    /// Starts a component that has ended, with the arguments that it had before.
     pub fn start(&self, unit: &str) -> Result<()> {
         if self.pid(unit).is_some() {
             return Ok(());
@@ -166,13 +166,13 @@ impl Cluster {
         let script = self.directory.join("units").join(unit);
         finish(Command::new("setsid").arg("--fork").arg(&script).current_dir("/"), "")?;
         wait_for(unit, PATIENCE, || Ok(self.pid(unit).is_some()))?;
-        // A kubelet ends when containerd does not answer; whoever starts both starts them one after the other.
+        // A kubelet exits if containerd does not answer, and a caller may start it right after containerd.
         let Some(node) = unit.strip_suffix("/containerd") else { return Ok(()) };
         let socket = self.on_node(node, "/run/containerd/containerd.sock");
         wait_for("containerd's socket", PATIENCE, || Ok(UnixStream::connect(&socket).is_ok()))
     }
 
-    /// The process of a component, if it runs: the recorded one, as long as it is in the component's own cgroup.
+    /// Returns the process of a component, if it runs: the recorded one, while it is in the component's own cgroup.
     pub fn pid(&self, unit: &str) -> Option<Pid> {
         let text = fs::read_to_string(self.directory.join("units").join(format!("{unit}.pid")));
         let pid: i32 = text.ok()?.trim().parse().ok()?;
@@ -185,13 +185,13 @@ impl Cluster {
         if is_ours && !state.starts_with('Z') { Pid::from_raw(pid) } else { None }
     }
 
-    /// What a component has said.
+    /// Returns the log of a component.
     pub fn log(&self, unit: &str) -> String {
         let log = fs::read(self.directory.join("units").join(format!("{unit}.log")));
         String::from_utf8_lossy(&log.unwrap_or_default()).into_owned()
     }
 
-    /// The directory of the cluster.
+    /// Returns the directory of the cluster.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -200,25 +200,25 @@ impl Cluster {
 // === impl Namespace ===
 
 impl Namespace {
-    /// Its name.
+    /// Returns the namespace's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs kubectl in it.
+    /// Runs kubectl in the namespace and returns what it prints.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut all = vec!["--namespace", &self.name];
         all.extend(arguments);
         self.cluster.kubectl(&all)
     }
 
-    /// Applies a manifest in it.
+    /// Applies a manifest in the namespace.
     pub fn apply(&self, manifest: &str) -> Result<()> {
         let mut kubectl = self.cluster.program("kubectl");
         finish(kubectl.args(["--namespace", &self.name, "apply", "-f", "-"]), manifest).map(drop)
     }
 
-    /// Runs a command in a pod; what it prints.
+    /// Runs a command in a pod and returns what it prints.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
         let mut all = vec!["exec", pod, "--"];
         all.extend(command);
@@ -236,7 +236,7 @@ impl Namespace {
         })
     }
 
-    /// A pod's address of each family, IPv4 first.
+    /// Returns a pod's address of each family, IPv4 first.
     pub fn addresses(&self, pod: &str) -> Result<Vec<String>> {
         let path = "jsonpath={.status.podIPs[*].ip}";
         let text = self.kubectl(&["get", "pod", pod, "-o", path])?;
@@ -247,7 +247,7 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let arguments = ["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"];
-        // Where the whole cluster is being removed, there is nothing left to say.
+        // If the whole cluster is being removed, there is nothing to report.
         if let Err(error) = self.cluster.kubectl(&arguments)
             && self.cluster.directory.join("complete").exists()
         {
@@ -256,7 +256,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Waits until something holds; the error names it.
+/// Waits until `holds` returns true. The error names `what` was waited for.
 pub fn wait_for(
     what: &str,
     patience: Duration,
@@ -273,7 +273,7 @@ pub fn wait_for(
 fn finish(command: &mut Command, input: &str) -> Result<String> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
-    // It may end without reading; then its status says more than the broken pipe.
+    // The program may end without reading; then its status says more than the broken pipe.
     child.stdin.take().context("no standard input")?.write_all(input.as_bytes()).ok();
     let output = child.wait_with_output()?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -27,7 +27,7 @@ pub struct Release {
     directory: PathBuf,
 }
 
-/// One replica.
+/// One replica of the controller.
 pub struct Replica {
     process: Process,
     address: SocketAddr,
@@ -41,12 +41,12 @@ fn chart() -> PathBuf {
 // === impl Release ===
 
 impl Release {
-    /// Makes the namespace `name`, after what an earlier test has left of it is gone.
+    /// Makes the namespace `name`, once what an earlier test has left of it is gone.
     pub fn create(cluster: &Cluster, name: &str) -> Result<Self> {
         let namespace = cluster.namespace(name)?;
         let chart = chart().display().to_string();
         cluster.kubectl(&["apply", "-f", &format!("{chart}/crds")])?;
-        // Without a server to ask, helm would take an old version for granted.
+        // Without a server to ask, helm would assume an old version.
         let only = ["--kube-version", "1.33.0", "--show-only", "templates/accounts.yaml"];
         let accounts = [&["template", name, &chart, "--namespace", name][..], &only].concat();
         cluster.apply(&cluster.helm(&accounts)?)?;
@@ -55,12 +55,12 @@ impl Release {
         Ok(Self { cluster: cluster.clone(), namespace, directory })
     }
 
-    /// The namespace.
+    /// Returns the release's namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// A directory of this release's own.
+    /// Returns a directory of this release's own.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -70,7 +70,7 @@ impl Release {
         let space = self.namespace.name();
         let at = |file: &str| self.directory.join(format!("{name}-{file}"));
         fs::write(at("kubeconfig"), self.kubeconfig()?)?;
-        // Another could take the port before the replica does; then it says so, and the test fails.
+        // Another process could take the port before the replica does; then the replica says so, and the test fails.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let config = format!(
             "kubeconfig: {}\nlisten: '{address}'\nserverNames: [{SERVER_NAME}]\nttl: 1h\n\
@@ -92,7 +92,7 @@ impl Release {
         Ok(Replica { process, address, directory: at("client") })
     }
 
-    /// The credentials of the controller's own service account.
+    /// Returns a kubeconfig with the credentials of the controller's own service account.
     fn kubeconfig(&self) -> Result<String> {
         let view = self.cluster.kubectl(&["config", "view", "--raw", "-o", "json"])?;
         let mut config: serde_json::Value = serde_json::from_str(&view)?;
@@ -102,7 +102,7 @@ impl Release {
         Ok(config.to_string())
     }
 
-    /// What the Secret or `ConfigMap` called `object` holds under `key`.
+    /// Returns what the Secret or `ConfigMap` called `object` holds under `key`.
     pub fn text(&self, object: &str, key: &str) -> Result<String> {
         let decode = if object.starts_with("secret/") { " | base64decode" } else { "" };
         let template = format!("go-template={{{{index .data \"{key}\"{decode}}}}}");
@@ -120,7 +120,7 @@ impl Drop for Release {
                 crate::cleanup::report(&format!("{kind} {name} stays: {error:#}"));
             }
         }
-        // Kept when a test fails: the logs are there.
+        // Kept if the test fails: the logs are in it.
         if !std::thread::panicking() {
             fs::remove_dir_all(&self.directory).ok();
         }
@@ -130,12 +130,12 @@ impl Drop for Release {
 // === impl Replica ===
 
 impl Replica {
-    /// A client that believes `roots`.
+    /// Returns a client that trusts `roots`.
     pub fn client(&self, roots: &str) -> Result<CaClient> {
         CaClient::new(self.address, &self.directory, roots)
     }
 
-    /// Its process.
+    /// Returns the replica's process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }

@@ -21,9 +21,9 @@ mod story;
 
 use story::Story;
 
-/// Of the web server.
+/// The web server's port.
 const WEB: u16 = 8000;
-/// Of the mail server.
+/// The mail server's port.
 const MAIL: u16 = 2525;
 /// The pods: two customers, one of them not welcome; a visitor who stays outside; the shop.
 const PODS: [(&str, NodeName); 4] = [
@@ -32,13 +32,13 @@ const PODS: [(&str, NodeName); 4] = [
     ("outsider", NodeName::A),
     ("shop", NodeName::B),
 ];
-/// Those that join the mesh.
+/// The pods that join the mesh.
 const ENROLLED: [&str; 3] = ["customer", "stranger", "shop"];
-/// What each promise allows.
+/// How long a refusal may take, and how long until a policy is in force.
 const REFUSED_WITHIN: Duration = Duration::from_millis(100);
 const IN_FORCE: Duration = Duration::from_secs(2);
 
-/// Tells the whole story; an error when any line of it is untrue.
+/// Tells the whole story. Fails at the first line that is untrue.
 pub fn run() -> Result<()> {
     crate::privilege::check()?;
     crate::cleanup::remove_leftovers()?;
@@ -61,7 +61,7 @@ pub fn run() -> Result<()> {
     story.end(start.elapsed())
 }
 
-/// What the kernel frees a moment after it is let go of gets that moment.
+/// Returns the differences from `before`, once the kernel has had time to free what is no longer used.
 fn settle(before: &Traces) -> Result<Vec<String>> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -289,7 +289,7 @@ impl Play {
         Ok(self.lab.pod("shop")?.at(family, WEB))
     }
 
-    /// The pod fetches the page over both families while the link is watched.
+    /// Lets the pod fetch the page over both families, and returns what was seen on the link meanwhile.
     fn fetch_watched(&self, pod: &str) -> Result<crate::Seen> {
         let capture = Capture::between_nodes(&self.lab.world, &self.canary)?;
         self.ensure_fetches(pod)?;
@@ -305,12 +305,12 @@ impl Play {
         Ok(())
     }
 
-    /// How the shop refuses the pod now.
+    /// Tries to fetch from the pod, and returns how the shop refused it.
     fn attempt(&self, pod: &str, family: Family) -> Result<Refusal> {
         Probe::ensure_refused(&self.lab.pod(pod)?.netns, self.shop(family)?)
     }
 
-    /// Waits until curl in the pod is refused over both families.
+    /// Waits until curl in the pod is refused over both families. Returns how long that took.
     fn wait_until_refused(&self, pod: &str) -> Result<Duration> {
         let start = Instant::now();
         for family in Family::BOTH {

@@ -30,14 +30,14 @@ const IPV6_TRANSPARENT: i32 = 75;
 const EXPERIMENTAL: i32 = 253;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One way out.
+/// One way out of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// By a stream socket, so that the peer's server answers when it is reached.
+    /// Over a stream socket: the peer's server answers when it is reached.
     Stream(StreamWay),
-    /// By a raw socket.
+    /// Over a raw socket.
     Raw(RawWay),
-    /// By a packet socket: whole frames.
+    /// Over a packet socket, which sends whole frames.
     Frame(FrameWay),
 }
 
@@ -52,15 +52,15 @@ pub enum StreamWay {
     FastOpen,
     /// `TCP_FASTOPEN_CONNECT`, which sends the SYN with the first bytes.
     FastOpenConnect,
-    /// By requests in an `io_uring`.
+    /// Requests in an `io_uring`.
     Ring,
     /// A multipath TCP socket.
     Multipath,
     /// An IPv6 socket to a v4-mapped address.
     V4Mapped,
-    /// Bound to the device, as if to avoid the loopback.
+    /// A socket bound to the device, as if to avoid the loopback.
     BoundToDevice,
-    /// `IP_TRANSPARENT`, as a proxy that keeps the source address has it.
+    /// `IP_TRANSPARENT`, as set by proxies that keep the source address.
     Transparent,
     /// A socket that carries this mark, as another mesh's own sockets do.
     Marked(u32),
@@ -69,7 +69,7 @@ pub enum StreamWay {
 /// Ways that use a raw socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RawWay {
-    /// A protocol of no consequence.
+    /// A packet of an experimental protocol.
     Experimental,
     /// A TCP segment with data.
     TcpSegment,
@@ -95,7 +95,7 @@ pub enum FrameWay {
 // === impl Way ===
 
 impl Way {
-    /// All ways, with the mark that Istio's own sockets carry.
+    /// All ways; the forged mark is the one that Istio's own sockets carry.
     pub const ALL: [Self; 18] = [
         Self::Stream(StreamWay::Connect),
         Self::Stream(StreamWay::NonBlocking),
@@ -117,29 +117,30 @@ impl Way {
         Self::Frame(FrameWay::Extension),
     ];
 
-    /// Marks worth forging: each bit, and those of Istio, kube-proxy, Cilium and Calico.
+    /// Returns the ways with marks worth forging: each bit, and those of Istio, kube-proxy, Cilium
+    /// and Calico.
     pub fn marks() -> impl Iterator<Item = Self> {
         let known = [0x539, 0xfff, 0x4000, 0x8000, 0x0e00, 0x0f00, u32::MAX];
         let marks = (0..32).map(|bit| 1_u32 << bit).chain(known);
         marks.map(|mark| Self::Stream(StreamWay::Marked(mark)))
     }
 
-    /// Whether this way exists for `target`'s family: IPv6 has neither mapped targets nor raw
-    /// sockets that send a whole packet (frames do that).
+    /// Returns whether this way exists for `target`'s family: IPv6 has neither mapped targets nor
+    /// raw sockets that send a whole packet (frames do that).
     pub fn applies_to(self, target: SocketAddr) -> bool {
         let only_v4 =
             matches!(self, Self::Stream(StreamWay::V4Mapped) | Self::Raw(RawWay::SpoofedTcp));
         target.is_ipv4() || !only_v4
     }
 
-    /// Whether the guard stops this way to any destination, of the mesh or not: IPv4 options can
-    /// route a packet to another address than the one in its header.
+    /// Returns whether the guard stops this way to any destination, of the mesh or not: IPv4
+    /// options can route a packet to another address than the one in its header.
     pub fn is_stopped_everywhere(self, target: SocketAddr) -> bool {
         self == Self::Frame(FrameWay::Extension) && target.is_ipv4()
     }
 
-    /// Tries to get the canary from `pod` to `target`. An error is as good as nothing sent: the wire
-    /// decides.
+    /// Tries to get the canary from `pod` to `target`. An error does not mean that nothing was
+    /// sent: the wire decides.
     pub fn send(self, pod: &Pod, target: SocketAddr, canary: &Canary) -> Result<()> {
         pod.run(|| match self {
             Self::Stream(way) => way.send(target, canary),
@@ -167,7 +168,7 @@ impl StreamWay {
             }
             Self::NonBlocking => {
                 socket.set_nonblocking(true)?;
-                // In progress is what a non-blocking connect answers.
+                // A non-blocking connect answers that it is in progress.
                 socket.connect(&target.into()).ok();
                 std::thread::sleep(Duration::from_millis(100));
                 socket.set_nonblocking(false)?;
@@ -278,7 +279,7 @@ impl FrameWay {
     }
 }
 
-/// A connection that is established now and used later: older than its pod's enrolment.
+/// Opens a connection to be used later, when it is older than its pod's enrolment.
 pub fn connect_early(pod: &Pod, target: SocketAddr) -> Result<TcpStream> {
     pod.run(|| {
         let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
@@ -287,7 +288,7 @@ pub fn connect_early(pod: &Pod, target: SocketAddr) -> Result<TcpStream> {
     })
 }
 
-/// Sends the canary on a stream that is already there.
+/// Sends the canary on an open stream.
 pub fn send_on(mut stream: &TcpStream, canary: &Canary) -> Result<()> {
     stream.write_all(canary.as_bytes())?;
     linger(&SockRef::from(stream))
@@ -299,7 +300,7 @@ fn source_of(pod: &Pod, target: SocketAddr) -> SocketAddr {
     SocketAddr::new(own.unwrap_or(target.ip()), 40_000)
 }
 
-/// Waits for an answer, so that what was sent has time to leave before the socket closes.
+/// Waits for an answer, which gives what was sent time to leave before the socket closes.
 fn linger(socket: &Socket) -> Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
     let mut answer = [0_u8; 64];

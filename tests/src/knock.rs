@@ -20,18 +20,18 @@ use tokio::{
 /// How long one exchange may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is opened, and how often.
+/// Which connections are opened, and how often.
 #[derive(Clone, Debug)]
 pub struct Knocking {
-    /// An echo server.
+    /// The address of an echo server.
     pub target: SocketAddr,
-    /// What it has to send back.
+    /// The text that the server has to send back.
     pub text: String,
     /// New connections per second.
     pub rate: u32,
-    /// How long a connection stays open between its two exchanges; one exchange only if zero.
+    /// How long a connection stays open between its two exchanges; if zero, there is only one exchange.
     pub hold: Duration,
-    /// How long all of this goes on.
+    /// For how long connections are opened.
     pub lasts: Duration,
 }
 
@@ -41,15 +41,15 @@ struct Count {
     failed: AtomicU64,
 }
 
-/// Opens connections at the rate for the time, each in its own task. Prints `failed at MS: why` for each that
-/// fails, with the milliseconds of the wall clock when it was opened, and the sums once a second and at the end.
+/// Opens connections as `knocking` says, each in its own task. Prints `failed at MS: why` for each that fails, where MS
+/// is the wall clock in milliseconds when it was opened. Prints the sums once a second and at the end.
 pub fn knock(knocking: &Knocking) -> Result<()> {
     crate::privilege::raise_descriptor_limit()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (count, end) = (Arc::new(Count::default()), Instant::now() + knocking.lasts);
         let mut knocks = interval(Duration::from_secs(1) / knocking.rate);
-        // The rate is kept on average also by a machine that was busy for a moment.
+        // Keeps the rate on average, even if the machine was busy for a moment.
         knocks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut report = interval(Duration::from_secs(1));
         let mut open = tokio::task::JoinSet::new();
@@ -121,6 +121,6 @@ impl Count {
 }
 
 fn say(line: &str) {
-    // Nobody reads it any more: the connections go on.
+    // An error means that nobody reads this any more: the connections go on.
     writeln!(std::io::stdout(), "{line}").ok();
 }

@@ -1,10 +1,9 @@
-//! Namespaces, agents and wire captures for the tests and the demo; nothing in it is mocked.
+//! Namespaces, agents and wire captures for the tests and the demo; nothing is mocked.
 //!
-//! A [`World`] is two nodes and their pods, each a network namespace of its own, joined by veth pairs
-//! as a routed CNI plugin would join them. An [`Agent`] is the real binary on one of the nodes. A
-//! [`Capture`] is what an eavesdropper on a link sees. Everything that is created is registered with
-//! [`cleanup`] first, so that it is gone after a panic, after Ctrl-C, and before the next run after a
-//! crash.
+//! A [`World`] is two nodes and their pods, each a network namespace of its own, joined by veth pairs as a routed CNI
+//! plugin would join them. An [`Agent`] is the real binary on one of the nodes. A [`Capture`] is what an eavesdropper
+//! on a link sees. Everything is registered with [`cleanup`] before it is made. It is therefore removed even after a
+//! panic, after Ctrl-C and, following a crash, before the next run.
 //!
 //! ```text
 //!  pod --eth0--vh-pod-- node A --uplink-uplink-- node B --vh-pod--eth0-- pod
@@ -46,7 +45,7 @@ pub use privilege::require_root;
 pub use process::Process;
 pub use world::{Family, NodeName, Pod, World, WorldBuilder};
 
-/// Whether the long tests run at full size: `SLUICE_FULL=1`, set by `cargo xtask test --full`.
+/// Returns whether the long tests run at full size: `SLUICE_FULL=1`, set by `cargo xtask test --full`.
 pub fn full_size() -> bool {
     std::env::var_os("SLUICE_FULL").is_some_and(|value| value == "1")
 }

@@ -29,32 +29,32 @@ enum Command {
         #[arg(long)]
         xtask: PathBuf,
     },
-    /// Removes what runs that were killed have left behind.
+    /// Removes what killed runs have left behind.
     Clean,
     /// Sends a text to an address and prints what comes back.
     Send {
-        /// Where to.
+        /// The server's address.
         target: SocketAddr,
-        /// What.
+        /// The text to send.
         text: String,
     },
-    /// A small SMTP server: it speaks first, and prints each line of mail with its client's address.
+    /// Runs a small SMTP server: it speaks first, and prints each line of mail with its client's address.
     MailServer {
-        /// Where to listen, on every address.
+        /// The port to listen on, on every address.
         #[arg(long)]
         port: u16,
     },
-    /// An echo server on every address.
+    /// Runs an echo server on every address.
     Echo {
-        /// Where to listen.
+        /// The port to listen on.
         #[arg(long)]
         port: u16,
     },
     /// Opens many connections to an echo server, holds them, and uses each once more.
     Hold {
-        /// Where to.
+        /// The server's address.
         target: SocketAddr,
-        /// How many.
+        /// How many connections to open.
         #[arg(long)]
         count: usize,
         /// How long to hold them, in seconds.
@@ -63,17 +63,17 @@ enum Command {
     },
     /// Opens connections to an echo server at a steady rate, and prints what goes wrong.
     Knock {
-        /// Where to.
+        /// The server's address.
         target: SocketAddr,
-        /// What to send on each.
+        /// The text to send on each connection.
         text: String,
-        /// How many a second.
+        /// How many connections to open per second.
         #[arg(long, default_value_t = 200)]
         rate: u32,
-        /// How long each stays open, in milliseconds.
+        /// How long each connection stays open, in milliseconds.
         #[arg(long, default_value_t = 0)]
         hold: u64,
-        /// For how long, in seconds.
+        /// How long to go on, in seconds.
         #[arg(long)]
         seconds: u64,
     },
@@ -83,10 +83,10 @@ enum Command {
         /// The Unix socket of the receiver.
         #[arg(long)]
         to: PathBuf,
-        /// The group to make it in.
+        /// The control group to make the socket in.
         #[arg(long)]
         cgroup: PathBuf,
-        /// An IPv6 socket.
+        /// Make an IPv6 socket.
         #[arg(long)]
         ipv6: bool,
     },

@@ -17,10 +17,10 @@ use crate::World;
 
 /// The namespace that the lab's pods live in unless a test says otherwise.
 pub const NAMESPACE: &str = "shop";
-/// The label that enrols.
+/// The label that enrols a pod or a namespace.
 pub const MODE: &str = "istio.io/dataplane-mode";
 
-/// Everything in `mesh.yaml`.
+/// The content of `mesh.yaml`.
 #[derive(Clone, Debug, Default)]
 pub struct MeshFile {
     /// Namespaces with their labels.
@@ -35,9 +35,9 @@ pub struct MeshFile {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NamespaceEntry {
-    /// Its name.
+    /// The namespace's name.
     pub name: String,
-    /// Its labels.
+    /// The namespace's labels.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -45,37 +45,37 @@ pub struct NamespaceEntry {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodEntry {
-    /// Kubernetes namespace.
+    /// The pod's Kubernetes namespace.
     pub namespace: String,
-    /// Name.
+    /// The pod's name.
     pub name: String,
-    /// Service account: the identity's last part.
+    /// The service account: the last part of the pod's identity.
     pub service_account: String,
-    /// Labels.
+    /// The pod's labels.
     pub labels: BTreeMap<String, String>,
-    /// Addresses, primary ones first.
+    /// The pod's addresses, primary ones first.
     pub addresses: Vec<IpAddr>,
-    /// Node name.
+    /// The name of the pod's node.
     pub node: String,
-    /// Path of the network namespace.
+    /// The path of the pod's network namespace.
     pub netns: PathBuf,
-    /// Whether services may lead to it.
+    /// Whether services may lead to the pod.
     pub ready: bool,
     /// Ports that the kubelet may probe.
     pub probe_ports: Vec<u16>,
-    /// What of its traffic stays out of the mesh.
+    /// Which of the pod's traffic stays out of the mesh.
     pub bypass: BypassEntry,
 }
 
-/// What of a pod's traffic stays out of the mesh.
+/// The part of a pod's traffic that stays out of the mesh.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BypassEntry {
-    /// Its own ports.
+    /// The pod's own ports.
     pub inbound_ports: Vec<u16>,
-    /// Ports that it connects to.
+    /// Ports that the pod connects to.
     pub outbound_ports: Vec<u16>,
-    /// Networks that it connects to, as `address/prefix`.
+    /// Networks that the pod connects to, as `address/prefix`.
     pub outbound_networks: Vec<String>,
 }
 
@@ -83,15 +83,15 @@ pub struct BypassEntry {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceEntry {
-    /// Kubernetes namespace.
+    /// The service's Kubernetes namespace.
     pub namespace: String,
-    /// Name.
+    /// The service's name.
     pub name: String,
-    /// Virtual addresses.
+    /// The service's virtual addresses.
     pub addresses: Vec<IpAddr>,
-    /// Ports.
+    /// The service's ports.
     pub ports: Vec<PortEntry>,
-    /// Labels of its endpoints.
+    /// The labels of the service's endpoints.
     pub selector: BTreeMap<String, String>,
 }
 
@@ -99,14 +99,14 @@ pub struct ServiceEntry {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortEntry {
-    /// Port of the virtual address.
+    /// The port of the virtual address.
     pub port: u16,
-    /// Port of the endpoint.
+    /// The port of the endpoint.
     pub target_port: u16,
 }
 
 impl MeshFile {
-    /// Every pod of `world`, with a service account of the pod's name, none of them enrolled.
+    /// Describes every pod of `world`, with a service account of the pod's name. None is enrolled.
     pub fn of(world: &World) -> Self {
         let pods = world.pods().map(|pod| PodEntry {
             namespace: NAMESPACE.to_owned(),
@@ -124,7 +124,7 @@ impl MeshFile {
         Self { namespaces: vec![namespace], pods: pods.collect(), services: Vec::new() }
     }
 
-    /// A pod by name.
+    /// Returns a pod by name.
     pub fn pod(&mut self, name: &str) -> Result<&mut PodEntry> {
         let found = self.pods.iter_mut().find(|pod| pod.name == name);
         found.with_context(|| format!("the mesh file has no pod {name:?}"))
@@ -141,7 +141,7 @@ impl MeshFile {
         Ok(())
     }
 
-    /// Names of enrolled pods on `node`.
+    /// Returns the names of the enrolled pods on `node`.
     pub fn enrolled_on(&self, node: &str) -> Vec<String> {
         let enrolled = |pod: &&PodEntry| {
             pod.node == node && pod.labels.get(MODE).is_some_and(|mode| mode == "ambient")
@@ -149,12 +149,12 @@ impl MeshFile {
         self.pods.iter().filter(enrolled).map(|pod| pod.name.clone()).collect()
     }
 
-    /// Replaces the file at `path` at once: a reader sees the old or the new one, never half.
+    /// Replaces the file at `path` at once: a reader sees the old file or the new one, never half of one.
     pub fn write(&self, path: &Path) -> Result<()> {
         replace(path, &self.to_yaml()?)
     }
 
-    /// The file's text.
+    /// Returns the file's text.
     pub fn to_yaml(&self) -> Result<String> {
         let mut text = String::new();
         section(&mut text, "namespaces", &self.namespaces)?;
@@ -177,7 +177,7 @@ fn section<T: Serialize>(text: &mut String, key: &str, entries: &[T]) -> Result<
 
 /// Replaces a file by renaming a complete one over it.
 pub fn replace(path: &Path, text: &str) -> Result<()> {
-    // A dot first: a directory of policies is read whole, and hidden files are nobody's policy.
+    // The draft begins with a dot: all files in a directory of policies are read, except hidden ones.
     let name = path.file_name().context("no file name")?.to_string_lossy();
     let draft = path.with_file_name(format!(".{name}.new"));
     fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;

@@ -53,17 +53,17 @@ impl Netns {
         Ok(Self { path: path.into(), file: Arc::new(file) })
     }
 
-    /// The last part of its path.
+    /// Returns the last part of the namespace's path.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The path that pins it.
+    /// Returns the path that pins the namespace.
     pub fn path(&self) -> PathBuf {
         self.path.to_path_buf()
     }
 
-    /// Has `ip` carry out a batch of commands inside.
+    /// Has `ip` carry out a batch of commands inside the namespace.
     pub fn ip(&self, batch: &str) -> Result<()> {
         use std::io::Write as _;
         let mut command = Command::new("ip");

@@ -1,4 +1,4 @@
-//! `sluice controller` beside a mesh of files, as the CA of both agents.
+//! `sluice controller` as the CA of both agents, in a mesh that is described by files.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use crate::{
 };
 
 const PORT: u16 = 15012;
-/// Where it says how it is, within its node.
+/// The address at which the controller reports its state, within its node.
 const METRICS: &str = "127.0.0.1:15021";
 /// Node A's address on the link between the nodes.
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a caller of a [`Doorbell`] waits for an answer that does not come.
 const SILENCE: Duration = Duration::from_millis(50);
 
-/// The controller of a world, on node A; it may be away for a while.
+/// The controller of a world, on node A. Tests can end it and start it again.
 #[derive(Debug)]
 pub struct NodeCa {
     world: PathBuf,
@@ -43,7 +43,7 @@ pub struct NodeCa {
     process: Option<Process>,
 }
 
-/// Listens where the CA was, and counts who asks.
+/// A listener in the place of the CA, which counts who calls.
 #[derive(Debug)]
 pub struct Doorbell {
     stop: Arc<AtomicBool>,
@@ -53,7 +53,7 @@ pub struct Doorbell {
 // === impl NodeCa ===
 
 impl NodeCa {
-    /// Starts it; certificates live for a minute, the shortest time that it grants.
+    /// Starts the controller. Its certificates live for a minute, the shortest time that it grants.
     pub fn start(world: &World) -> Result<Self> {
         let directory = world.directory().join("controller");
         fs::create_dir_all(&directory)?;
@@ -79,7 +79,7 @@ impl NodeCa {
         Ok(ca)
     }
 
-    /// The lines of an agent's configuration that make this its CA.
+    /// Returns the lines of an agent's configuration that make the controller its CA.
     pub fn settings(&self) -> String {
         let roots = self.directory.join("ca/ca.crt").display().to_string();
         format!(
@@ -87,7 +87,7 @@ impl NodeCa {
         )
     }
 
-    /// What it answers over HTTP, status line and headers included.
+    /// Returns the controller's answer over HTTP, status line and headers included.
     pub fn get(&self, path: &str) -> Result<String> {
         self.node.run(|| {
             let mut stream = TcpStream::connect(METRICS)?;
@@ -98,12 +98,12 @@ impl NodeCa {
         })
     }
 
-    /// Ends it as a crash would.
+    /// Kills the controller, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the CA is away already")?.kill()
     }
 
-    /// Starts it again with the key that it had.
+    /// Starts the controller again, with the key that it had before.
     pub fn come_back(&mut self) -> Result<()> {
         let mut command = Command::new(agent::binary()?);
         command.args(["controller", "--config"]).arg(self.directory.join("config.yaml"));
@@ -155,7 +155,7 @@ fn count(listener: &TcpListener, stop: &AtomicBool) -> Result<HashMap<IpAddr, u3
 // === impl Doorbell ===
 
 impl Doorbell {
-    /// How often each address has called.
+    /// Returns how often each address has called.
     pub fn finish(self) -> Result<HashMap<IpAddr, u32>> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_panic| anyhow!("the listener panicked"))?

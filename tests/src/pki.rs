@@ -1,4 +1,4 @@
-//! Authorities of the lab: files that an agent issues from, roots that it believes, revocation lists.
+//! The lab's authorities and trust files: what an agent issues from, which roots it trusts, revocation lists.
 
 use std::{fs, path::Path};
 
@@ -24,7 +24,7 @@ pub struct TrustFiles {
 // === impl Authority ===
 
 impl Authority {
-    /// Makes one, valid for a year.
+    /// Makes an authority that is valid for a year.
     pub fn new(name: &str) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -36,17 +36,17 @@ impl Authority {
         Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
     }
 
-    /// Its certificate.
+    /// Returns the authority's certificate.
     pub fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// Its key, PKCS #8 in PEM.
+    /// Returns the authority's key, PKCS #8 in PEM.
     pub fn key_pem(&self) -> String {
         self.0.key().serialize_pem()
     }
 
-    /// A revocation list with these serial numbers, hexadecimal.
+    /// Returns a revocation list with these serial numbers, given in hexadecimal.
     pub fn crl(&self, number: u64, serials: &[&str]) -> Result<String> {
         let now = OffsetDateTime::now_utc();
         let revoked = |serial: &&str| {
@@ -77,7 +77,7 @@ impl Authority {
 // === impl TrustFiles ===
 
 impl TrustFiles {
-    /// The files of a world: issued from and believed is `authority`, nobody is denied or revoked.
+    /// Creates the trust files of a world: `authority` issues and is the only root, and nobody is denied or revoked.
     pub fn create(world: &Path, authority: &Authority) -> Result<Self> {
         let files = Self { directory: world.join("trust") };
         fs::create_dir_all(&files.directory).context("create the directory of trust files")?;
@@ -88,7 +88,7 @@ impl TrustFiles {
         Ok(files)
     }
 
-    /// The configuration of an agent that follows them, with certificates of the shortest lifetime.
+    /// Returns the configuration of an agent that follows these files, with certificates of the shortest lifetime.
     pub fn config(&self) -> String {
         let at = |name: &str| self.directory.join(name).display().to_string();
         format!(
@@ -109,7 +109,7 @@ impl TrustFiles {
         replace(&self.directory.join("ca.key"), &authority.key_pem())
     }
 
-    /// Makes these the roots.
+    /// Makes these authorities the roots.
     pub fn believe(&self, roots: &[&Authority]) -> Result<()> {
         let text: String = roots.iter().map(|root| root.pem()).collect();
         replace(&self.directory.join("roots.pem"), &text)

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{agent::TRUST_DOMAIN, mesh::NAMESPACE};
 
-/// Mutual TLS for the whole namespace in this mode: `STRICT`, `PERMISSIVE` or `DISABLE`.
+/// Returns a policy of mutual TLS for the whole namespace, in this mode: `STRICT`, `PERMISSIVE` or `DISABLE`.
 pub fn peer_authentication(mode: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\n\
@@ -14,12 +14,12 @@ pub fn peer_authentication(mode: &str) -> String {
     )
 }
 
-/// Lets only these service accounts of the namespace reach the pods labelled `app: <app>`.
+/// Returns a policy by which only these service accounts of the namespace reach the pods labelled `app: <app>`.
 pub fn allow(app: &str, accounts: &[&str]) -> String {
     authorization("ALLOW", app, accounts)
 }
 
-/// Keeps these service accounts of the namespace from the pods labelled `app: <app>`.
+/// Returns a policy that keeps these service accounts of the namespace from the pods labelled `app: <app>`.
 pub fn deny(app: &str, accounts: &[&str]) -> String {
     authorization("DENY", app, accounts)
 }
@@ -39,7 +39,7 @@ fn authorization(action: &str, app: &str, accounts: &[&str]) -> String {
     text
 }
 
-/// The principal of a service account of the lab's namespace.
+/// Returns the principal of a service account in the lab's namespace.
 pub fn principal(account: &str) -> String {
     format!("{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{account}")
 }

@@ -1,4 +1,4 @@
-//! What a run needs of the machine, checked loudly: a skipped test would look like a passed one.
+//! Checks what a run needs of the machine, and fails loudly: a skipped test would look like a passed one.
 
 use std::{fs, os::fd::AsFd, path::PathBuf, sync::OnceLock};
 
@@ -7,23 +7,23 @@ use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 
 use crate::syscalls::{Hook, Target, attached_programs};
 
-/// What the ordinary tests need.
+/// The number of descriptors that the ordinary tests need.
 const LEAST_DESCRIPTORS: u64 = 4096;
-/// Descriptors for 10,000 connections, of which one process of the lab holds both ends.
+/// The number of descriptors for 10,000 connections when one process of the lab holds both ends.
 const WANTED_DESCRIPTORS: u64 = 1 << 18;
 
-/// Panics, naming what lacks, unless this machine can run the tests. Never skips.
+/// Panics and names what is missing, unless this machine can run the tests. Never skips.
 ///
 /// # Panics
 ///
-/// When not root, or when the kernel or a program that the lab drives is missing.
+/// If this is not root, or if what the lab needs of the kernel or a program that it drives is missing.
 pub fn require_root() {
     static CHECKED: OnceLock<Result<(), String>> = OnceLock::new();
     let outcome = CHECKED.get_or_init(|| check().map_err(|error| format!("{error:#}")));
     assert!(outcome.is_ok(), "this machine cannot run namespace tests: {outcome:?}");
 }
 
-/// As [`require_root`], but as an error for programs that report it themselves.
+/// Checks the same as [`require_root`], for programs that report the error themselves.
 pub fn check() -> Result<()> {
     ensure!(geteuid().is_root(), "not root: run as root, for instance with sudo");
     ensure!(find_program("ip").is_some(), "ip is not installed: apt-get install iproute2");
@@ -35,7 +35,7 @@ pub fn check() -> Result<()> {
     raise_descriptor_limit()
 }
 
-/// Mount point of the cgroup v2 hierarchy; beside v1 controllers it is often not `/sys/fs/cgroup`.
+/// Returns the mount point of the cgroup v2 hierarchy; beside v1 controllers it is often not `/sys/fs/cgroup`.
 pub fn cgroup_root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -47,7 +47,7 @@ pub fn cgroup_root() -> Result<PathBuf> {
         .context("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 }
 
-/// Where a program of this name is, by `PATH` and the directories of administrators.
+/// Finds a program of this name on `PATH` or in the directories of administrators.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let directories = path.split(':').chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"]);
@@ -57,7 +57,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Raises the limit as far as this machine lets root: beyond the hard limit takes
+/// Raises the limit of descriptors as far as root may on this machine: to exceed the hard limit takes
 /// `CAP_SYS_RESOURCE`, which containers often lack.
 pub fn raise_descriptor_limit() -> Result<()> {
     let now = getrlimit(Resource::Nofile);
@@ -78,7 +78,7 @@ pub fn raise_descriptor_limit() -> Result<()> {
     Ok(())
 }
 
-/// How many descriptors this process, and those that it starts, may hold.
+/// Returns how many descriptors this process, and each that it starts, may hold.
 pub fn descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ use crate::{
     cleanup::{self, Guard, Undo},
 };
 
-/// How often a log is looked at.
+/// How often a log is read.
 const POLL: Duration = Duration::from_millis(10);
 
 /// A running program; ended and reaped when dropped.
@@ -35,7 +35,7 @@ impl Process {
         let log = world.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // Its own group: a Ctrl-C at the terminal is ours to pass on, in the right order.
+        // In a group of its own: a Ctrl-C at the terminal reaches only us, and we end the programs in the right order.
         command.process_group(0);
         let child = netns
             .run(|| command.spawn().with_context(|| format!("start {command:?}")))
@@ -46,7 +46,7 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log, _guard: guard })
     }
 
-    /// Runs `command` inside `netns` to its end. It must bound its own time.
+    /// Runs `command` inside `netns` to its end. The command must limit its own time.
     pub fn output(netns: &Netns, command: &mut Command) -> Result<Output> {
         netns.run(|| {
             command
@@ -56,19 +56,19 @@ impl Process {
         })
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// All that it has written.
+    /// Returns everything that the program has written.
     pub fn log(&self) -> String {
         fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// Waits for a line of the log that holds `text`, and returns it.
+    /// Waits for a line of the log that contains `text`, and returns it.
     pub fn wait_for_line(&mut self, text: &str, patience: Duration) -> Result<String> {
         let deadline = Instant::now() + patience;
         loop {
@@ -86,19 +86,19 @@ impl Process {
         }
     }
 
-    /// Whether it still runs.
+    /// Returns whether the program still runs.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills the program at once, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Asks it to end (SIGTERM) and waits; an error when it does not within `patience`.
+    /// Asks the program to end (SIGTERM) and waits. Fails if it has not ended within `patience`.
     pub fn terminate(&mut self, patience: Duration) -> Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
@@ -115,13 +115,13 @@ impl Process {
         Err(anyhow!("{} ignored SIGTERM for {patience:?}", self.name))
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.memory("VmRSS:")
     }
 
-    /// What of that is its own. The other part are pages of its program, which the kernel drops and brings back: they
-    /// tell what was needed lately, not how much is kept.
+    /// Returns the bytes of resident memory that are the process's own. The rest is pages of the program's file, which
+    /// the kernel drops and brings back: they show what was needed lately, not how much is kept.
     pub fn own_bytes(&self) -> Result<u64> {
         self.memory("RssAnon:")
     }
@@ -133,7 +133,7 @@ impl Process {
         Ok(kilobytes * 1024)
     }
 
-    /// CPU time used so far, user and system.
+    /// Returns the CPU time used so far, user and system.
     pub fn cpu_time(&self) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
         let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
@@ -143,7 +143,7 @@ impl Process {
         Ok(Duration::from_millis(ticks * 10))
     }
 
-    /// Number of open descriptors.
+    /// Returns the number of open descriptors.
     pub fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.id()))?.count())
     }

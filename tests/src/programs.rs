@@ -1,4 +1,5 @@
-//! What `sluice-lab` runs inside pods: ordinary programs with sockets, which know of no mesh.
+//! The programs that `sluice-lab` runs inside pods: ordinary ones with sockets, which know nothing
+//! of the mesh.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _, stdout},
@@ -14,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Connections that are being opened at one time.
+/// How many connections may be in the process of opening at one time.
 const OPENING: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -29,7 +30,7 @@ pub fn send(target: SocketAddr, text: &str) -> Result<()> {
     Ok(stdout().write_all(&answer)?)
 }
 
-/// Returns what it receives, on as many connections as the machine grants one process.
+/// Echoes what it receives, on as many connections as the machine grants one process.
 pub fn echo_server(port: u16) -> Result<()> {
     crate::privilege::raise_descriptor_limit()?;
     let listener = listen(port, 4096)?;
@@ -42,7 +43,7 @@ pub fn echo_server(port: u16) -> Result<()> {
             let (mut stream, _) = listener.accept().await?;
             tokio::spawn(async move {
                 let mut buffer = [0; 1024];
-                // A client that resets ends its own connection only.
+                // A client that resets ends only its own connection.
                 while let Ok(length @ 1..) = stream.read(&mut buffer).await {
                     let received = buffer.get(..length).unwrap_or_default();
                     if stream.write_all(received).await.is_err() {
@@ -54,7 +55,7 @@ pub fn echo_server(port: u16) -> Result<()> {
     })
 }
 
-/// One socket for both families, as many servers have it.
+/// Listens on one socket for both families, as many servers do.
 fn listen(port: u16, backlog: i32) -> Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(false)?;
@@ -72,7 +73,7 @@ pub fn mail_server(port: u16) -> Result<()> {
     for stream in listener.incoming() {
         let stream = stream?;
         thread::spawn(move || {
-            // A client that goes away ends its own session only.
+            // A client that goes away ends only its own session.
             receive_mail(&stream).ok();
         });
     }

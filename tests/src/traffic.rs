@@ -1,8 +1,7 @@
 //! Ordinary clients and servers that know nothing of the mesh: what applications in pods do.
 //!
-//! They run on threads inside the pods' namespaces, where the data path treats their sockets as it
-//! treats any program's, so that a test can compare what both ends saw. `sluice-lab` offers the same
-//! as separate programs.
+//! They run on threads inside the pods' namespaces, where the data path treats their sockets as it treats any
+//! program's, and a test can compare what both ends saw. `sluice-lab` offers the same as separate programs.
 
 pub mod bytes;
 pub mod flood;

@@ -1,7 +1,7 @@
 //! Two nodes and their pods, as a routed CNI plugin lays them out, in IPv4 and IPv6.
 //!
-//! Addresses repeat from world to world: each has its own namespaces, and several agents must share
-//! one kernel without mixing them up.
+//! All worlds use the same addresses: each has its own namespaces, and several agents on one kernel
+//! must not mix them up.
 
 use std::{
     collections::BTreeMap,
@@ -23,12 +23,12 @@ use crate::{
 mod tenant;
 mod topology;
 
-/// The device that joins the two nodes, on both.
+/// The device that joins the two nodes; it has this name on both.
 pub const LINK: &str = "uplink";
 /// The device of a pod.
 pub const POD_DEVICE: &str = "eth0";
 
-/// Which of the two nodes.
+/// One of the two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeName {
     /// `node-a`
@@ -37,7 +37,7 @@ pub enum NodeName {
     B,
 }
 
-/// Which Internet Protocol.
+/// A version of the Internet Protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// IPv4
@@ -49,17 +49,17 @@ pub enum Family {
 /// A pod: one network namespace with `eth0`.
 #[derive(Debug)]
 pub struct Pod {
-    /// Its name.
+    /// The pod's name.
     pub name: String,
-    /// Where it runs.
+    /// The node that the pod runs on.
     pub node: NodeName,
-    /// Its namespace.
+    /// The pod's namespace.
     pub netns: Netns,
-    /// All its addresses; the first of each family is the one that its own connections leave from.
+    /// All addresses of the pod. Its own connections leave from the first of each family.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Two nodes, their pods, and a directory for what runs in them. Gone when dropped.
+/// Two nodes, their pods, and a directory for what runs in them. Dropping it removes all of them.
 #[derive(Debug)]
 pub struct World {
     id: String,
@@ -72,7 +72,7 @@ pub struct World {
     _directory: Guard,
 }
 
-/// What a [`World`] shall hold.
+/// The description of a [`World`] to be made.
 #[derive(Debug, Default)]
 pub struct WorldBuilder {
     name: Option<String>,
@@ -83,10 +83,10 @@ pub struct WorldBuilder {
 // === impl NodeName ===
 
 impl NodeName {
-    /// Both.
+    /// Both nodes.
     pub const BOTH: [Self; 2] = [Self::A, Self::B];
 
-    /// As the mesh file names it.
+    /// Returns the node's name in the mesh file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::A => "node-a",
@@ -94,7 +94,8 @@ impl NodeName {
         }
     }
 
-    /// The third byte of its pods' IPv4 addresses, and the second group of their IPv6 addresses.
+    /// Returns the third byte of the IPv4 addresses of the node's pods, and the second group of
+    /// their IPv6 addresses.
     fn subnet(self) -> u8 {
         match self {
             Self::A => 1,
@@ -102,7 +103,7 @@ impl NodeName {
         }
     }
 
-    /// A pod's address of the given number.
+    /// Returns a pod's address of the given number.
     pub(crate) fn address(self, family: Family, number: u8) -> IpAddr {
         let subnet = self.subnet();
         match family {
@@ -115,10 +116,10 @@ impl NodeName {
 // === impl Family ===
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The address that stands for any.
+    /// Returns the address that stands for any.
     pub fn unspecified(self) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -130,13 +131,13 @@ impl Family {
 // === impl Pod ===
 
 impl Pod {
-    /// The address that its own connections of this family leave from.
+    /// Returns the address that the pod's own connections of this family leave from.
     pub fn ip(&self, family: Family) -> IpAddr {
         let same = |address: &&IpAddr| address.is_ipv6() == (family == Family::V6);
         self.addresses.iter().find(same).copied().unwrap_or(family.unspecified())
     }
 
-    /// That address with a port.
+    /// Returns the pod's address of this family with a port.
     pub fn at(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.ip(family), port)
     }
@@ -146,7 +147,7 @@ impl Pod {
         self.netns.run(work)
     }
 
-    /// The host end of its veth pair, in its node's namespace.
+    /// Returns the name of the host end of the pod's veth pair, in its node's namespace.
     pub fn host_device(&self) -> String {
         topology::host_device(&self.name)
     }
@@ -155,7 +156,7 @@ impl Pod {
 // === impl WorldBuilder ===
 
 impl WorldBuilder {
-    /// A name for the world; without one it is named after the test, which is the thread's name.
+    /// Names the world. Otherwise it is named after the test, which is the thread's name.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         self.name = Some(name.to_owned());
@@ -175,19 +176,19 @@ impl WorldBuilder {
         self
     }
 
-    /// Joins the pods of a node by a bridge, as kindnet's and flannel's default plugins do, so that
-    /// frames between them never enter the node's own IP stack.
+    /// Joins the pods of a node by a bridge, as kindnet's and flannel's default plugins do: frames
+    /// between them never enter the node's own IP stack.
     #[must_use]
     pub fn bridged(mut self) -> Self {
         self.bridged = true;
         self
     }
 
-    /// Makes it.
+    /// Makes the world.
     ///
     /// # Panics
     ///
-    /// When the machine cannot run it (see [`crate::require_root`]).
+    /// If the machine cannot run it (see [`crate::require_root`]).
     pub fn build(self) -> Result<World> {
         crate::require_root();
         cleanup::remove_leftovers()?;
@@ -229,22 +230,22 @@ impl WorldBuilder {
 // === impl World ===
 
 impl World {
-    /// Starts describing one.
+    /// Starts the description of a world.
     pub fn builder() -> WorldBuilder {
         WorldBuilder::default()
     }
 
-    /// Its name, unique on this machine.
+    /// Returns the world's name, unique on this machine.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The directory of its configuration, sockets and logs.
+    /// Returns the directory of the world's configuration, sockets and logs.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The namespace of a node.
+    /// Returns the namespace of a node.
     pub fn node(&self, node: NodeName) -> &Netns {
         match node {
             NodeName::A => &self.node_a,
@@ -252,17 +253,17 @@ impl World {
         }
     }
 
-    /// A pod by name.
+    /// Returns a pod by name.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
         self.pods.get(name).with_context(|| format!("this world has no pod {name:?}"))
     }
 
-    /// Every pod.
+    /// Returns every pod.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values()
     }
 
-    /// Every namespace of this world: nodes, then pods.
+    /// Returns every namespace of this world: nodes, then pods.
     pub fn namespaces(&self) -> impl Iterator<Item = &Netns> {
         [&self.node_a, &self.node_b].into_iter().chain(self.pods.values().map(|pod| &pod.netns))
     }
@@ -273,7 +274,7 @@ impl World {
     }
 }
 
-/// `<name>-<number>-<pid>`: the pid tells runs apart, the number worlds of one run.
+/// Returns `lab-<name>-<number>-<pid>`: the pid tells runs apart, the number worlds of one run.
 fn world_id(name: Option<&str>) -> String {
     static WORLDS: AtomicU32 = AtomicU32::new(0);
     let thread = std::thread::current();

@@ -28,7 +28,7 @@ fn connections_that_reuse_ports_keep_their_destinations_and_clients() -> Result<
     }
     let targets: Vec<_> =
         server.addresses.iter().flat_map(|ip| PORTS.map(|port| (*ip, port).into())).collect();
-    // Two thousand ports for all of it.
+    // Two thousand ports for all connections.
     client.netns.sysctl("net/ipv4/ip_local_port_range", "20000 21999")?;
     let total = if full_size() { 200_000 } else { 6_000 };
     let start = Instant::now();
@@ -51,14 +51,14 @@ fn short_connections_do_not_use_up_the_ports_beside_a_server() -> Result<()> {
     let world = World::builder().pod("client", NodeName::A).pod("server", NodeName::B).build()?;
     let lab = Lab::start(world, &["client", "server"])?;
     let (client, server) = (lab.pod("client")?, lab.pod("server")?);
-    // From these its agent connects to the application. Whoever closes first keeps one for a minute.
+    // The server's agent connects to the application from these ports. Whoever closes first keeps a port for a minute.
     server.netns.sysctl("net/ipv4/ip_local_port_range", "20000 20199")?;
     let _server = Server::on_port(&server.netns, 7300, Service::Echo)?;
     for family in Family::BOTH {
         for number in 0..500 {
             let reached = Probe::attempt(&client.netns, server.at(family, 7300))?;
             ensure!(reached.is_ok(), "{family:?}, connection {number}: {reached:?}");
-            // The kernel lets a second pass, over IPv4.
+            // Over IPv4 the kernel reuses such a port after a second, which is how long the ports must last.
             thread::sleep(Duration::from_millis(8));
         }
     }

@@ -23,7 +23,7 @@ struct Size {
     concurrent: usize,
 }
 
-/// Per family: at full size the mean of both directions makes 10 GB in all.
+/// Returns the numbers per family. At full size, both families together make 10 GB, both ways.
 fn size() -> Size {
     if full_size() {
         Size { connections: 700, mean: 7_500_000, concurrent: 16 }
@@ -44,7 +44,7 @@ fn run(lab: &Lab, client: &str, server: &str) -> Result<u64> {
         exchange_all(netns, lab.pod(server)?.at(family, PORT), plans, size.concurrent, &tally)?;
     }
     let expected = size.connections * 2;
-    // The clients are done; a server may still be reading the last end.
+    // The clients are done; a server may still be reading the end of a stream.
     let deadline = Instant::now() + Duration::from_secs(5);
     let finished = || tally.exact.load(Ordering::Relaxed) + tally.wrong.load(Ordering::Relaxed);
     while finished() < expected && Instant::now() < deadline {
@@ -81,8 +81,8 @@ fn every_byte_and_every_ending_arrives_on_one_node_and_in_plaintext() -> Result<
         .build()?;
     let lab = Lab::start(world, &["client", "near"])?;
     run(&lab, "client", "near")?;
-    // In through the inbound listener in plaintext, and out to a pod that the mesh knows but does
-    // not carry.
+    // In through the inbound listener in plaintext, and out to a pod that the mesh knows but that
+    // is not enrolled.
     run(&lab, "outside", "near")?;
     run(&lab, "client", "outside")?;
     Ok(())

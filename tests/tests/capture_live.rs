@@ -22,7 +22,7 @@ fn world() -> Result<World> {
     World::builder().pod("client", NodeName::A).pod("server", NodeName::B).build()
 }
 
-/// `python3 -m http.server`, which serves the canary and logs who asked.
+/// Starts `python3 -m http.server`, which serves the canary and logs who asked.
 fn file_server(lab: &Lab, canary: &Canary) -> Result<Process> {
     let files = lab.world.directory().join("files");
     fs::create_dir_all(&files)?;

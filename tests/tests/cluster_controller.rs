@@ -15,11 +15,11 @@ use sluice_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// gRPC's codes.
+/// gRPC's status codes.
 const PERMISSION_DENIED: u32 = 7;
 const UNAUTHENTICATED: u32 = 16;
 
-/// A pod that is bound to a node. Whether it ever runs is of no matter here.
+/// Returns the manifest of a pod that is bound to a node. It does not matter here whether the pod ever runs.
 fn pod(name: &str, account: &str, node: &str) -> String {
     format!(
         "apiVersion: v1
@@ -36,7 +36,7 @@ spec:
     )
 }
 
-/// An agent on each node, `web` on the first, `cart` on the second.
+/// Makes an agent's pod on each node, `web` on the first, and `cart` on the second.
 fn populate(namespace: &Namespace) -> Result<()> {
     for account in ["web", "cart"] {
         namespace.kubectl(&["create", "serviceaccount", account])?;
@@ -51,7 +51,7 @@ fn populate(namespace: &Namespace) -> Result<()> {
     namespace.apply(&pods.concat())
 }
 
-/// A token of `account`, for `audience`, bound to `pod` if there is one.
+/// Returns a token of `account`, for `audience`, bound to `pod` if there is one.
 fn token(
     namespace: &Namespace,
     account: &str,
@@ -78,7 +78,7 @@ fn refused(answer: &Answer, code: u32, rule: &str) -> Result<()> {
     Ok(())
 }
 
-/// A client that believes what the replicas publish.
+/// Returns a client that trusts what the replicas publish.
 fn client(release: &Release, replica: &Replica) -> Result<CaClient> {
     replica.client(&published(release)?)
 }
@@ -133,7 +133,7 @@ fn an_agent_gets_the_identities_of_its_own_nodes_pods_and_no_others() -> Result<
     })?;
     println!("a pod that is gone was refused after {:?}", gone.elapsed());
 
-    // Its token is remembered as good: the watch ends that.
+    // The agent's token is remembered as good until the watch says that the pod is gone.
     client.ask(&second, &cart)?.issued()?;
     namespace.kubectl(&["delete", "pod", "agent-2", "--wait=true", "--timeout=60s"])?;
     let gone = Instant::now();
@@ -222,7 +222,7 @@ fn object(namespace: &Namespace, name: &str) -> Result<Value> {
     Ok(serde_json::from_str(&namespace.kubectl(&["get", name, "-o", "json"])?)?)
 }
 
-/// The condition of ours, once it is there.
+/// Waits for Sluice's own condition of an object, and returns it.
 fn condition(namespace: &Namespace, name: &str) -> Result<Value> {
     let mut found = None;
     wait_for(&format!("the condition of {name}"), PATIENCE, || {
@@ -239,8 +239,8 @@ fn condition(namespace: &Namespace, name: &str) -> Result<Value> {
     found.context("no condition")
 }
 
-/// One of the replicas has written the status, and once; or none, when Sluice is installed on the cluster beside them,
-/// since what is right already is left alone.
+/// Checks that one of the replicas has written the status, and only once. If Sluice is also installed on the cluster,
+/// it may be that none has: a status that is already right is left alone.
 fn told_once(
     cluster: &Cluster,
     namespace: &Namespace,

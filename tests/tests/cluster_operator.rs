@@ -21,7 +21,7 @@ const WELL: Option<i32> = Some(0);
 const WRONG: Option<i32> = Some(1);
 const UNASKED: Option<i32> = Some(2);
 
-/// The cluster with Sluice installed on it, once for all tests of this file.
+/// Returns the cluster with Sluice installed on it, once for all tests of this file.
 fn mesh() -> Result<Cluster> {
     static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
     let cluster = Cluster::open()?;
@@ -30,7 +30,7 @@ fn mesh() -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A client on the first node that holds a connection to a server on the second.
+/// Starts a client on the first node that holds a connection to a server on the second.
 fn talk(namespace: &Namespace) -> Result<()> {
     let [first, second] = NODES;
     let server = namespace.pod("server", second, "sleep 1000000 | nc -l -p 9000", "");
@@ -38,7 +38,7 @@ fn talk(namespace: &Namespace) -> Result<()> {
     namespace.await_ready("pod/server")?;
     let address = namespace.addresses("server")?.swap_remove(0);
     let hold = format!("sleep 1000000 | nc {address} 9000");
-    // Captured before it is started, so that its connection is of the mesh.
+    // The client is captured before its program starts, so its connection is in the mesh.
     namespace.apply(&namespace.pod("client", first, &hold, ""))?;
     namespace.await_ready("pod/client")?;
     namespace.await_captured(2)
@@ -86,7 +86,7 @@ fn every_node_answers_an_operator_outside_the_cluster() -> Result<()> {
         ensure!(table.output.starts_with("NODE"), "{view}: {}", table.output);
         ensure!(NODES.iter().all(|node| rows(node) > 0), "{view}: {}", table.output);
     }
-    // Both ends of one connection, each told by its own node, with the identities of both.
+    // Both ends of one connection, each reported by its own node, with the identities of both.
     let table = cluster.ask(&["flows"])?.output;
     for (node, direction) in NODES.iter().zip(["outbound", "inbound"]) {
         let has = |line: &str| {
@@ -318,7 +318,7 @@ fn policy(kind: &str, name: &str, spec: &str) -> String {
     )
 }
 
-/// A kubeconfig for the same server as a service account.
+/// Writes a kubeconfig for the same server, which authenticates as a service account.
 fn kubeconfig_of(
     cluster: &Cluster,
     namespace: &Namespace,
@@ -345,7 +345,7 @@ fn kubeconfig_of(
     Ok(file)
 }
 
-/// An object of the system's namespace; deleted when dropped.
+/// An object in the system's namespace; deleted when dropped.
 struct Leftover<'a> {
     cluster: &'a Cluster,
     kind: &'static str,
@@ -361,7 +361,7 @@ impl<'a> Leftover<'a> {
 impl Drop for Leftover<'_> {
     fn drop(&mut self) {
         let delete = ["-n", SYSTEM, "delete", self.kind, &self.name, "--ignore-not-found"];
-        // What stays grants an account of a namespace that is deleted.
+        // If it stays, it only grants rights to an account of a namespace that is deleted.
         self.cluster.kubectl(&delete).ok();
     }
 }
@@ -381,7 +381,7 @@ fn bind<'a>(cluster: &'a Cluster, role: &str, account: &str) -> Result<Leftover<
     Ok(binding)
 }
 
-/// A directory that is removed with its guard.
+/// Makes a directory that is removed with its guard.
 fn scratch(name: &str) -> Result<(PathBuf, Guard)> {
     let place = std::env::temp_dir().join(format!("sluice-{name}-{}", std::process::id()));
     let guard = Guard::new(Undo::Directory(place.clone()));

@@ -1,5 +1,5 @@
-//! What happens to a node's own components does not open or break the mesh, and what stands around it (a filter on
-//! the host, a node's port) meets what is documented.
+//! Failures of a node's own components neither open nor break the mesh, and its surroundings (a filter on the host, a
+//! node's port) meet what is documented.
 
 use std::{
     thread,
@@ -26,7 +26,7 @@ fn mode(mode: &str) -> String {
     )
 }
 
-/// Two enrolled pods that talk, on nodes of their own, in a STRICT namespace.
+/// Makes two enrolled pods that talk, each on a node of its own, in a STRICT namespace.
 fn talking(cluster: &Cluster, name: &str) -> Result<(Namespace, Canary, Capture)> {
     cluster.upgrade(&[])?;
     let namespace = cluster.namespace(name)?;
@@ -42,7 +42,7 @@ fn talking(cluster: &Cluster, name: &str) -> Result<(Namespace, Canary, Capture)
     Ok((namespace, canary, wire))
 }
 
-/// Both directions while `disturb` runs, and for some seconds more.
+/// Opens connections in both directions while `disturb` runs and for some seconds more. Returns what came of them.
 fn under_load(
     (namespace, canary): (&Namespace, &Canary),
     seconds: u64,
@@ -69,7 +69,7 @@ fn a_kubelet_and_a_containerd_that_restart_are_not_noticed_by_connections() -> R
             let away = cluster.away(&unit)?;
             thread::sleep(Duration::from_secs(5));
             drop(away);
-            // A kubelet ends when containerd does.
+            // A kubelet exits when containerd does.
             cluster.start(&format!("{first}/kubelet"))?;
             let back = Instant::now();
             wait_for("the node to take commands again", PATIENCE, || {
@@ -84,7 +84,7 @@ fn a_kubelet_and_a_containerd_that_restart_are_not_noticed_by_connections() -> R
         }
         println!("{component}: the node took commands again {recovery:?} after its start");
     }
-    // Pods that start now are captured, and probed by the kubelet of now.
+    // Pods that start now are captured, and probed by the new kubelet.
     namespace.kubectl(&["delete", "pod", "a", "--now"])?;
     namespace.talkers()?;
     namespace.await_captured(2)?;
@@ -135,7 +135,7 @@ fn a_nodes_port_is_served_under_permissive_and_refused_under_strict() -> Result<
     namespace.await_captured(3)?;
     let path = "jsonpath={.spec.ports[0].nodePort}";
     let port = namespace.kubectl(&["get", "service", "web", "-o", path])?;
-    // What a load balancer in front of the cluster would dial: any node, by its own address.
+    // This is what a load balancer in front of the cluster would dial: any node, by its own address.
     let path = r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#;
     let addresses = cluster.kubectl(&["get", "node", first, "-o", path])?;
     let address = addresses.split(' ').next().context("a node without an address")?;
@@ -152,7 +152,7 @@ fn a_nodes_port_is_served_under_permissive_and_refused_under_strict() -> Result<
     namespace.await_reached("a", "b", &canary)
 }
 
-/// A filter on a node that lets nothing but one port pass between two pods; gone when dropped.
+/// A filter on a node that lets nothing but one port pass between two pods; removed when dropped.
 struct Filter<'a> {
     cluster: &'a Cluster,
     node: &'a str,
@@ -163,7 +163,7 @@ impl<'a> Filter<'a> {
     fn put_up(cluster: &'a Cluster, node: &'a str, [a, b]: [&str; 2], port: u16) -> Result<Self> {
         let port = port.to_string();
         let rule = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        // In the order in which they are to be asked: each goes in front.
+        // The last rule is asked first, because each is inserted in front of the others.
         let drop_others = |from, to| rule(&["-s", from, "-d", to, "-j", "DROP"]);
         let rules = vec![
             drop_others(a, b),
@@ -208,7 +208,7 @@ fn a_filter_on_the_host_that_knows_the_applications_port_alone_lets_the_mesh_thr
     let [from_a, from_b] = knocked.as_slice() else { unreachable!("two pods") };
     println!("to the port that is let through: {from_a}; the other way: {from_b}");
     ensure!(from_a.served > 0 && from_a.failed == 0, "{from_a}");
-    // The filter works: what goes the other way is not let through.
+    // The filter works: it does not let the other direction through.
     ensure!(from_b.served == 0, "the filter lets everything through: {from_b}");
     drop(filter);
     namespace.await_reached("b", "a", &canary)?;

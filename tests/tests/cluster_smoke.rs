@@ -1,4 +1,4 @@
-//! The cluster itself, before Sluice is on it: what its other tests stand on.
+//! The cluster itself, before Sluice is on it: the other tests of the cluster rely on it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use sluice_tests::{
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A pod that serves a page, ready once the page is there, and a service of both families for it.
+/// Returns a pod that serves a page and is ready once the page is there, and a service of both families for it.
 fn web(node: &str) -> String {
     format!(
         "apiVersion: v1
@@ -38,7 +38,7 @@ spec:
     )
 }
 
-/// A pod that does nothing until it is told.
+/// Returns a pod that does nothing until it is told.
 fn idle(name: &str, node: &str) -> String {
     format!(
         "apiVersion: v1
@@ -90,7 +90,7 @@ fn pods_of_two_nodes_talk_over_both_families_and_by_service() -> Result<()> {
     namespace.apply(&web(second))?;
     namespace.apply(&idle("client", first))?;
     namespace.await_ready("pod/client")?;
-    // Without its page the probe fails, and a pod that is not ready is no endpoint.
+    // Until its page is there the probe fails, and a pod that is not ready is no endpoint.
     wait_for("the web server's start", PATIENCE, || {
         Ok(namespace.kubectl(&["logs", "web"]).is_ok())
     })?;

@@ -1,4 +1,4 @@
-//! `agent.privileged=false`: the agent works with three capabilities, and with none of them taken away.
+//! `agent.privileged=false`: the agent works with three capabilities, and needs each of them.
 
 use std::{thread, time::Duration};
 
@@ -9,7 +9,7 @@ use sluice_tests::{
 };
 
 const PATIENCE: Duration = Duration::from_mins(2);
-/// All that the chart grants, and what the agent says when one of them is missing.
+/// All capabilities that the chart grants, each with what the agent says if it is missing.
 const NEEDED: [(&str, &str); 3] = [
     ("NET_ADMIN", "the agent needs CAP_NET_ADMIN"),
     ("SYS_PTRACE", "the agent needs CAP_SYS_PTRACE"),
@@ -24,7 +24,7 @@ fn without(missing: &str) -> String {
 #[test]
 fn an_unprivileged_agent_captures_and_is_probed_and_each_capability_is_needed() -> Result<()> {
     let cluster = Cluster::open()?;
-    // Pods that run already, and whose namespaces have to be found by their processes.
+    // These pods run already, so their namespaces have to be found by their processes.
     let namespace = cluster.namespace("life-unprivileged")?;
     namespace.talkers()?;
     let canary = Canary::new()?;
@@ -44,19 +44,19 @@ fn an_unprivileged_agent_captures_and_is_probed_and_each_capability_is_needed() 
         namespace.await_reached(from, to, &canary)?;
     }
     wire.seen()?.ensure_tls_only(sluice_tests::cluster::life::PORT)?;
-    // Longer than probes that fail would take to be noticed.
+    // Longer than failing probes would take to be noticed.
     thread::sleep(Duration::from_secs(5));
     ["pod/a", "pod/b"].into_iter().try_for_each(|pod| namespace.await_ready(pod))?;
 
     for (missing, words) in NEEDED {
         namespace.leave()?;
         namespace.await_captured(0)?;
-        // A connection that is older than capture, which has to be ended.
+        // A connection that is older than the capture and has to be ended.
         let hold = Duration::from_mins(1);
         namespace.knock(("a", "b"), &canary, 1, hold, 2)?;
         thread::sleep(Duration::from_secs(1));
         cluster.change(&["agent.privileged=false", &without(missing)])?;
-        // Whichever comes first: it does not start, or it serves and cannot do its work.
+        // Time for the agent either not to start, or to serve and fail at its work.
         thread::sleep(Duration::from_secs(8));
         namespace.enrol()?;
         wait_for(&format!("a word about {missing}"), PATIENCE, || {

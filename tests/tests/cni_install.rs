@@ -1,5 +1,5 @@
-//! The installer, killed before each of its system calls: whoever reads the directory of network lists
-//! meanwhile, as container runtimes do, never meets one that would not make a pod's network.
+//! The installer is killed before each of its system calls. Whoever reads the directory of network lists meanwhile, as
+//! container runtimes do, always finds one that makes a pod's network.
 
 use std::{
     collections::HashMap,
@@ -45,11 +45,11 @@ impl Node {
         Ok(node)
     }
 
-    /// As the main plugin left it.
+    /// Restores the directories to what the main plugin left.
     fn reset(&self) -> Result<()> {
         fs::create_dir_all(self.lists())?;
         fs::create_dir_all(self.root.join("bin"))?;
-        // In the order in which a runtime would never see a gap: ours go last.
+        // The order leaves no gap for a runtime to see: our files go last.
         fs::write(self.root.join("draft"), self.text)?;
         fs::rename(self.root.join("draft"), self.lists().join(self.file))?;
         for name in names(&self.lists())? {
@@ -87,7 +87,7 @@ impl Node {
         Ok(())
     }
 
-    /// The system calls of a whole run, in order: name, and how many of that name came before.
+    /// Returns the system calls of a whole run, in order: the name, and which call of that name it is, counted from 1.
     fn calls(&self, command: &str, socket: &str) -> Result<Vec<(String, usize)>> {
         let log = self.root.join("strace");
         let status = self.traced(&["-o", &log.to_string_lossy()], command, socket)?;
@@ -104,7 +104,7 @@ impl Node {
             .collect())
     }
 
-    /// Whether the installer ran to its end.
+    /// Runs the installer under strace. Returns whether it ran to its end.
     fn traced(&self, options: &[&str], command: &str, socket: &str) -> Result<bool> {
         let mut strace = Command::new("strace");
         strace.args(["-qq", "-e", &format!("trace={CALLS}")]).args(options);
@@ -129,7 +129,7 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// What a runtime would load now: the types of the plugins, those of drop-ins included.
+/// Returns what a runtime would load now: the types of the plugins, those of drop-ins included.
 fn load(lists: &Path) -> Result<Option<Vec<String>>> {
     let is_list = |name: &String| {
         Path::new(name)
@@ -140,7 +140,7 @@ fn load(lists: &Path) -> Result<Option<Vec<String>>> {
     let first = all.iter().find(|name| is_list(name)).context("there is no list at all")?;
     let text = match fs::read_to_string(lists.join(first)) {
         Ok(text) => text,
-        // Gone between the two looks: a runtime looks again.
+        // Gone between the two looks: a runtime would look again.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
@@ -204,7 +204,7 @@ impl Reader {
     }
 }
 
-/// What is wrong. A list that is broken once is broken; an entry without its binary may lie between two
+/// Returns what is wrong. A list that is broken once is broken. An entry without its binary may be seen between two
 /// steps of the test itself, which takes both away, and is looked at twice.
 fn look(lists: &Path, binary: &Path) -> Option<String> {
     let mut found = None;
@@ -218,7 +218,7 @@ fn look(lists: &Path, binary: &Path) -> Option<String> {
     found
 }
 
-/// Chained at most once while nobody moves it, at the end, and only when there is a binary to call.
+/// Returns what is wrong with a list that has our entry: it is not at the end, or there is no binary to call.
 fn fault(types: &[String], binary: &Path) -> Option<String> {
     let ours = types.iter().filter(|kind| *kind == "sluice-cni").count();
     let is_last = types.last().is_some_and(|last| last == "sluice-cni");
@@ -228,7 +228,7 @@ fn fault(types: &[String], binary: &Path) -> Option<String> {
     (ours > 1 || ours == 1 && !is_last).then(|| format!("not once at the end: {types:?}"))
 }
 
-/// Every step of install, upgrade and uninstall is the last one once.
+/// Kills the installer once at each step of install, upgrade and uninstall.
 fn killed_at_each_step(node: &Node) -> Result<()> {
     let entered = |node: &Node| -> Result<bool> {
         let types = load(&node.lists())?.context("the list is gone")?;
@@ -239,7 +239,7 @@ fn killed_at_each_step(node: &Node) -> Result<()> {
     for (command, socket) in
         [("install", "/old.sock"), ("install", "/new.sock"), ("uninstall", "/x")]
     {
-        // What the phase before left; drawn up anew before each kill.
+        // Restores what the phase before left; called anew before each kill.
         let prepare = || -> Result<()> {
             node.reset()?;
             if socket != "/old.sock" {
@@ -255,13 +255,13 @@ fn killed_at_each_step(node: &Node) -> Result<()> {
             ensure!(!finished, "it was not killed at {call} {count}");
             kills += 1;
             load(&node.lists())?;
-            // Whatever the killed one left, the next one brings it to the end.
+            // Whatever the killed run left, the next one completes it.
             node.run(command, socket)?;
             ensure!(entered(node)? == (command == "install"), "{command} after {call} {count}");
             let left = names(&node.lists())?;
             ensure!(!left.iter().any(|name| name.contains(".draft")), "{left:?}");
             if command == "uninstall" {
-                // An empty directory means nothing to anybody, and may be somebody else's.
+                // An empty directory means nothing to anybody and may be somebody else's.
                 let is_file = |name: &&String| {
                     let is_empty = |path: &Path| names(path).is_ok_and(|names| names.is_empty());
                     !is_empty(&node.lists().join(name))
@@ -340,7 +340,7 @@ fn kills_at_any_moment_beside_a_rival_do_no_harm() -> Result<()> {
         let mut installer = Command::new(sibling("sluice-cni")?);
         installer.args(node.arguments(command, &format!("/{}.sock", round % 2)));
         let mut installer = installer.stderr(Stdio::null()).spawn()?;
-        // Evenly over the few milliseconds that it takes.
+        // Spread evenly over the few milliseconds that the installer takes.
         thread::sleep(Duration::from_micros(37 * (round % 150)));
         if round % 7 == 0 {
             fs::write(node.root.join("draft"), LIST)?;

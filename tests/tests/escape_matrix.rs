@@ -1,5 +1,5 @@
-//! From inside an enrolled pod, by every way that gets past a hook on `connect`: no plaintext reaches
-//! a peer of the mesh. `lab_controls` proves that each way works from a pod outside.
+//! No plaintext from an enrolled pod reaches a peer of the mesh, by any way that gets past a hook on `connect`.
+//! `lab_controls` proves that each way works from a pod outside.
 
 use std::{
     io::Write as _, net::SocketAddr, os::unix::process::CommandExt as _, process::Command,
@@ -16,7 +16,7 @@ use sluice_tests::{
 };
 
 const PORT: u16 = 7000;
-/// Time for a packet that escapes to arrive.
+/// How long a packet that escapes may take to arrive.
 const SETTLE: Duration = Duration::from_millis(30);
 
 fn world() -> Result<World> {
@@ -27,7 +27,7 @@ fn world() -> Result<World> {
         .build()
 }
 
-/// Peers on the sender's own node and on the other one, each watched where packets arrive.
+/// Returns the peers to watch, on the sender's own node and on the other one, each with its address.
 fn targets(lab: &Lab) -> Result<Vec<(&Pod, SocketAddr)>> {
     let mut targets = Vec::new();
     for name in ["near", "far"] {
@@ -51,7 +51,7 @@ fn ensure_kept_in(
 ) -> Result<sluice_tests::Seen> {
     let canary = Canary::new()?;
     let capture = Capture::start(&peer.netns, POD_DEVICE, &canary)?;
-    // Refused is one right outcome, carried over TLS the other; the wire tells them from a leak.
+    // A refusal and delivery over TLS are both right; the wire tells them from a leak.
     let outcome = send(&canary);
     std::thread::sleep(SETTLE);
     let seen = capture.seen()?;
@@ -179,7 +179,7 @@ fn no_user_is_exempt() -> Result<()> {
     Ok(())
 }
 
-/// Ports on the pod's own loopback that something listens on; here that is the agent alone.
+/// Returns the addresses on the pod's own loopback that something listens on; here that is the agent alone.
 fn loopback_listeners(pod: &Pod) -> Result<Vec<SocketAddr>> {
     pod.run(|| {
         let mut found = Vec::new();
@@ -210,7 +210,7 @@ fn dialling_the_agents_own_ports_leads_nowhere() -> Result<()> {
     let servers = serve(&lab)?;
     let before = lab.agent(NodeName::A)?.process()?.descriptors()?;
     for address in listeners {
-        // Refused while still connecting is the quickest way of leading nowhere.
+        // A refused connection leads nowhere, too.
         let Ok(mut probe) = Probe::connect(&lab.pod("client")?.netns, address) else { continue };
         probe.stream().write_all(b"GET / HTTP/1.1\r\n\r\n").ok();
         let cut = probe.wait_for_cut(Duration::from_secs(3));

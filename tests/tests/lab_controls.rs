@@ -1,5 +1,5 @@
-//! The lab itself, without any mesh: what it claims to see it sees, and it leaves nothing behind.
-//! Every leak test relies on these.
+//! The lab itself, without any mesh: it sees what it claims to see, and it leaves nothing behind.
+//! Every leak test relies on these tests.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 

@@ -1,5 +1,5 @@
 //! Root takes away what captures a pod, as `rm -r` below the bpffs does, or a program that clears the filters of a
-//! device: the agent finds out by its next audit and puts all of it back.
+//! device. The agent finds out at its next audit and puts all of it back.
 
 use std::{
     collections::BTreeSet,
@@ -19,19 +19,19 @@ use sluice_tests::{
 };
 
 const PORT: u16 = 7300;
-/// Audits are ten seconds apart.
+/// How long the agent may take to put everything back; its audits are ten seconds apart.
 const PUT_BACK: Duration = Duration::from_secs(30);
-/// Of an agent that starts again.
+/// How long an agent that starts again may take to capture its pods.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
-/// Time for a packet that escapes to arrive.
+/// How long a packet that escapes may take to arrive.
 const SETTLE: Duration = Duration::from_millis(30);
 
-/// The files below a directory, by their paths in it.
+/// Returns the files below a directory, by their paths in it.
 fn files_below(root: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut files = BTreeSet::new();
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
-        // What is being put back may be half there.
+        // A directory that is being put back may not be there yet.
         let Ok(entries) = fs::read_dir(&directory) else { continue };
         for path in entries.flatten().map(|entry| entry.path()) {
             if path.is_dir() {
@@ -49,7 +49,7 @@ fn take_away(lab: &Lab, pins: &Path) -> Result<()> {
     fs::remove_dir_all(pins).with_context(|| format!("remove {}", pins.display()))?;
     let mut tc = Command::new("tc");
     tc.args(["qdisc", "del", "dev", &lab.pod("client")?.host_device(), "clsact"]);
-    // There is no such qdisc where programs are at tcx.
+    // This fails where the programs are at tcx, because there is no such qdisc.
     drop(Process::output(lab.world.node(NodeName::A), &mut tc)?);
     Ok(())
 }
@@ -78,7 +78,7 @@ fn what_captures_a_pod_is_put_back_when_somebody_takes_it_away() -> Result<()> {
         let (canary, target) = (Canary::new()?, server.at(family, PORT));
         let capture = Capture::start(&server.netns, POD_DEVICE, &canary)?;
         Probe::connect(&client.netns, target)?.echo(canary.as_bytes())?;
-        // What goes past the hooks is for the guard.
+        // A raw segment goes past the hooks, so the guard has to stop it.
         let raw = Way::Raw(RawWay::TcpSegment).send(client, target, &canary);
         thread::sleep(SETTLE);
         let seen = capture.seen()?;

@@ -1,5 +1,5 @@
-//! Two pods of one node: their agent proves both by mutual TLS over the network between them, and then
-//! joins the two connections in its memory, at two descriptors each.
+//! Two pods of one node: their agent proves both by mutual TLS over the network between them, and then joins the two
+//! ends in its memory, at two descriptors per connection.
 
 use std::{
     io::{ErrorKind, Write as _},
@@ -22,7 +22,7 @@ const PORT: u16 = 7300;
 /// The promise: a change on disk reaches open connections within this.
 const IN_FORCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Of the agent's memory, per connection that is open and idle.
+/// The most memory that the agent may use per connection that is open and idle.
 const MEMORY_PER_CONNECTION: u64 = 16 << 10;
 
 fn lab(policies: &[(&str, &str)]) -> Result<Lab> {
@@ -38,7 +38,7 @@ fn lab(policies: &[(&str, &str)]) -> Result<Lab> {
     Lab::start_with(world, mesh, policies)
 }
 
-/// What the agent says of the connections to a pod, both ends of each.
+/// Returns the connections that the agent lists, with both ends of each.
 fn flows(lab: &mut Lab) -> Result<Vec<Value>> {
     let flows = lab.agent(NodeName::A)?.flows()?;
     let list = flows.as_array().or_else(|| flows.get("flows")?.as_array());
@@ -62,7 +62,7 @@ fn pods_of_one_node_are_proved_by_tls_and_then_nothing_is_on_the_network() -> Re
             probe.echo(canary.as_bytes())?;
             let place = format!("bridged: {bridged} {family:?}");
             opening.seen()?.ensure_tls_only(PORT).with_context(|| place.clone())?;
-            // The session has nothing more to say, also not when it opens for the second connection.
+            // Time for the session to send what it still has: nothing may follow while the stream is carried in memory.
             std::thread::sleep(Duration::from_millis(100));
             let carrying = Capture::start(lab.world.node(NodeName::A), &device, &canary)?;
             for _ in 0..20 {
@@ -152,7 +152,7 @@ fn connections_are_held_at_two_descriptors_each() -> Result<()> {
     let grown = agent.resident_bytes()?.saturating_sub(memory) / count;
     println!("{held}: {used} descriptors, {grown} bytes of memory for each connection");
     ensure!(held.contains(&format!("holding {count} of {count}")), "{held}");
-    // Sessions that wait for the next stream are shared by all of them.
+    // The rest is for sessions that wait for their next stream, which all connections share.
     ensure!(used <= 2 * count + 100, "{used} descriptors for {count} connections");
     ensure!(grown <= MEMORY_PER_CONNECTION || count < 500, "{grown} bytes for each");
     let done = holder.wait_for_line("done", Duration::from_mins(2))?;

@@ -1,4 +1,4 @@
-//! Policies decide who connects, by identity; a change is in force within a second, also for
+//! Policies decide by identity who connects. A change is in force within a second, also for
 //! connections that are open.
 
 use std::{
@@ -18,7 +18,7 @@ use sluice_tests::{
 const PORT: u16 = 7000;
 /// The promise: a change on disk reaches open connections within this.
 const IN_FORCE: Duration = Duration::from_secs(1);
-/// From writing the file; the watcher collects a burst of changes first.
+/// How long to wait for a change once its file is written; the watcher collects bursts first.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 fn lab(initial: &[(&str, &str)]) -> Result<Lab> {
@@ -39,7 +39,7 @@ fn serve(lab: &Lab) -> Result<Server> {
     Server::on_port(&lab.pod("server")?.netns, PORT, Service::Echo)
 }
 
-/// What happens to a connection from each pod, in both families.
+/// Fails unless connections from the pod are served or refused, as expected, over both families.
 fn ensure_outcome(lab: &Lab, pod: &str, served: bool) -> Result<()> {
     for family in Family::BOTH {
         let target = lab.pod("server")?.at(family, PORT);

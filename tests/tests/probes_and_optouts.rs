@@ -1,5 +1,5 @@
-//! Under STRICT the kubelet probes the ports that a pod declares, and nobody else does; what a pod keeps
-//! out of the mesh stays out of it, and nothing more.
+//! Under STRICT the kubelet, and nobody else, reaches the ports that a pod declares for probes. What a pod keeps out of
+//! the mesh stays out of it, and nothing more.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ impl Cgroup {
         Ok(Self(path))
     }
 
-    /// Says hello from this cgroup and `netns`; what comes back.
+    /// Says hello from this cgroup and `netns`, and returns what comes back.
     fn says_hello(&self, netns: &Netns, to: SocketAddr) -> Result<String> {
         let script = format!(
             "echo $$ > {}/cgroup.procs; exec 3<>/dev/tcp/{}/{} && echo {HELLO} >&3 && head -n 1 <&3",
@@ -49,7 +49,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Who was in it has ended, or does so within moments.
+        // The processes in it have ended, or will within moments.
         let deadline = Instant::now() + Duration::from_secs(2);
         while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
@@ -84,7 +84,7 @@ impl Probed {
         Ok(Self { lab, kubelet, _servers: servers })
     }
 
-    /// Whether the player is answered by the pod's port, in both families alike.
+    /// Returns whether the pod's port answers the player. Fails if the two families differ.
     fn is_answered(&self, player: &Cgroup, netns: &Netns, port: u16) -> Result<bool> {
         let answered = |family| {
             let answer = player.says_hello(netns, self.lab.pod("web")?.at(family, port))?;
@@ -153,7 +153,7 @@ fn two_pods() -> Result<(World, MeshFile)> {
     Ok((world, mesh))
 }
 
-/// Whether a canary that the client sends to the server's port is on the wire between the nodes.
+/// Returns whether a canary that the client sends to the server's port is on the wire between the nodes.
 fn is_on_the_wire(lab: &Lab, family: Family, port: u16) -> Result<bool> {
     let canary = Canary::new()?;
     let capture = Capture::between_nodes(&lab.world, &canary)?;

@@ -20,7 +20,7 @@ use sluice_tests::{
 use socket2::{Domain, SockRef, Socket, Type};
 
 const PORT: u16 = 2525;
-/// A server that speaks first has to get through before anyone would call it slow.
+/// How long the greeting of a server that speaks first may take: longer would be called slow.
 const GREETING: Duration = Duration::from_secs(2);
 
 fn world() -> Result<World> {
@@ -250,10 +250,10 @@ fn a_client_that_chooses_only_its_port_is_carried_from_the_pods_address() -> Res
     Ok(())
 }
 
-/// Both ends are told apart only by who connected.
+/// Sends text with an urgent byte in it from one end, and checks what arrives at the other.
 fn ensure_urgent_byte_arrives(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
     to.set_read_timeout(Some(Duration::from_secs(2)))?;
-    // As RFC 6093 wants applications to read it, for what is on the way may take the mark away.
+    // RFC 6093 wants it read inline, because what is on the way may take the mark away.
     SockRef::from(&*to).set_out_of_band_inline(true)?;
     from.write_all(b"before")?;
     SockRef::from(&*from).send_out_of_band(b"!")?;
@@ -284,7 +284,7 @@ fn an_urgent_byte_arrives_in_its_place() -> Result<()> {
 #[test]
 fn a_server_that_listens_on_its_device_alone_is_reached() -> Result<()> {
     let lab = Lab::start(world()?, &["client", "near", "server"])?;
-    // The first of them, outside the mesh, shows that such a server can be reached at all.
+    // The first server, outside the mesh, shows that such a server can be reached at all.
     for name in ["second", "near", "server"] {
         let server = lab.pod(name)?;
         let _server = Server::on_device(&server.netns, POD_DEVICE, PORT, Service::Echo)?;
@@ -311,7 +311,7 @@ fn a_server_whose_backlog_is_full_gets_every_client_once() -> Result<()> {
             let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             socket.bind(&target.into())?;
-            // Two wait to be accepted, and the kernel takes no more.
+            // With this backlog two clients wait to be accepted, and the kernel takes no more.
             socket.listen(1)?;
             socket.set_nonblocking(true)?;
             Ok(TcpListener::from(socket))
@@ -325,7 +325,7 @@ fn a_server_whose_backlog_is_full_gets_every_client_once() -> Result<()> {
         std::thread::sleep(Duration::from_millis(200));
         let mut names = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(8);
-        // And a little longer than all take, for one too many.
+        // Goes on a little longer than all clients take, to find one too many.
         let mut last = None;
         while Instant::now() < last.unwrap_or(deadline) {
             if let Ok((mut stream, _)) = listener.accept() {

@@ -18,9 +18,9 @@ use sluice_tests::{
 };
 
 const PORT: u16 = 7000;
-/// Of an agent's memory, per connection that is open and idle.
+/// The most memory that an agent may use per connection that is open and idle.
 const MEMORY_PER_CONNECTION: u64 = 64 << 10;
-/// The promise to a peer that does not get on with its handshake.
+/// How long a peer may dawdle with its handshake, as promised.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 fn world() -> Result<World> {
@@ -31,8 +31,9 @@ fn world() -> Result<World> {
         .build()
 }
 
-/// How many connections each of several meshes holds, so that together they are 10,000: an agent
-/// needs two descriptors for each and keeps one in sixteen back, and this machine may not grant one process 20,000.
+/// Returns how many connections each of several meshes holds; together they are 10,000 at full
+/// size. An agent needs two descriptors for each connection and keeps one in sixteen back, and this
+/// machine may not grant one process 20,000.
 fn shares() -> Vec<u64> {
     let mut left: u64 = if full_size() { 10_000 } else { 1_000 };
     let limit = descriptor_limit();
@@ -198,7 +199,7 @@ fn handshakes_that_do_not_get_on_are_cut_within_ten_seconds() -> Result<()> {
     Ok(())
 }
 
-/// Trickles a byte more, and looks whether the other end has had enough.
+/// Sends one more byte of a handshake that was begun. Returns whether the other end hung up.
 fn is_cut(stream: &mut TcpStream, sent: usize) -> bool {
     if sent > 5 && stream.write_all(&[0]).is_err() {
         return true;
@@ -206,7 +207,7 @@ fn is_cut(stream: &mut TcpStream, sent: usize) -> bool {
     let mut byte = [0_u8; 1];
     stream.set_read_timeout(Some(Duration::from_millis(1))).ok();
     match stream.read(&mut byte) {
-        // An alert is the start of the end, not the end.
+        // An alert announces the end, but is not the end.
         Ok(0) => true,
         Ok(_) => false,
         Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
@@ -252,7 +253,7 @@ fn limit(agent: &Process, limit: Rlimit) -> Result<()> {
     Ok(())
 }
 
-/// A connection that may or may not have got through.
+/// Opens a connection, which may or may not get through.
 fn open(netns: &sluice_tests::Netns, target: std::net::SocketAddr) -> Option<TcpStream> {
     let patience = Duration::from_millis(500);
     netns.run(|| Ok(TcpStream::connect_timeout(&target, patience)?)).ok()

@@ -1,4 +1,4 @@
-//! Debian's packages: asked about, installed when we may, otherwise named in the error.
+//! Debian's packages: looked up, installed when we may, otherwise named in the error.
 
 use std::{
     fs,
@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::process;
 
-/// Whether this machine installs its programs with apt.
+/// Returns whether this machine installs its programs with apt.
 pub(crate) fn present() -> bool {
     process::find("apt-get").is_some()
 }
 
-/// The version that apt would install, `None` when it knows of none. Fetches the package lists when there are none.
+/// Returns the version that apt would install, if it knows of any. Fetches the package lists when there are none.
 pub(crate) fn candidate(package: &str) -> Option<String> {
     if !present() {
         return None;
@@ -29,7 +29,7 @@ pub(crate) fn candidate(package: &str) -> Option<String> {
     ask().or_else(|| fetch_lists_if_there_are_none().then(ask).flatten())
 }
 
-/// The packages that apt knows whose names match a regular expression. Fetches the package lists when there are none.
+/// Returns apt's packages whose names match a regular expression. Fetches the package lists when there are none.
 pub(crate) fn matching(names: &str) -> Result<Vec<String>> {
     let ask = || {
         process::output(process::command("apt-cache").args(["search", "--names-only", names]))
@@ -39,7 +39,7 @@ pub(crate) fn matching(names: &str) -> Result<Vec<String>> {
     if found.is_empty() && fetch_lists_if_there_are_none() { ask() } else { Ok(found) }
 }
 
-/// Whether dpkg has the package unpacked and configured.
+/// Returns whether dpkg has the package unpacked and configured.
 pub(crate) fn is_installed(package: &str) -> bool {
     process::output(process::command("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
         .is_ok_and(|status| status == "installed")
@@ -57,21 +57,21 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
         );
     }
     eprintln!("xtask: installing {list} ({why})");
-    // Lists that are missing or older than the archive make the first try fail.
+    // The first try fails if the package lists are missing or older than the archive.
     try_install(packages).or_else(|_first| {
         update()?;
         try_install(packages).with_context(|| why.to_owned())
     })
 }
 
-/// Fetches a package and unpacks it into a directory, which is made: nothing is installed, so no service starts.
+/// Fetches a package and unpacks it into a directory, which is made. Nothing is installed, so no service starts.
 pub(crate) fn unpack(package: &str, into: &Path) -> Result<()> {
     fs::create_dir_all(into).with_context(|| format!("cannot make {}", into.display()))?;
     let download = || {
         let mut apt = process::command("apt-get");
         process::output(apt.args(["download", "-qq", package]).current_dir(into))
     };
-    // As in `install`, for lists older than the archive.
+    // As in `install`, the package lists may be older than the archive.
     download().or_else(|_first| update().and_then(|()| download()))?;
     let fetched = fetched_package(into)?;
     process::output(process::command("dpkg-deb").arg("-x").arg(&fetched).arg(into))?;
@@ -100,7 +100,7 @@ fn try_install(packages: &[&str]) -> Result<()> {
     process::output(&mut command).map(drop)
 }
 
-/// Fetches the package lists anew, if we may; who then misses a package says so.
+/// Fetches the package lists anew, if we are root. Failures are only printed: whoever misses a package says so.
 pub(crate) fn refresh() {
     if process::is_root()
         && let Err(error) = update()
@@ -113,8 +113,8 @@ fn update() -> Result<()> {
     process::output(process::command("apt-get").args(["update", "-qq"])).map(drop)
 }
 
-/// A fresh container has no lists at all, and then apt knows of no package. Whether there are lists now that were not
-/// there before.
+/// Fetches the package lists if there are none: apt knows no package then, as in a fresh container. Returns whether it
+/// fetched them.
 fn fetch_lists_if_there_are_none() -> bool {
     present() && !lists_are_there() && process::is_root() && update().is_ok()
 }

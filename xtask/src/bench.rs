@@ -19,7 +19,7 @@ pub(crate) struct Options {
     /// Also measure this ztunnel; it must accept `FAKE_CA` (built with `--features testing`).
     #[arg(long, value_name = "PATH")]
     ztunnel: Option<PathBuf>,
-    /// Where client and server are: on two nodes, on the same.
+    /// Where client and server are: on two nodes (`cross`), on the same (`same`).
     #[arg(long, default_value = "cross,same")]
     scopes: String,
     /// What to measure.
@@ -31,10 +31,11 @@ pub(crate) struct Options {
     /// How Sluice is compiled.
     #[arg(long, value_enum, default_value_t = Profile::Dist)]
     profile: Profile,
-    /// Every sample as JSON; the table goes beside it as Markdown. Default: `bench/result.json` in the target directory.
+    /// File for every sample, as JSON; the table goes beside it as Markdown. Default: `bench/result.json` in the target
+    /// directory.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Handed to the harness as they are; `-- --help` lists them.
+    /// Arguments that are passed to the harness unchanged; `-- --help` lists them.
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -83,6 +84,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     harness.arg("--sut").arg(sut).arg("--runs").arg(options.runs.to_string());
     harness.arg("--scopes").arg(&options.scopes).arg("--tests").arg(&options.tests);
     harness.arg("--out").arg(out).arg("--workdir").arg(work.join("work")).args(&options.arguments);
-    // In our place, so that Ctrl-C reaches the harness alone and it removes its namespaces.
+    // Replaces this process: Ctrl-C then reaches the harness alone, which removes its namespaces.
     Err(process::become_program(&mut harness))
 }

@@ -1,6 +1,6 @@
 //! bpf-linker for a given LLVM: found, or built once per user from crates.io.
 //!
-//! It reads bitcode, so its LLVM must be the compiler's. The one that is built here goes to the tools' cache,
+//! The linker reads bitcode, so its LLVM must be the compiler's. A linker that is built here goes to the tools' cache,
 //! not among the user's own programs, under a name that holds both versions.
 
 use std::{
@@ -14,14 +14,14 @@ use crate::{apt, process, workspace};
 
 /// The version that the bytecode is developed with.
 const VERSION: &str = "0.13.0";
-/// Another linker is trusted when it is of this series.
+/// What the version of a usable linker starts with, whoever built it.
 const SERIES: &str = "bpf-linker 0.13.";
 /// The LLVM versions that this release has a feature for.
 const LLVM: std::ops::RangeInclusive<u32> = 21..=23;
-/// Names a linker that is used unseen, for one with LLVM linked statically.
+/// The variable that names a linker to be used unchecked, for one with LLVM linked statically.
 const OVERRIDE: &str = "SLUICE_BPF_LINKER";
 
-/// The linker for this LLVM, if there is one.
+/// Returns the linker for this LLVM, if there is one.
 pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
     if let Some(chosen) = env::var_os(OVERRIDE) {
         return Some(PathBuf::from(chosen));
@@ -30,14 +30,14 @@ pub(crate) fn find(llvm: u32) -> Option<PathBuf> {
     [cached, process::find("bpf-linker")].into_iter().flatten().find(|linker| fits(linker, llvm))
 }
 
-/// Whether [`build`] has a chance: the version is known and LLVM's development files are here or can be had.
+/// Returns whether [`build`] can succeed: the version is known, and LLVM's development files are here or can be had.
 pub(crate) fn can_be_built(llvm: u32) -> bool {
     LLVM.contains(&llvm)
         && (prefix(llvm).is_some()
             || (process::is_root() && apt::candidate(&format!("llvm-{llvm}-dev")).is_some()))
 }
 
-/// Builds the linker into the tools' cache.
+/// Builds the linker into the tools' cache and returns its path.
 pub(crate) fn build(llvm: u32) -> Result<PathBuf> {
     if !LLVM.contains(&llvm) {
         bail!(
@@ -62,7 +62,7 @@ pub(crate) fn build(llvm: u32) -> Result<PathBuf> {
     let mut cargo = process::cargo();
     // The caller's target directory may be on another disk or shared; a tool has no business there.
     cargo.env_remove("CARGO_TARGET_DIR").env("LLVM_PREFIX", prefix);
-    // Away from this tree, whose cargo configuration links statically: LLVM is a shared library.
+    // Built outside this tree, whose cargo configuration links statically: LLVM is a shared library.
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     cargo.current_dir(&directory);
@@ -90,7 +90,7 @@ fn cache(llvm: u32) -> Result<PathBuf> {
     Ok(workspace::tools_cache()?.join(format!("bpf-linker-{VERSION}-llvm{llvm}")))
 }
 
-/// Whether the linker runs, is of our series and is linked with this LLVM.
+/// Returns whether the linker runs, is of our series and is linked with this LLVM.
 fn fits(linker: &Path, llvm: u32) -> bool {
     let version = process::output(process::command(linker).arg("--version"));
     if !version.is_ok_and(|version| version.starts_with(SERIES)) {
@@ -100,14 +100,14 @@ fn fits(linker: &Path, llvm: u32) -> bool {
         .is_ok_and(|libraries| linked_llvm(&libraries) == Some(llvm))
 }
 
-/// LLVM's major version in what `ldd` prints: `libLLVM.so.22.1 => ...`, or `libLLVM-17.so.1` of old.
+/// Returns LLVM's major version from what `ldd` prints: `libLLVM.so.22.1 => ...`, or the older `libLLVM-17.so.1`.
 fn linked_llvm(libraries: &str) -> Option<u32> {
     let name = libraries.lines().find_map(|line| line.trim().strip_prefix("libLLVM"))?;
     let digits = name.trim_start_matches(|letter: char| !letter.is_ascii_digit());
     digits.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Where this LLVM's libraries and headers are.
+/// Returns the directory of this LLVM's libraries and headers.
 fn prefix(llvm: u32) -> Option<PathBuf> {
     let debian = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
     let tools = [
@@ -121,7 +121,7 @@ fn prefix(llvm: u32) -> Option<PathBuf> {
             return None;
         }
         let include = process::output(process::command(tool).arg("--includedir")).ok()?;
-        // The tool alone is in the runtime package, which has no headers.
+        // The runtime package contains the tool as well, but no headers.
         if !Path::new(include.trim()).join("llvm-c/Core.h").exists() {
             return None;
         }
@@ -129,14 +129,14 @@ fn prefix(llvm: u32) -> Option<PathBuf> {
     })
 }
 
-/// What Debian calls the libraries that the linker is linked with.
+/// Returns Debian's names of the libraries that the linker is linked with.
 fn packages(llvm: u32) -> Vec<String> {
     let mut packages = vec![format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
     packages.extend(["libzstd-dev", "zlib1g-dev", "libxml2-dev", "g++"].map(str::to_owned));
     packages
 }
 
-/// Installs what apt has and dpkg has not; what no archive has is for [`build`] to explain.
+/// Installs the missing packages that apt has; [`build`] explains what to do about the others.
 fn install_libraries(llvm: u32) -> Result<()> {
     if !apt::present() {
         return Ok(());

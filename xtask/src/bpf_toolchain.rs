@@ -1,7 +1,7 @@
 //! A compiler for the kernel's instruction set: rustup's nightly with `rust-src`, or Debian's `rustc-web`.
 //!
-//! Debian's `libstd-rust-web-dev-bpf` ships `core` compiled for BPF, so it needs neither nightly nor `build-std`.
-//! Whichever has all its parts is used; when none has, Debian's packages are installed, or rustup's components.
+//! Debian's `libstd-rust-web-dev-bpf` ships `core` compiled for BPF, so it needs neither nightly nor `build-std`. The
+//! first one that is complete is used; if neither is, Debian's packages or rustup's components are installed.
 
 use std::{path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{apt, bpf_linker, process};
 
-/// BPF in this machine's byte order.
+/// The target of the bytecode: BPF in this machine's byte order.
 pub(crate) const TARGET: &str =
     if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
@@ -19,7 +19,7 @@ const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 /// The oldest compiler that the workspace accepts.
 const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
 
-/// Would send this cargo to another compiler, or change its flags behind our back.
+/// Variables that would make this cargo use another compiler or other flags.
 const FOREIGN: [&str; 10] = [
     "CARGO",
     "CARGO_BUILD_RUSTC",
@@ -41,7 +41,7 @@ pub(crate) struct Toolchain {
 
 struct Compiler {
     kind: Kind,
-    /// The LLVM that writes the bitcode; the linker must read that version.
+    /// The major version of the LLVM that writes the bitcode; the linker must read it.
     llvm: u32,
 }
 
@@ -51,7 +51,7 @@ enum Kind {
     Debian,
 }
 
-/// What is there already, and otherwise what can be installed.
+/// Returns a toolchain that is already there, or installs one.
 pub(crate) fn find_or_install() -> Result<Toolchain> {
     let mut found: Vec<Compiler> =
         [Kind::Nightly, Kind::Debian].into_iter().filter_map(Compiler::find).collect();
@@ -68,12 +68,12 @@ pub(crate) fn find_or_install() -> Result<Toolchain> {
 // === impl Toolchain ===
 
 impl Toolchain {
-    /// What to call it in a message.
+    /// Returns the toolchain's name for messages.
     pub(crate) fn name(&self) -> String {
         format!("{} (LLVM {})", self.compiler.kind.name(), self.compiler.llvm)
     }
 
-    /// A cargo that compiles for [`TARGET`]; the caller adds the subcommand.
+    /// Returns a command that runs this cargo's `subcommand` for [`TARGET`].
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut cargo = self.compiler.kind.command("cargo");
         cargo.arg(subcommand).args(["--target", TARGET]);
@@ -85,7 +85,7 @@ impl Toolchain {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags);
         let target = TARGET.replace('-', "_").to_uppercase();
         cargo.env(format!("CARGO_TARGET_{target}_LINKER"), &self.linker);
-        // One optimized unit: the verifier counts what is left, and calls across units cost stack.
+        // One optimized unit: the verifier counts every instruction that is left, and calls across units cost stack.
         cargo.env("CARGO_PROFILE_RELEASE_LTO", "fat");
         cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
         cargo.env("CARGO_PROFILE_RELEASE_PANIC", "abort");
@@ -96,7 +96,7 @@ impl Toolchain {
 // === impl Compiler ===
 
 impl Compiler {
-    /// The compiler, if it is installed, new enough and has `core` for BPF.
+    /// Returns the compiler, if it is installed, new enough and has `core` for BPF.
     fn find(kind: Kind) -> Option<Self> {
         let (release, llvm) = versions(&kind.ask(&["-vV"])?)?;
         (!older(&release, OLDEST) && kind.has_core()).then_some(Self { kind, llvm })
@@ -121,7 +121,7 @@ impl Kind {
         }
     }
 
-    /// `rustc` or `cargo` of this toolchain and of no other.
+    /// Returns a command for this toolchain's own `rustc` or `cargo`, whatever the environment says.
     fn command(self, program: &str) -> Command {
         let mut command = match self {
             Self::Nightly => {
@@ -199,7 +199,7 @@ fn install() -> Result<Compiler> {
     Compiler::find(Kind::Nightly).context("rustup's nightly is installed, yet it is too old or has no rust-src: run `rustup update nightly`")
 }
 
-/// The compiler's release and the major version of its LLVM, from `rustc -vV`.
+/// Returns the compiler's release and the major version of its LLVM, from the output of `rustc -vV`.
 fn versions(verbose: &str) -> Option<(String, u32)> {
     let value =
         |name: &str| verbose.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -207,7 +207,7 @@ fn versions(verbose: &str) -> Option<(String, u32)> {
     Some((value("release:")?.to_owned(), llvm))
 }
 
-/// Whether `version` (`1.85.0+dfsg3`, `1.97.0-nightly`) comes before `floor` (`1.95`), by its first two numbers.
+/// Returns whether the first two numbers of `version` (`1.85.0+dfsg3`, `1.97.0-nightly`) are below `floor` (`1.95`).
 fn older(version: &str, floor: &str) -> bool {
     let numbers = |text: &str| {
         let mut parts = text.split(['.', '-', '+']).map(|part| part.parse::<u32>().unwrap_or(0));

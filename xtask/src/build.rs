@@ -10,7 +10,7 @@ use crate::{
     workspace::{self, Profile},
 };
 
-/// What the demo, the tests and the image have of this tree.
+/// The programs of this tree that the demo, the tests and the images use.
 const PROGRAMS: [&str; 3] = ["sluice", "sluice-cni", "sluice-lab"];
 
 /// Build the BPF bytecode and the binaries that embed it.
@@ -29,7 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.bpf_only { Ok(()) } else { binaries(options.profile) }
 }
 
-/// Everything that a demo or a test starts.
+/// Builds everything that a demo or a test starts.
 pub(crate) fn all(profile: Profile) -> Result<()> {
     bytecode()?;
     binaries(profile)
@@ -37,7 +37,7 @@ pub(crate) fn all(profile: Profile) -> Result<()> {
 
 fn bytecode() -> Result<()> {
     let toolchain = bpf_toolchain::find_or_install()?;
-    // Apart from cargo's usual directory: another compiler, other flags, and no lock shared with an editor.
+    // A directory of its own: the compiler and its flags differ, and no lock is shared with an editor.
     let target_dir = workspace::root().join("target/bpf-build");
     let mut cargo = toolchain.cargo("build");
     cargo.current_dir(workspace::root());
@@ -78,7 +78,7 @@ fn binaries(profile: Profile) -> Result<()> {
     PROGRAMS.iter().try_for_each(|program| show(program, profile))
 }
 
-/// Puts a program where people look for it: in cargo's directory for who names no target.
+/// Links a program to where people look for it: in cargo's directory for builds that name no target.
 fn show(program: &str, profile: Profile) -> Result<()> {
     let place = workspace::target_dir().join(profile.directory()).join(program);
     let built = Path::new("..").join(workspace::host()).join(profile.directory()).join(program);
@@ -95,7 +95,7 @@ fn show(program: &str, profile: Profile) -> Result<()> {
     symlink(&built, &place).with_context(|| format!("cannot make {}", place.display()))
 }
 
-/// Copies the bytecode only when it changed: its time stamp decides whether cargo builds the agent anew.
+/// Copies the bytecode only if it has changed: a new time stamp makes cargo rebuild the agent.
 fn copy_if_different(built: &Path, kept: &Path) -> Result<()> {
     let new =
         fs::read(built).with_context(|| format!("cannot read the bytecode {}", built.display()))?;

@@ -1,10 +1,10 @@
 //! `cargo xtask cluster`: a real Kubernetes of two nodes on this machine, for development and for the tests.
 //!
-//! Nothing of it is imitated: the API server, etcd, two kubelets with a containerd each, kube-proxy and `CoreDNS` are
-//! the published programs, built once from Go modules. A node is a network namespace, a mount namespace in which
-//! the standard paths (`/etc/cni/net.d`, `/var/lib/kubelet`, `/sys/fs/bpf`, ...) are its own, and a cgroup subtree.
-//! Everything of an instance is below its directory (`/run/sluice-cluster/NAME`) and its cgroup, so that `down`
-//! finds all of it again, also after a crash.
+//! No part of it is imitated: the API server, etcd, two kubelets with a containerd each, kube-proxy and `CoreDNS` are
+//! the published programs, built once from Go modules. A node is a network namespace, a mount namespace in which the
+//! standard paths (`/etc/cni/net.d`, `/var/lib/kubelet`, `/sys/fs/bpf`, ...) are its own, and a cgroup subtree.
+//! Everything that belongs to an instance is below its directory (`/run/sluice-cluster/NAME`), its directory for images
+//! (`/var/lib/sluice-cluster/NAME`) or its cgroup, where `down` finds it even after a crash.
 
 mod cgroups;
 mod control;
@@ -51,21 +51,21 @@ enum Action {
     /// Run helm on it.
     #[command(disable_help_flag = true)]
     Helm(Arguments),
-    /// Run a program on a node: in its network and mount namespace.
+    /// Run a program in the network and mount namespaces of a node.
     Exec {
         /// `n1`, `n2`, or `control`.
         place: String,
         #[command(flatten)]
         command: Arguments,
     },
-    /// End a component, as a crash would: `stop n1/kubelet`. Pods go on.
+    /// Kill a component, as a crash would: `stop n1/kubelet`. Pods keep running.
     Stop {
-        /// Where and which, as the directory `units` lists them.
+        /// The component as `PLACE/NAME`; the directory `units` lists all of them.
         unit: String,
     },
     /// Start a component that has ended: `start n1/kubelet`.
     Start {
-        /// Where and which, as the directory `units` lists them.
+        /// The component as `PLACE/NAME`; the directory `units` lists all of them.
         unit: String,
     },
     /// Only build the programs into the user's cache (about ten minutes, once).
@@ -74,12 +74,12 @@ enum Action {
 
 #[derive(Args)]
 struct Arguments {
-    /// Handed on as they are.
+    /// Arguments that are passed on unchanged.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     arguments: Vec<String>,
 }
 
-/// Builds all that a cluster needs, so that `up` only starts it.
+/// Builds everything that a cluster needs; `up` then only has to start it.
 pub(crate) fn prepare() -> Result<()> {
     tools::ensure(&tools::CLUSTER)?;
     programs::ensure()?;
@@ -115,7 +115,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// From this machine's own namespace, so that `kubectl port-forward` listens where the developer is.
+/// Replaces this process by kubectl or helm. It stays in this machine's own network namespace, where the developer can
+/// use what `kubectl port-forward` listens on.
 fn become_client(instance: &Instance, program: &str, arguments: &Arguments) -> Result<()> {
     instance.require_up()?;
     let mut command = process::command(instance.program(program));

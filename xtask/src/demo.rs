@@ -11,10 +11,10 @@ use crate::{
 /// Two nodes, four pods and real programs on this machine: unmodified traffic becomes mutual TLS, live.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// On a real two-node Kubernetes instead, by kubectl and helm alone (needs Go; the first time takes ten minutes).
+    /// Run it on a real two-node Kubernetes, with kubectl and helm alone (needs Go; the first run takes ten minutes).
     #[arg(long)]
     cluster: bool,
-    /// Handed to the demo as they are; `-- --help` lists them.
+    /// Arguments that are passed to the demo unchanged; `-- --help` lists them.
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -38,6 +38,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else {
         lab.arg("demo");
     }
-    // In our place, so that Ctrl-C reaches the demo alone and it clears up before the prompt is back.
+    // Replaces this process: Ctrl-C then reaches the demo alone, which cleans up before the prompt returns.
     Err(process::become_program(lab.args(&options.arguments)))
 }

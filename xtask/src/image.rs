@@ -29,7 +29,7 @@ pub(crate) struct Options {
     profile: Profile,
 }
 
-/// What the shell of test pods can do.
+/// The busybox applets that test pods have.
 const APPLETS: [&str; 25] = [
     "sh", "cat", "cp", "date", "echo", "env", "false", "grep", "head", "httpd", "id", "ip", "kill",
     "ls", "mkdir", "nc", "netstat", "nslookup", "ps", "seq", "sleep", "test", "timeout", "true",
@@ -48,17 +48,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The `sluice` of the image, for the operator of a cluster that runs it.
+/// Returns the path of the `sluice` that is also in the image, for the operator of a cluster.
 pub(crate) fn operators_program(profile: Profile) -> PathBuf {
     workspace::binary("sluice", profile)
 }
 
-/// The image of the agent and its plugin, by this tree's version.
+/// Returns the name of the image of the agent and its plugin, tagged with this tree's version.
 pub(crate) fn sluice_name() -> String {
     format!("sluice.dev/sluice:{}", env!("CARGO_PKG_VERSION"))
 }
 
-/// The image of test pods: busybox and `sluice-lab`.
+/// Returns the name of the image of test pods: busybox and `sluice-lab`.
 pub(crate) fn lab_name() -> String {
     format!("sluice.dev/lab:{}", env!("CARGO_PKG_VERSION"))
 }
@@ -67,7 +67,7 @@ pub(crate) fn coredns_name() -> String {
     format!("sluice.dev/coredns:{}", cluster::COREDNS)
 }
 
-/// Compiles the programs and writes both images; their files.
+/// Compiles the programs and writes both images. Returns the images' files.
 pub(crate) fn build(profile: Profile) -> Result<Vec<PathBuf>> {
     let busybox = busybox()?;
     build::all(profile)?;
@@ -99,7 +99,8 @@ pub(crate) fn build(profile: Profile) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// What a cluster needs before any pod of ours: the process that holds a pod's namespaces, and the DNS server.
+/// Writes the images that a cluster needs before any pod of ours: the process that holds a pod's namespaces, and the
+/// DNS server. Returns their files.
 pub(crate) fn for_cluster(directory: &Path, coredns: &Path) -> Result<Vec<PathBuf>> {
     let directory = directory.join("images");
     let pause = Root::make(&directory.join("pause"))?;
@@ -127,7 +128,7 @@ struct Root(PathBuf);
 // === impl Root ===
 
 impl Root {
-    /// Makes an empty one, in place of what an earlier run left.
+    /// Makes an empty root, in place of what an earlier run left.
     fn make(path: &Path) -> Result<Self> {
         if path.exists() {
             fs::remove_dir_all(path)
@@ -151,7 +152,7 @@ impl Root {
             .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
     }
 
-    /// A program of this tree, without what only debuggers read.
+    /// Adds a program of this tree without its debug information.
     fn add_own(&self, program: &str, profile: Profile) -> Result<()> {
         let built = workspace::binary(program, profile);
         ensure!(
@@ -182,7 +183,7 @@ impl Root {
     }
 }
 
-/// A busybox that needs no library.
+/// Returns the path of a busybox that needs no library; installs one if there is none.
 fn busybox() -> Result<PathBuf> {
     let fitting = || process::find("busybox").filter(|path| elf::is_static(path));
     if let Some(found) = fitting() {

@@ -1,8 +1,8 @@
-//! Other kernels than this machine's, to test on: Debian's newest of a series, or one by its path.
+//! Kernels other than this machine's, to test on: Debian's newest of a series, or one by its path.
 //!
-//! What the verifier accepts and which hooks there are differs between kernels, so that "5.15 or newer" is only as
-//! true as the kernels that somebody booted. They run in qemu with this machine's files as their own (`guest`),
-//! emulated where there is no virtualization: slower by far, and right all the same.
+//! Kernels differ in what the verifier accepts and in which hooks there are, so "5.15 or newer" is only as true as the
+//! kernels that somebody has booted. They run in qemu with this machine's files as their own (`guest`). Without
+//! virtualization they are emulated, which is far slower but just as correct.
 
 mod debian;
 mod guest;
@@ -21,15 +21,15 @@ pub(crate) use guest::Guest;
 pub(crate) struct Kernel {
     /// What `uname -r` will say, as far as the file's name tells.
     release: String,
-    /// The bootable file.
+    /// The bootable image.
     image: PathBuf,
-    /// What holds `lib/modules/<release>`; `None` when everything is built in.
+    /// The directory that holds `lib/modules/<release>`; `None` when everything is built in.
     modules: Option<PathBuf>,
 }
 
 impl Kernel {
-    /// The kernel of that name: a series such as `6.1`, of which Debian's newest is fetched once, or a path such as
-    /// `/boot/vmlinuz-6.6.0`, whose modules are where packages have them, in `/lib/modules/6.6.0`.
+    /// Finds a kernel by a series such as `6.1`, for which Debian's newest is fetched once, or by a path such as
+    /// `/boot/vmlinuz-6.6.0`, whose modules are expected where packages put them, in `/lib/modules/6.6.0`.
     pub(crate) fn named(name: &str) -> Result<Self> {
         if name.contains('/') { Self::at(Path::new(name)) } else { debian::kernel(name) }
     }
@@ -40,7 +40,7 @@ impl Kernel {
         let name = image.file_name().unwrap_or_default().to_string_lossy();
         let release = name.strip_prefix("vmlinuz-").unwrap_or(&name).to_owned();
         let root = image.parent().and_then(Path::parent).map(Path::to_owned);
-        // Made by depmod, without which nothing is found there.
+        // The index that depmod writes; without it, modprobe finds no module there.
         let index = Path::new("lib/modules").join(&release).join("modules.dep");
         let modules = root.filter(|root| root.join(index).is_file());
         Ok(Self { release, image, modules })

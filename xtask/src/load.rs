@@ -1,4 +1,4 @@
-//! `cargo xtask load`: the kernel programs onto this machine, with what the kernel says about each.
+//! `cargo xtask load`: loads the kernel programs on this machine and shows what the kernel says about each.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -8,7 +8,7 @@ use crate::{
     workspace::{self, Profile},
 };
 
-/// Names the pin directory, apart from any agent's.
+/// The name of the pin directory, different from any agent's.
 const INSTANCE: &str = "xtask";
 
 /// Load and attach the kernel programs on this machine and show what the verifier and the kernel say.

@@ -1,8 +1,7 @@
-//! The developer's door: `cargo xtask <command>` does everything a contributor does by hand elsewhere.
+//! The entry point for developers: `cargo xtask <command>` does everything that a contributor does by hand elsewhere.
 //!
-//! Each command is one file with `Options` and `run()`. What a command needs and the machine lacks is installed
-//! when that is allowed (root and apt, or rustup), after one line that says so; otherwise the error is the
-//! command to type.
+//! Each command is one file with `Options` and `run()`. If something is missing, the command installs it where it may
+//! (as root with apt, or through rustup), after one line that says so; otherwise it fails with the command to type.
 #![forbid(unsafe_code)]
 #![expect(
     clippy::print_stdout,

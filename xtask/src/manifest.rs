@@ -16,7 +16,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) const FILE: &str = "deploy/sluice.yaml";
-/// The chart asks for capabilities of the cluster; the file is the same wherever it is made.
+/// The Kubernetes version by which the chart judges what the cluster can do, fixed to make the same file everywhere.
 const KUBERNETES: &str = "1.36.0";
 const HEAD: &str = "\
 # Made from deploy/helm/sluice by `cargo xtask manifest`; change that and run it again.
@@ -40,11 +40,11 @@ metadata:
     pod-security.kubernetes.io/enforce: privileged
 ";
 
-/// What the check came to.
+/// The result of the check.
 pub(crate) enum Checked {
     InStep,
     OutOfStep,
-    /// There is no helm here to ask.
+    /// Not checked, because there is no helm.
     NoHelm,
 }
 
@@ -67,8 +67,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     fs::write(&path, render(&helm)?).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Whether the file is what the chart makes. In CI helm is built where it is missing, and a failure if that is
-/// not possible.
+/// Checks whether the file is what the chart makes. In CI, helm is built if it is missing, and it is an error if that
+/// is not possible.
 pub(crate) fn check() -> Result<Checked> {
     let is_ci = cluster::is_ci();
     let Some(helm) = cluster::helm(is_ci)? else {

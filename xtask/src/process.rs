@@ -1,7 +1,7 @@
 //! Starts other programs, and says which one failed.
 //!
-//! `cargo run` leaves its own build variables in our environment. Handed on, they would make the cargo that we
-//! start build things anew, or send Debian's cargo to rustup's compiler, so every command starts without them.
+//! `cargo run` leaves its own build variables in our environment. If they were passed on, the cargo that we start would
+//! rebuild things, or Debian's cargo would use rustup's compiler. Every command therefore starts without them.
 
 use std::{
     env,
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-/// Set by cargo for the program it runs; never meant for that program's children.
+/// Variables that cargo sets for the program it runs, not for that program's children.
 const LEFT_BY_CARGO: [&str; 8] = [
     "CARGO_BIN_NAME",
     "CARGO_CRATE_NAME",
@@ -25,7 +25,7 @@ const LEFT_BY_CARGO: [&str; 8] = [
     "RUST_RECURSION_COUNT",
 ];
 
-/// A command that starts without what `cargo run` put into the environment.
+/// Returns a command without the variables that `cargo run` added to the environment.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
@@ -41,12 +41,12 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// The cargo that runs us (rustup's chosen toolchain, or the distribution's).
+/// Returns a command for the cargo that runs us (rustup's chosen toolchain, or the distribution's).
 pub(crate) fn cargo() -> Command {
     command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs to the end with our own input and output.
+/// Runs the command to its end, on our own standard input and output.
 pub(crate) fn exec(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
     if !status.success() {
@@ -55,7 +55,7 @@ pub(crate) fn exec(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs to the end and returns what was printed; on failure the error holds what was complained about.
+/// Runs the command to its end and returns its standard output. On failure, the error contains all that it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("cannot start `{}`", shown(command)))?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -66,13 +66,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(printed)
 }
 
-/// Becomes the program, so that it gets signals and gives the exit status itself. Returns only on failure.
+/// Replaces this process by the program, which then gets the signals and sets the exit status. Returns only on failure.
 pub(crate) fn become_program(command: &mut Command) -> anyhow::Error {
     let error = command.exec();
     anyhow!(error).context(format!("cannot start `{}`", shown(command)))
 }
 
-/// Where `program` is: on `PATH`, or in the system directories that a user's `PATH` may lack.
+/// Finds `program` on `PATH`, or in the system directories that a user's `PATH` may lack.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -81,12 +81,12 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| is_executable(candidate))
 }
 
-/// Whether we may change the machine: install packages, make namespaces, load programs.
+/// Returns whether we may change the machine: install packages, make namespaces, load programs.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The command as one would type it.
+/// Returns the command as one would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {
@@ -100,7 +100,7 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// `LD_LIBRARY_PATH` without the directories that cargo prepends: its own output and the toolchain's libraries.
+/// Returns `LD_LIBRARY_PATH` without the directories that cargo prepends: its own output and the toolchain's libraries.
 fn library_path() -> Option<std::ffi::OsString> {
     let path = env::var_os("LD_LIBRARY_PATH")?;
     let by_cargo = |directory: &Path| {

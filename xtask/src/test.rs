@@ -17,12 +17,12 @@ use crate::{
     workspace::{self, Profile},
 };
 
-/// The suite that calls the plugin as a container runtime does.
+/// The suite that calls the CNI plugin as a container runtime does.
 const CNI_PLUGIN: &str = "cni_plugin";
-/// The suite that waits most of its time, for certificates to age; and how many of its tests may do so at once.
+/// The suite whose tests mostly wait for certificates to age, and how many of them may wait at the same time.
 const TRUST: &str = "trust_live";
 const TRUST_THREADS: &str = "3";
-/// The suite of the kernel programs by themselves.
+/// The suite that tests the kernel programs on their own.
 const KERNEL_PROGRAMS: &str = "kernel";
 
 /// Set up, then run every test: unit, property, and those in network namespaces.
@@ -34,12 +34,13 @@ pub(crate) struct Options {
     /// Leave out the tests that need the two-node Kubernetes.
     #[arg(long)]
     no_cluster: bool,
-    /// Only the tests of the kernel programs and those in namespaces, on another kernel in qemu: Debian's of this series (6.1), or the one at this path.
+    /// Run only the tests of the kernel programs and those in namespaces, on another kernel in qemu: Debian's of this
+    /// series (6.1), or the one at this path.
     #[arg(long, value_name = "SERIES|PATH")]
     kernel: Option<String>,
     /// Only tests whose name contains this.
     filter: Option<String>,
-    /// Handed to the test programs as they are, e.g. `-- --nocapture`.
+    /// Arguments that are passed to the test programs unchanged, e.g. `-- --nocapture`.
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -88,7 +89,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     outcomes.into_iter().collect()
 }
 
-/// Tests of the whole on a real Kubernetes, which is made for them if any of them is asked for.
+/// Runs the end-to-end tests on a real Kubernetes, which is made only if the filter selects any of them.
 fn run_on_cluster(options: &Options, suites: &[String]) -> Result<()> {
     let cargo = || {
         let mut cargo = command(options);
@@ -114,7 +115,7 @@ fn crates(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(crates)
 }
 
-/// The test programs of a crate: files of its `tests`, and directories with a `main.rs`.
+/// Returns the names of a crate's test programs: the files in its `tests`, and the directories with a `main.rs`.
 fn suites(package: &Path) -> Result<Vec<String>> {
     let directory = package.join("tests");
     if !directory.is_dir() {
@@ -141,12 +142,12 @@ fn named(suites: &[String]) -> impl Iterator<Item = &str> {
     suites.iter().flat_map(|suite| ["--test", suite.as_str()])
 }
 
-/// Always of the whole workspace, whichever targets are named: so dependencies have the same features each time, and
-/// are compiled once.
+/// Returns a `cargo test` of the whole workspace, whichever targets the caller then names: dependencies have the same
+/// features each time, and are compiled once.
 fn command(options: &Options) -> Command {
     let mut cargo = process::cargo();
     cargo.current_dir(workspace::root());
-    // To the end even when one fails: the next run should not be needed to hear of the second.
+    // Goes on after a failure: one run should report all of them.
     cargo.args(["test", "--release", "--no-fail-fast", "--workspace"]);
     cargo.env("RUST_TEST_THREADS", test_threads().to_string());
     cargo.env("SLUICE_BIN", workspace::binary("sluice", Profile::Release));
@@ -161,7 +162,8 @@ fn run_tests(cargo: &mut Command, options: &Options) -> Result<()> {
     process::exec(cargo.arg("--").args(&options.arguments))
 }
 
-/// A namespace test runs two agents and their clients and asserts times: leave each two processors.
+/// Returns how many tests run at once. A namespace test runs two agents and their clients and asserts times, so it gets
+/// two processors.
 fn test_threads() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     (processors / 2).clamp(1, 2)

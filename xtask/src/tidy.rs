@@ -1,4 +1,4 @@
-//! `cargo xtask tidy`: the limits that compilers do not know, each finding with file, line and what to do.
+//! `cargo xtask tidy`: checks rules that compilers do not know; each finding has file, line and what to do.
 
 mod layers;
 mod source;
@@ -17,7 +17,7 @@ use crate::{manifest, workspace};
 #[derive(Args)]
 pub(crate) struct Options {}
 
-/// Where the sources are.
+/// The directories that contain the sources.
 const SOURCES: [&str; 4] = ["agent", "ebpf", "tests", "xtask"];
 
 /// Something to change, and where.
@@ -67,7 +67,7 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Every `.rs` below `directory`, build outputs left out.
+/// Collects every `.rs` file below `directory`, build outputs left out.
 fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let entries = std::fs::read_dir(directory)
         .with_context(|| format!("cannot read {}", directory.display()))?;

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result};
 
 use crate::{apt, process, workspace};
 
-/// A program that is run as it is, never imitated.
+/// A real program that is run, never imitated.
 pub(crate) struct Program {
     /// The name on `PATH`.
     name: &'static str,
-    /// The Debian package that has it.
+    /// The Debian package that contains the program.
     package: &'static str,
     why: &'static str,
 }
@@ -19,11 +19,11 @@ const fn program(name: &'static str, package: &'static str, why: &'static str) -
     Program { name, package, why }
 }
 
-/// Building the agent: aws-lc is C.
+/// What building the agent takes: aws-lc is written in C.
 pub(crate) const BUILD: [Program; 1] =
     [program("cc", "gcc", "compiles the agent's cryptography (aws-lc)")];
 
-/// What the demo and the namespace tests start in pods, and what looks at the machine from outside.
+/// What the demo and the namespace tests run in pods, and what they make and inspect the machine's namespaces with.
 pub(crate) const LAB: [Program; 4] = [
     program("ip", "iproute2", "makes the namespaces of the nodes and pods, and shows `ip rule`"),
     program("curl", "curl", "the HTTP client in the demo's pods"),
@@ -31,7 +31,7 @@ pub(crate) const LAB: [Program; 4] = [
     program("strace", "strace", "ends the CNI plugin's installer at each of its system calls"),
 ];
 
-/// What the benchmark measures with. It keeps to these versions' output formats.
+/// The benchmark's tools; its harness parses what they print.
 pub(crate) const BENCH: [Program; 7] = [
     program("ip", "iproute2", "makes the namespaces"),
     program("nsenter", "util-linux", "runs a program in a namespace without remounting /sys"),
@@ -46,7 +46,7 @@ pub(crate) const BENCH: [Program; 7] = [
 pub(crate) const ZTUNNEL: [Program; 1] =
     [program("iptables-restore", "iptables", "redirects pods to ztunnel, as istio-cni does")];
 
-/// What the cluster is made with, beside the programs that xtask builds for it.
+/// What the cluster needs besides the programs that xtask builds for it.
 pub(crate) const CLUSTER: [Program; 11] = [
     program("ip", "iproute2", "joins the nodes' namespaces"),
     program("unshare", "util-linux", "makes the nodes' namespaces"),
@@ -61,7 +61,7 @@ pub(crate) const CLUSTER: [Program; 11] = [
     program("strip", "binutils", "takes out of the image's programs what only debuggers read"),
 ];
 
-/// What boots other kernels than the machine's.
+/// What it takes to boot kernels other than the machine's own.
 pub(crate) const KERNEL: [Program; 6] = [
     program("qemu-system-x86_64", "qemu-system-x86", "boots other kernels, to test on them"),
     program("busybox", "busybox-static", "mounts their root file system"),
@@ -84,7 +84,8 @@ pub(crate) fn ensure(programs: &[Program]) -> Result<()> {
     apt::install(&packages, &why.join("; "))
 }
 
-/// nginx as a bare binary: the installed package would start a service on this machine.
+/// Returns the path of nginx. If it is not installed, it is fetched as a bare binary: the installed package would start
+/// a service on this machine.
 pub(crate) fn nginx() -> Result<PathBuf> {
     if let Some(installed) = process::find("nginx") {
         return Ok(installed);

@@ -20,7 +20,7 @@ pub(crate) enum Profile {
 }
 
 impl Profile {
-    /// The name that cargo's `--profile` takes.
+    /// Returns the name that cargo's `--profile` takes.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Release => "release",
@@ -29,7 +29,7 @@ impl Profile {
         }
     }
 
-    /// The directory under the target directory; only `dev` differs from its name.
+    /// Returns the profile's directory below the target directory; only that of `dev` differs from the profile's name.
     pub(crate) const fn directory(self) -> &'static str {
         match self {
             Self::Release => "release",
@@ -39,37 +39,38 @@ impl Profile {
     }
 }
 
-/// The repository's root, of the clone that cargo was called in: clones may share one target directory, and then
-/// this program may have been compiled in another.
+/// Returns the root of the clone that cargo was called in. Clones may share one target directory, so this program may
+/// have been compiled in another clone.
 pub(crate) fn root() -> PathBuf {
     let xtask = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     xtask.parent().map_or(xtask.clone(), Path::to_owned)
 }
 
-/// Where cargo puts the agent; a developer may have moved it.
+/// Returns cargo's target directory, which a developer may have moved.
 pub(crate) fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| root().join("target"), |moved| root().join(moved))
 }
 
-/// A binary that `build` made.
+/// Returns the path of a binary that `build` made.
 pub(crate) fn binary(name: &str, profile: Profile) -> PathBuf {
     target_dir().join(host()).join(profile.directory()).join(name)
 }
 
-/// The target that `.cargo/config.toml` names, which gives what is built a directory of its own.
+/// Returns the target that `.cargo/config.toml` names. Because it is named, cargo builds in a directory of that name.
 pub(crate) fn host() -> String {
     let libc = if cfg!(target_env = "musl") { "musl" } else { "gnu" };
     format!("{}-unknown-linux-{libc}", env::consts::ARCH)
 }
 
-/// The BPF bytecode. Not under [`target_dir`]: the kernel crate's build script looks here whatever cargo is told.
+/// Returns the path of the BPF bytecode. It is not under [`target_dir`]: the kernel crate's build script looks here
+/// whatever cargo is told.
 pub(crate) fn bpf_object() -> PathBuf {
     root().join("target/bpf/sluice-ebpf")
 }
 
-/// Tools that we built or fetched, shared by every clone of the user.
+/// Returns the directory of tools that xtask built or fetched, shared by all clones of the user.
 pub(crate) fn tools_cache() -> Result<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),

@@ -95,16 +95,16 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An agent that runs.
+/// The tasks and the shared state of a running agent.
 struct Agent {
     shared: Arc<Shared>,
     proxy: Arc<Proxy>,
     stage: watch::Receiver<Stage>,
     /// The control loop.
     control: JoinHandle<Ended>,
-    /// Ends only with an error.
+    /// The task of `Succession`, which ends only with an error.
     takes_over: JoinHandle<anyhow::Result<()>>,
-    /// Ends when a successor serves and nothing new is accepted here any more.
+    /// Ends once a successor serves the node and this agent accepts nothing new.
     retires: JoinHandle<()>,
 }
 
@@ -168,7 +168,7 @@ async fn start(config: &AgentConfig) -> anyhow::Result<Agent> {
     })
 }
 
-/// Becoming the node's agent, and offering to be succeeded.
+/// The task that makes this agent the node's agent and then offers to hand over to a successor.
 struct Succession {
     fronts: Fronts,
     opened: watch::Sender<Option<fronts::Open>>,
@@ -179,7 +179,7 @@ struct Succession {
 }
 
 impl Succession {
-    /// Never ends but with an error.
+    /// Returns only on an error.
     async fn run(mut self, mut predecessor: Option<Predecessor>) -> anyhow::Result<()> {
         if predecessor.is_none() {
             self.opened.send_replace(Some(self.fronts.open().await?));

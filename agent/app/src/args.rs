@@ -74,7 +74,7 @@ pub(crate) struct UninstallOptions {
     pub(crate) kubeconfig: Option<PathBuf>,
 }
 
-/// What the operator's commands end with.
+/// The text below the help of the operator's commands.
 const EXIT_CODES: &str = "\
 Without options they ask the agent of this machine; where there is none, or when --kubeconfig, --context, --namespace \
 or --node says so, those of all nodes, through the API server.

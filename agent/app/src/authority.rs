@@ -10,13 +10,13 @@ use sluice_tls::{
 };
 use tokio::sync::watch;
 
-/// Who issues certificates, and whom it says to believe.
+/// The issuer of certificates, and the trust that it delivers.
 pub(crate) struct Authority {
     pub(crate) issuer: Arc<dyn Issuer>,
     pub(crate) delivered: watch::Receiver<Delivered>,
 }
 
-/// The authority of this agent, made on first start when it is the embedded one.
+/// Opens this agent's authority. An embedded one is created on first start.
 pub(crate) fn open(config: &AgentConfig, clock: &Arc<dyn Clock>) -> anyhow::Result<Authority> {
     let domain = &config.trust_domain;
     let clock = Arc::clone(clock);

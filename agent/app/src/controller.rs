@@ -20,7 +20,8 @@ use crate::{
     metrics::{self, AuthorityExporter},
 };
 
-/// Serves until it is told to stop. Agents keep what they were issued; they ask again when it is half over.
+/// Serves until it is told to stop. Agents keep the certificates that they were issued, and ask for new ones at half
+/// life.
 pub(crate) fn run(options: &ControllerOptions) -> anyhow::Result<()> {
     let config = ControllerConfig::load(&options.config)?;
     logging::start(&config.log_level)?;
@@ -49,7 +50,7 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
         };
         tokio::spawn(metrics::serve(metrics::bind(address)?, Arc::new(exporter)));
     }
-    // Before the port is there: a replica that cannot issue is not ready.
+    // Opened before the port is: a replica that cannot issue is not ready.
     tokio::select! {
         opened = parts.material.open(&config.trust_domain, clock) => drop(opened?),
         _ = terminate.recv() => return Ok(()),

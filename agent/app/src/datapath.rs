@@ -1,4 +1,4 @@
-//! `sluice datapath`: the kernel programs by hand, without an agent.
+//! `sluice datapath`: loads, verifies or removes the kernel programs by hand, without an agent.
 
 use std::{
     fs,
@@ -39,9 +39,9 @@ fn settings(place: &Place) -> anyhow::Result<Settings> {
     Ok(Settings { bpffs: place.bpffs.clone(), cgroup, ..Settings::new(place.instance.as_str()) })
 }
 
-/// Where this machine has its cgroup v2 hierarchy mounted: on the directory given or below it, else anywhere.
-/// On a hybrid machine v2 is a directory of the v1 hierarchies' mount point, and an agent in a container is
-/// given the node's mount point beside its own.
+/// Finds the mounted cgroup v2 hierarchy at or below `within`, or the one that contains it; anywhere if none is given.
+/// On a hybrid machine v2 is mounted below the v1 hierarchies' mount point, and a container of an agent has the node's
+/// mount point beside its own.
 pub(crate) fn find_cgroup(within: Option<&Path>) -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("reading /proc/mounts")?;
     cgroup_mount(&mounts, within).with_context(|| {
@@ -60,7 +60,7 @@ fn cgroup_mount(mounts: &str, within: Option<&Path>) -> Option<PathBuf> {
         let (place, kind) = (fields.nth(1)?, fields.next()?);
         (kind == "cgroup2").then(|| PathBuf::from(place))
     });
-    // A directory inside the hierarchy is as good: a hook may be attached to any.
+    // A directory inside the hierarchy will do: a hook may be attached to any.
     let matches = |mount: &PathBuf| {
         within.is_none_or(|within| mount.starts_with(within) || within.starts_with(mount))
     };

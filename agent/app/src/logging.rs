@@ -1,4 +1,4 @@
-//! Where the program's words go: the log, and the last line of a command that failed.
+//! What the program writes: the log, a command's result, and why a command failed.
 
 mod queue;
 

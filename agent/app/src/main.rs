@@ -54,7 +54,7 @@ fn done(result: anyhow::Result<()>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// An operator's command that fails could not ask.
+/// Returns the exit code of an operator's command; one that fails could not ask.
 fn asked(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         logging::complain(&format!("sluice: {error:#}"));

@@ -1,4 +1,4 @@
-//! `sluice policy check`: what the mesh would make of policies, said before they are applied.
+//! `sluice policy check`: says what the mesh would make of policies before they are applied.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::{
     view::table::Table,
 };
 
-/// What there is to say, as programs get it.
+/// The result, as the JSON output shows it.
 #[derive(Debug, Serialize)]
 struct Report {
     /// Policies that could be read.
@@ -57,7 +57,7 @@ pub(crate) fn run(options: &CheckOptions) -> anyhow::Result<ExitCode> {
     Ok(if report.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Adds the text at `path`, or those below it, each with its name.
+/// Adds the text of the file at `path`, or of the policy files below it, each with its name.
 fn gather(path: &Path, texts: &mut Vec<(String, String)>) -> anyhow::Result<()> {
     let name = path.display().to_string();
     if name == "-" {

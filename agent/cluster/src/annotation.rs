@@ -7,7 +7,7 @@ use sluice_mesh::Bypass;
 
 use crate::{Meaning, facts::Complaint};
 
-/// Istio's names and ours; where both are there, both count.
+/// Istio's name and ours for each annotation; where both are present, both count.
 const INBOUND_PORTS: [&str; 2] =
     ["traffic.sidecar.istio.io/excludeInboundPorts", "sluice.dev/exclude-inbound-ports"];
 const OUTBOUND_PORTS: [&str; 2] =
@@ -15,7 +15,7 @@ const OUTBOUND_PORTS: [&str; 2] =
 const OUTBOUND_NETWORKS: [&str; 2] =
     ["traffic.sidecar.istio.io/excludeOutboundIPRanges", "sluice.dev/exclude-outbound-ip-ranges"];
 
-/// Reads the annotations; whatever is wrong in a list exempts nothing, and the rest of it counts.
+/// Reads the annotations. A wrong item of a list exempts nothing; the others still count.
 pub(crate) fn bypass(
     annotations: &BTreeMap<String, String>,
     complaints: &mut Vec<Complaint>,
@@ -62,7 +62,7 @@ fn port(item: &str) -> Result<u16, Meaning> {
     item.parse().ok().filter(|port| *port != 0).ok_or_else(|| Meaning::NotAPort(item.to_owned()))
 }
 
-/// An address by itself is a network of one, as in Istio.
+/// Reads a network. A bare address is a network of one, as in Istio.
 fn network(item: &str) -> Result<IpNet, Meaning> {
     let network = item.parse::<IpNet>().ok();
     network

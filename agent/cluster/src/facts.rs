@@ -1,4 +1,4 @@
-//! What matters of each object, small enough to keep ten thousand of them, and to write them to disk.
+//! What matters to the mesh in each object: small enough to keep ten thousand of them in memory and write them to disk.
 
 mod pod;
 mod rule;

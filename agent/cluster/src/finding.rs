@@ -1,4 +1,4 @@
-//! What is wrong with an object, or does otherwise than its author may expect.
+//! What is wrong with an object, or what it does that its author may not expect.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sluice_policy::Severity;
 
-/// What names an object.
+/// The kind, namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Its kind, such as `Pod`.
@@ -20,12 +20,12 @@ pub struct ObjectName {
     pub name: Arc<str>,
 }
 
-/// A remark on one object. Findings never stand for access that was widened.
+/// A remark on one object. No finding is about access that was widened.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// The object in question.
     pub object: ObjectName,
-    /// The field, or the annotation.
+    /// The field or annotation in question.
     pub field: String,
     /// How much it matters.
     pub severity: Severity,
@@ -55,7 +55,7 @@ pub enum Meaning {
         "no port of the container is named {0:?}, so the kubelet cannot probe it: correct the name"
     )]
     UnknownProbePort(String),
-    /// The pod's names make no identity.
+    /// No identity can be made of the pod's namespace and service account.
     #[error("its namespace and service account make no SPIFFE ID ({0}), so it has no certificate")]
     NoIdentity(String),
     /// The pod is labelled for the mesh, and has a sidecar.
@@ -80,7 +80,7 @@ pub enum Meaning {
     ServiceAddressTaken {
         /// The address.
         address: IpAddr,
-        /// Who has it.
+        /// Who has the address.
         owner: String,
     },
     /// A service claims a port of a load balancer's address that something else has.
@@ -100,7 +100,7 @@ pub enum Meaning {
     /// The policy cannot be read, and nothing of it is known.
     #[error("{0} (no good version is known, so connections that it could be about are denied)")]
     PolicyDenies(String),
-    /// The rule's TLS mode is not for us.
+    /// The rule's TLS mode is not one that we enforce.
     #[error(
         "TLS mode {0:?} is not enforced here, only DISABLE and SIMPLE are: the mesh stays in use"
     )]
@@ -123,7 +123,7 @@ pub enum Meaning {
     /// Rules about one host disagree.
     #[error("rules about {0} disagree about TLS, so the mesh stays in use: keep one of them")]
     RulesDisagree(String),
-    /// In force as written, and worth knowing.
+    /// A rule is in force as written: a host is reached without the mesh.
     #[error(
         "{0} is reached without the mesh: its connections are encrypted only if the application does it"
     )]

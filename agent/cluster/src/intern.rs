@@ -8,7 +8,7 @@ use std::{
 
 use sluice_mesh::{Labels, ServicePort};
 
-/// Hands out one copy of what is equal.
+/// Hands out one shared copy of equal values.
 #[derive(Debug, Default)]
 pub(crate) struct Interner {
     texts: Pool<str>,
@@ -19,7 +19,7 @@ pub(crate) struct Interner {
 #[derive(Debug)]
 struct Pool<T: ?Sized> {
     shared: HashSet<Arc<T>>,
-    /// Size at which unused copies are dropped.
+    /// The size at which unused copies are dropped.
     limit: usize,
 }
 

@@ -1,17 +1,17 @@
-//! Kubernetes objects in, mesh state out; no I/O.
+//! Turns Kubernetes objects into the state of the mesh, without I/O.
 //!
 //! ```text
 //!  objects --> facts (what matters of one object) --> Cluster --> Snapshot
 //!                                                        +------> findings
 //! ```
 //!
-//! [`object`] reads only the fields that matter, so that whatever else an object carries is dropped while
-//! it is parsed. [`Cluster`] keeps the facts by kind and makes snapshots of them; what did not change from
-//! one snapshot to the next is shared between the two.
+//! [`object`] reads only the fields that matter; whatever else an object carries is dropped while it is parsed.
+//! [`Cluster`] keeps the facts by kind and makes snapshots of them. What did not change from one snapshot to the next
+//! is shared between the two.
 //!
-//! **Invariant: one bad object harms itself alone.** What an object says wrongly becomes a [`Finding`] and
-//! widens nothing; an address that two pods claim is given to nobody; a policy that cannot be read keeps its
-//! last version in force, and without one closes its namespace.
+//! **Invariant: one bad object harms itself alone.** What is wrong in an object becomes a [`Finding`] and widens
+//! nothing. An address that two pods claim is given to nobody. A policy that cannot be read keeps its last good version
+//! in force; if it never had one, it closes its namespace.
 #![forbid(unsafe_code)]
 
 mod annotation;

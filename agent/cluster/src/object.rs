@@ -20,7 +20,7 @@ pub use pod::{
     PodIp, PodSpec, PodStatus, PortReference, REDIRECTION, TcpSocket,
 };
 
-/// What every object has.
+/// The metadata that every object has.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Meta {
@@ -28,16 +28,16 @@ pub struct Meta {
     pub name: String,
     /// Namespace; empty for objects of the whole cluster.
     pub namespace: String,
-    /// Unique over time.
+    /// UID, which is unique over time.
     pub uid: String,
     /// Version of the object, opaque.
     pub resource_version: String,
-    /// Counts changes of its spec; 0 for kinds that do not count.
+    /// Counts changes of the spec; 0 for kinds that do not count them.
     pub generation: i64,
     /// When it was created, RFC 3339 in seconds and UTC.
     #[serde(deserialize_with = "or_default")]
     pub creation_timestamp: String,
-    /// When its deletion was asked for.
+    /// When deletion was asked for.
     pub deletion_timestamp: Option<String>,
     /// Labels.
     #[serde(deserialize_with = "or_default")]
@@ -56,7 +56,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
 
 /// A kind of object.
 pub trait Object {
-    /// What every object has.
+    /// Returns the object's metadata.
     fn meta(&self) -> &Meta;
 }
 
@@ -79,7 +79,7 @@ pub struct Node {
 #[serde(transparent)]
 pub struct AuthorizationPolicy(pub Policy);
 
-/// Which transport is taken (`security.istio.io`).
+/// Which transport is accepted (`security.istio.io`).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(transparent)]
 pub struct PeerAuthentication(pub Policy);
@@ -89,7 +89,7 @@ pub struct PeerAuthentication(pub Policy);
 pub struct Policy {
     /// Names and annotations.
     pub metadata: Meta,
-    /// What it says, unread.
+    /// The policy's spec, not yet read.
     #[serde(default)]
     pub spec: Option<serde_json::Value>,
 }

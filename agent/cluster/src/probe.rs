@@ -8,8 +8,8 @@ use crate::{
     object::{Container, Handler, Lifecycle, PodSpec, PortReference},
 };
 
-/// Ports of probes and of the hooks that the kubelet calls. Init containers are probed only as sidecars.
-/// A probe of another host is none of the pod's.
+/// Returns the ports of probes and of the hooks that the kubelet calls. Init containers are probed only as sidecars. A
+/// probe of another host does not count.
 pub(crate) fn ports(spec: &PodSpec, complaints: &mut Vec<Complaint>) -> BTreeSet<u16> {
     let is_sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let containers = spec.containers.iter().chain(spec.init_containers.iter().filter(is_sidecar));
@@ -41,7 +41,7 @@ fn handlers(container: &Container) -> impl Iterator<Item = &Handler> {
         .flatten()
 }
 
-/// A handler has one of the three.
+/// Returns the port that a handler connects to on its own pod.
 fn target(handler: &Handler) -> Option<&PortReference> {
     let is_own = |host: &Option<String>| host.as_ref().is_none_or(String::is_empty);
     let Handler { http_get, tcp_socket, grpc } = handler;

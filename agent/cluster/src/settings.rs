@@ -1,4 +1,4 @@
-//! What the mapping goes by.
+//! The settings by which objects are understood.
 
 use sluice_mesh::EnrolmentRule;
 use sluice_spiffe::TrustDomain;
@@ -25,7 +25,7 @@ pub struct Settings {
 // === impl Settings ===
 
 impl Settings {
-    /// The defaults, for one trust domain.
+    /// Returns the defaults for one trust domain.
     pub fn new(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,

@@ -1,4 +1,4 @@
-//! Whether a pod is of the mesh, and why not: one decision for the snapshot, the CNI plugin's question and
+//! Whether a pod belongs to the mesh, and why not: the same decision for the snapshot, the CNI plugin's question and
 //! whoever else asks.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use sluice_mesh::Enrolment;
 
 use crate::{Settings, facts::PodFacts};
 
-/// Where a pod stands.
+/// Whether a pod belongs to the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Its connections are to be carried by the mesh.
@@ -25,10 +25,10 @@ pub enum Outside {
     /// The mesh is being taken down.
     #[error("Sluice is being uninstalled")]
     Leaving,
-    /// It is one of ours.
+    /// It is one of Sluice's own pods.
     #[error("it is part of Sluice itself")]
     Own,
-    /// Neither it nor its namespace asks for it.
+    /// Neither the pod nor its namespace is labelled for the mesh.
     #[error("neither it nor its namespace is labelled for the mesh")]
     NotLabelled,
     /// Istio's sidecar redirects its connections already.

@@ -22,7 +22,7 @@ use crate::{
     intern::Interner,
 };
 
-/// Everything that is known of a cluster, by kind.
+/// Everything that is known about a cluster, by kind.
 #[derive(Debug)]
 pub struct Cluster {
     settings: Settings,
@@ -36,15 +36,15 @@ pub struct Cluster {
     rules_changed: bool,
     /// Whether the last snapshot was provisional.
     was_provisional: bool,
-    /// Counts changes of what decides: namespaces, policies, rules.
+    /// Counts changes of namespaces, policies and rules, which decide what is let through.
     decisions: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct NamespaceFacts {
     labels: Labels,
-    /// Deleted, but pods of it are still known: its labels count until they are gone, since the watches
-    /// of the two kinds are not in step.
+    /// Whether the namespace was deleted while pods of it are still known. Its labels count until they are gone,
+    /// because the watches of the two kinds are not in step.
     gone: bool,
 }
 
@@ -59,7 +59,7 @@ pub struct Announced {
     pub addresses: Vec<IpAddr>,
 }
 
-/// A pod, for those who act on it.
+/// What is known of a pod, for those who act on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodRecord {
     /// Its UID.
@@ -72,29 +72,29 @@ pub struct PodRecord {
     pub account: Arc<str>,
     /// Name of its node; empty until it is scheduled.
     pub node: Arc<str>,
-    /// Whether it is of the mesh; `None` while its namespace is not known.
+    /// Whether it belongs to the mesh; `None` while its namespace is not known.
     pub standing: Option<Standing>,
     /// Which annotations it carries that say that it is captured.
     pub marks: Marks,
 }
 
-/// A snapshot and what there is to say about it.
+/// A snapshot, and the remarks on the objects that it was made of.
 #[derive(Clone, Debug)]
 pub struct View {
     /// The mesh.
     pub snapshot: Arc<Snapshot>,
-    /// Remarks on objects that are no policies, and on policies that cannot be read.
+    /// Remarks on objects other than policies, and on policies that cannot be read.
     pub findings: Vec<Finding>,
     /// Remarks on policies in force.
     pub policies: Vec<sluice_policy::Finding>,
-    /// Every policy that is known, and whether it is in force.
+    /// Every known policy, and whether it is in force.
     pub standings: Arc<[PolicyStanding]>,
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// A cluster of which nothing is known.
+    /// Creates a cluster of which nothing is known.
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
@@ -122,12 +122,12 @@ impl Cluster {
         self.pods.withdraw(uid);
     }
 
-    /// Says that the mesh is being taken down, or not any more: while it is, no pod is of it.
+    /// Says whether the mesh is being taken down: while it is, no pod belongs to it.
     pub fn set_leaving(&mut self, leaving: bool) {
         if std::mem::replace(&mut self.settings.leaving, leaving) == leaving {
             return;
         }
-        // So that there is a new view even of an empty cluster.
+        // Makes a new view even of an empty cluster.
         self.rules_changed = true;
         self.pods.touch(|_| true);
         for name in self.namespaces.keys() {
@@ -135,12 +135,12 @@ impl Cluster {
         }
     }
 
-    /// Whether the mesh is being taken down.
+    /// Returns whether the mesh is being taken down.
     pub fn is_leaving(&self) -> bool {
         self.settings.leaving
     }
 
-    /// The pod with this UID, unless it is unknown or has ended.
+    /// Returns the pod with this UID, unless it is unknown or has ended.
     pub fn pod(&self, uid: &str) -> Option<PodRecord> {
         let facts = self.pods.facts(uid)?;
         let standing = self
@@ -174,28 +174,29 @@ impl Cluster {
         bound.map(|facts| (&*facts.namespace, &*facts.account, &*facts.node))
     }
 
-    /// Every pod on a node that has not ended.
+    /// Returns every pod on a node that has not ended.
     pub fn pods_on(&self, node: &str) -> impl Iterator<Item = PodRecord> {
         self.pods.on(node).filter_map(|uid| self.pod(uid))
     }
 
-    /// How many pods have not ended.
+    /// Returns how many pods have not ended.
     pub fn pod_count(&self) -> usize {
         self.pods.len()
     }
 
-    /// Counts changes of namespaces, policies and rules; whoever remembers [`Cluster::rules_text`] does it
-    /// anew when this is another.
+    /// Returns a count of the changes of namespaces, policies and rules. Whoever keeps [`Cluster::rules_text`] writes
+    /// it anew when the count differs.
     pub fn decisions(&self) -> u64 {
         self.decisions
     }
 
-    /// A new view, if anything has changed since the last one that matters to the mesh. `provisional` says
-    /// that this is not all, because an earlier run remembered it and the API server was not heard yet.
+    /// Returns a new view if anything that matters to the mesh has changed since the last one. `provisional` says that
+    /// objects may be missing, because the state was remembered from an earlier run and the API server was not heard
+    /// yet.
     ///
     /// # Errors
     ///
-    /// None that objects can cause; it is for the caller to keep the last view.
+    /// No object can cause one; the caller should then keep the last view.
     pub fn build(&mut self, provisional: bool) -> Result<Option<View>, BuildError> {
         let affected = self.policies.compile(&self.settings);
         self.forget_namespaces();

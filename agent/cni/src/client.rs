@@ -48,7 +48,7 @@ pub enum Unanswered {
     },
 }
 
-/// Asks the agent that listens on `socket`; the answer is there within `patience` or not at all.
+/// Asks the agent that listens on `socket`. Returns its answer, or an error, within `patience`.
 pub fn ask(socket: &Path, request: &Request, patience: Duration) -> Result<Answer, Unanswered> {
     let path = socket.display().to_string();
     let deadline = Instant::now() + patience;
@@ -81,7 +81,7 @@ fn reach(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     }
 }
 
-/// A stream on which nothing lasts beyond the deadline.
+/// A stream whose reads and writes end at the deadline.
 struct Bounded {
     stream: UnixStream,
     deadline: Instant,

@@ -1,13 +1,14 @@
-//! Puts the plugin where runtimes find it, and its entry where they read it; takes both away again.
+//! Puts the plugin where runtimes find it, and its entry where they read it; takes the entry out and retires the plugin
+//! when Sluice is uninstalled.
 //!
-//! Rules, each of which somebody's node has learnt the hard way:
+//! The rules, each learnt the hard way on somebody's node:
 //!
-//! - No file of others is ever seen half written, by anybody: a draft in the same directory, fsync, rename,
-//!   fsync of the directory.
+//! - Nobody ever sees a file of others half written: a draft in the same directory, fsync, rename, fsync of the
+//!   directory.
 //! - Nothing but our own entry changes, to the byte: lists are edited as text (see [`list`]).
 //! - There is no list of our own. Without a main plugin there is nothing to chain to, so we wait.
-//! - The binary is there before the first list names it, and stays after the last one did: runtimes keep
-//!   the configuration of running sandboxes, and call DEL by it when those end.
+//! - The binary is in place before the first list names it, and stays after the last one has let go of it: runtimes
+//!   keep the configuration of running sandboxes, and call DEL with it when those end.
 
 mod binary;
 mod directory;
@@ -45,7 +46,7 @@ pub enum InstallError {
     File {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -60,7 +61,7 @@ pub enum InstallError {
     Version {
         /// The list.
         path: PathBuf,
-        /// What it asks for.
+        /// The CNI version that it asks for.
         version: String,
     },
     /// None of a list's plugins is where ours would be: the runtime reads its plugins elsewhere, and with an entry
@@ -97,29 +98,29 @@ pub enum InstallError {
     Usage(String),
 }
 
-/// What installing came to.
+/// The result of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Installed {
-    /// Everything is as it should be; whether that took a change, and which network's main plugin leads.
+    /// The entry is in place.
     InPlace {
         /// The file that the entry is in.
         file: PathBuf,
-        /// Whether it had to be written.
+        /// Whether the file had to be written.
         changed: bool,
         /// The `type` of the main plugin.
         main: String,
     },
-    /// There is no list to be entered in yet.
+    /// There is no list yet to put the entry in.
     Waiting,
 }
 
-/// Installs or upgrades the binary, then enters it in the list. Done twice, it changes nothing.
+/// Installs or upgrades the binary, then puts the entry in the list. Doing so again changes nothing.
 pub fn install(options: &Options) -> Result<Installed, InstallError> {
     Binary::new(&options.bin_dir).put_in_place(&options.binary)?;
     enter(options)
 }
 
-/// The entry alone; the binary is in place.
+/// Puts the entry in the list; the binary must be in place.
 fn enter(options: &Options) -> Result<Installed, InstallError> {
     let directory = Directory::new(&options.config_dir);
     directory.remove_stale_drafts()?;

@@ -1,7 +1,7 @@
 //! JSON objects whose members keep their order and their exact text.
 //!
-//! A result of another plugin has to be passed on, and a list of another project edited, without so much
-//! as a number being written differently.
+//! Another plugin's result has to be passed on, and another project's list edited, without so much as a number being
+//! written differently.
 
 use std::{fmt, ops::Range};
 
@@ -20,17 +20,17 @@ impl<'a> Members<'a> {
         serde_json::from_str(text)
     }
 
-    /// The text of a member; the last one counts, as it does for Go's decoder.
+    /// Returns the text of a member. Of several the last one counts, as it does for Go's decoder.
     pub(crate) fn raw(&self, key: &str) -> Option<&'a RawValue> {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| *value)
     }
 
-    /// A member as `T`: `None` when it is absent or null.
+    /// Returns a member as `T`, or `None` when it is absent or null.
     pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> serde_json::Result<Option<T>> {
         self.raw(key).map_or(Ok(None), |raw| serde_json::from_str(raw.get()))
     }
 
-    /// The object's text with one member set to the string `value`, the others as they were.
+    /// Returns the object's text with one member set to the string `value` and the others as they were.
     pub(crate) fn with_string(&self, key: &str, value: &str) -> String {
         let value = serde_json::Value::from(value).to_string();
         let others = self.0.iter().filter(|(name, _)| name != key);
@@ -65,7 +65,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// Where `part`, which was borrowed from `whole`, lies in it.
+/// Returns where `part`, which was borrowed from `whole`, lies in it.
 pub(crate) fn range_of(whole: &str, part: &RawValue) -> Range<usize> {
     let start = part.get().as_ptr().addr().saturating_sub(whole.as_ptr().addr());
     start..start + part.get().len()

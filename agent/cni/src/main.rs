@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whatever happens, the runtime reads an object that says so.
+/// Runs the plugin. If it panics, the runtime still reads an object that says so.
 fn be_the_plugin() -> ExitCode {
     let outcome = panic::catch_unwind(|| {
         plugin::run(&|name| std::env::var_os(name), &mut io::stdin().lock(), install::is_retired())
@@ -93,6 +93,6 @@ fn report(level: Level, text: &str) {
 
 /// To standard error: standard output is the runtime's.
 fn say(text: &str) {
-    // Nobody is left to be told when that is closed.
+    // Nobody is left to be told when standard error is closed.
     drop(writeln!(io::stderr(), "{text}"));
 }

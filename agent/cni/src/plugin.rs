@@ -1,10 +1,10 @@
 //! The plugin: one command of a container runtime, carried out or failed as the CNI specification 1.1.0
 //! says (<https://github.com/containernetworking/cni/blob/spec-v1.1.0/SPEC.md>).
 //!
-//! It has no state and no credentials; whatever has to be known or done is asked of the node's agent. What
-//! it must not do is let a pod start that nobody has decided on: ADD without an answer is a failure that
-//! the runtime repeats (code 11). What it must not do either is stand in the way of a pod's end: DEL runs
-//! before the plugins that free the pod's address, and succeeds with or without an agent.
+//! The plugin has no state and no credentials; it asks the node's agent for whatever has to be known or done. It must
+//! not let a pod start that nobody has decided on: ADD without an answer is a failure that the runtime repeats (code
+//! 11). Nor must it stand in the way of a pod's end: DEL runs before the plugins that free the pod's address, and
+//! succeeds with or without an agent.
 
 mod config;
 mod failure;
@@ -32,12 +32,12 @@ use crate::{
 pub const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 pub(crate) const NEWEST: &str = "1.1.0";
 
-/// Most of standard input that is read, in bytes.
+/// How much of standard input is read at most, in bytes.
 const MAX_INPUT: u64 = 16 << 20;
 /// How long ADD, CHECK and GC may take. The agent gives up a little earlier, and then says why.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a runtime is held up by what it does not depend on: it asks STATUS every few seconds, and DEL
-/// only tells the agent what it would find out by itself.
+/// How long STATUS and DEL may hold up a runtime: it asks STATUS every few seconds, and DEL only tells the agent what
+/// it would find out by itself.
 const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What goes to standard output, and whether the exit code says success.
@@ -70,13 +70,13 @@ pub fn run(variables: Variables<'_>, input: &mut dyn Read, retired: bool) -> Out
     }
 }
 
-/// The same version as asked for, if anything was asked at all.
+/// Answers VERSION, in the version that was asked for if one was.
 fn version(text: &str) -> String {
     let asked = config::version_in(text).unwrap_or_else(|| NEWEST.to_owned());
     json!({ "cniVersion": asked, "supportedVersions": SUPPORTED }).to_string()
 }
 
-/// One command with all that it was given.
+/// One command, with everything that the plugin was given for it.
 struct Call<'a> {
     command: Command,
     variables: Variables<'a>,

@@ -1,9 +1,8 @@
-//! What the plugin and the agent say to each other, on a Unix socket that only root may use.
+//! The protocol between the plugin and the agent, on a Unix socket that only root may use.
 //!
-//! One question and one answer per connection, each a JSON object after its length in four bytes, big
-//! endian. Fields that are not known are passed over and a question that is not known is answered with
-//! [`Answer::NotUnderstood`], so that a plugin and an agent of different versions get along while a node is
-//! upgraded.
+//! A connection carries one question and one answer, each a JSON object after its length in four bytes, big endian.
+//! Unknown fields are ignored, and an unknown question is answered with [`Answer::NotUnderstood`]: a plugin and an
+//! agent of different versions get along while a node is upgraded.
 
 use std::{
     io::{self, Read, Write},
@@ -13,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// Longest message either side takes, in bytes. GC lists every attachment of a node in one.
+/// The longest message that either side takes, in bytes. GC lists every attachment of a node in one.
 pub const MAX_MESSAGE: u32 = 4 << 20;
 
 /// What the plugin was called with.
@@ -21,18 +20,18 @@ pub const MAX_MESSAGE: u32 = 4 << 20;
 pub struct Attachment {
     /// Name of the network that the plugin is chained in.
     pub network: String,
-    /// Which sandbox, and by which interface.
+    /// The sandbox, and its interface.
     #[serde(flatten)]
     pub id: AttachmentId,
-    /// Its network namespace, absolute and without links; absent when DEL comes after its end.
+    /// The path of the sandbox's network namespace, absolute and without links; absent when DEL comes after its end.
     pub netns: Option<PathBuf>,
-    /// The addresses that the plugins before us gave it.
+    /// The addresses that the plugins before us gave the pod.
     pub addresses: Vec<IpAddr>,
     /// The pod, when Kubernetes is behind the call.
     pub pod: Option<PodName>,
 }
 
-/// What a runtime calls an attachment; unique within a network.
+/// The name that a runtime gives an attachment; unique within a network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AttachmentId {
     /// `CNI_CONTAINERID`.
@@ -58,7 +57,7 @@ pub struct PodName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "camelCase")]
 pub enum Request {
-    /// A pod starts: answered once it is captured, or known to be none of the mesh's business.
+    /// A pod starts: answered once it is captured, or known to be outside the mesh.
     Add(Attachment),
     /// A pod has ended.
     Del(Attachment),
@@ -68,14 +67,14 @@ pub enum Request {
     Status,
     /// Is the plugin to be in the node's network lists? Asked by whoever keeps it there.
     Entry {
-        /// Whether it is now.
+        /// Whether the plugin is there now.
         present: bool,
     },
     /// These attachments of the network are still valid, and no others.
     Gc {
         /// Name of the network.
         network: String,
-        /// What there still is.
+        /// The attachments that are still valid.
         valid: Vec<AttachmentId>,
     },
 }
@@ -84,11 +83,12 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "camelCase")]
 pub enum Answer {
-    /// The pod is captured, as asked of the kernel just now.
+    /// The pod is captured, as the kernel has just confirmed.
     Captured,
-    /// The mesh does not want the pod, or the plugin: it is being uninstalled.
+    /// The mesh does not want the pod; or, answering [`Request::Entry`], the plugin, because Sluice is being
+    /// uninstalled.
     Outside,
-    /// It is done, or could be done.
+    /// What was asked for is done, or could be done.
     Done,
     /// It cannot be decided or done now.
     TryAgain {
@@ -102,7 +102,7 @@ pub enum Answer {
     },
     /// The agent is of another version and does not know the question.
     NotUnderstood {
-        /// What it made of it.
+        /// What the agent made of the question.
         reason: String,
     },
 }
@@ -112,7 +112,7 @@ pub fn send(stream: &mut impl Write, message: &impl Serialize) -> io::Result<()>
     stream.write_all(&encode(message)?)
 }
 
-/// One message as it is sent.
+/// Returns one message as it is sent.
 ///
 /// # Errors
 ///
@@ -133,7 +133,7 @@ pub fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// How long the message is that follows these four bytes.
+/// Returns the length of the message that follows these four bytes.
 ///
 /// # Errors
 ///

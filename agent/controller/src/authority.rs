@@ -17,11 +17,11 @@ use crate::{CaMaterial, Standing, server::Settings};
 
 /// gRPC is spoken over HTTP/2 (RFC 9113 section 3.2).
 const ALPN: &[u8] = b"h2";
-/// How often it is asked whether the server's certificate is due. The clock may jump, so no long sleep will do.
+/// How often the server's certificate is checked for renewal. The clock may jump, so one long sleep will not do.
 const TICK: Duration = Duration::from_secs(1);
-/// How long material that was refused is left alone, unless it changes: time alone may make it good.
+/// How long material that was refused is left alone unless it changes: time alone may make it good.
 const RETRY: Duration = Duration::from_secs(10);
-/// How long before its end, and how often, the authority's expiry is said.
+/// How long before the authority's expiry warnings begin, and how often they are repeated.
 const EXPIRY_NOTICE: Duration = Duration::from_hours(24 * 7);
 const EXPIRY_REMINDER: Duration = Duration::from_hours(1);
 
@@ -89,7 +89,7 @@ impl Authority {
         &self.endpoint
     }
 
-    /// Whether the authority may issue now.
+    /// Returns whether `authority` has expired, and may not issue any more.
     pub(crate) fn has_expired(&self, authority: &LocalCa) -> bool {
         authority.not_after() <= self.clock.now()
     }
@@ -164,7 +164,7 @@ impl Authority {
 // === impl Validity ===
 
 impl Validity {
-    /// Past half of its life; also when the clock has gone back to before it.
+    /// Returns whether half of the certificate's life is over, or the clock has gone back to before it.
     fn is_due(self, now: UnixTime) -> bool {
         let (made, last, now) = (self.made.as_secs(), self.last.as_secs(), now.as_secs());
         now >= made + last.saturating_sub(made) / 2 || now + 60 < made

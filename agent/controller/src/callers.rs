@@ -17,9 +17,9 @@ pub struct Caller {
 
 /// Judges bearer tokens.
 ///
-/// Whoever reaches the port can have any text judged: an implementation that asks somebody else bounds and
-/// remembers its questions. A token must not be written anywhere.
+/// Anybody who reaches the port can have any text judged. So an implementation that asks somebody else limits its
+/// questions and remembers the answers. A token must not be written anywhere.
 pub trait Callers: Send + Sync {
-    /// Who the owner of `bearer` is.
+    /// Returns who the owner of `bearer` is.
     fn authenticate<'a>(&'a self, bearer: &'a str) -> Pending<'a, Result<Caller, Refusal>>;
 }

@@ -22,27 +22,28 @@ const ACCOUNTS: &str = "callers.kubernetes.serviceAccounts";
 /// joined with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControllerConfig {
-    /// Where it listens; `0.0.0.0:15012` by default.
+    /// The address to listen on; `0.0.0.0:15012` by default.
     pub listen: SocketAddr,
-    /// Where metrics and health are served (HTTP); `None` serves none.
+    /// The address that serves metrics and health (HTTP), if any.
     pub metrics: Option<SocketAddr>,
-    /// Whose workloads it issues for; `cluster.local` by default.
+    /// The trust domain whose workloads are issued for; `cluster.local` by default.
     pub trust_domain: TrustDomain,
     /// The longest lifetime of a certificate, at least a minute; 24 h by default.
     pub ttl: Duration,
-    /// What agents call it by.
+    /// The names that agents call the controller by.
     pub server_names: Vec<String>,
-    /// Where the authority is.
+    /// Where the authority's key and certificate are.
     pub ca: CaPlace,
-    /// The `ConfigMap` that the roots are kept in, if any.
+    /// The `ConfigMap` in which the roots are published, if any.
     pub publish_roots: Option<ObjectName>,
     /// How callers prove themselves.
     pub callers: CallersConfig,
-    /// Where it learns which pods run on which node.
+    /// Where the controller learns which pods run on which node.
     pub pods: PodsConfig,
-    /// Where and how it reports on policies, if it does.
+    /// Where and how the controller reports on policies, if it does.
     pub policy_status: Option<PolicyStatusConfig>,
-    /// A kubeconfig file, where something is asked of Kubernetes; `None` uses the service account of the own pod.
+    /// The kubeconfig file for whatever is asked of Kubernetes; `None` uses the service account of the controller's own
+    /// pod.
     pub kubeconfig: Option<PathBuf>,
     /// Level of the logs; `info` by default.
     pub log_level: String,
@@ -51,27 +52,27 @@ pub struct ControllerConfig {
 /// Where the authority's key and certificate are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CaPlace {
-    /// Made on first start, in this directory; `/var/lib/sluice/ca` by default.
+    /// An authority made on first start, in this directory; `/var/lib/sluice/ca` by default.
     Embedded(PathBuf),
     /// `tls.crt`, `tls.key` and `ca.crt` in this directory, as cert-manager lays them out.
     CertManager(PathBuf),
-    /// The same in a Kubernetes Secret, made on first start.
+    /// The same files in a Kubernetes Secret, which is made on first start.
     Secret(ObjectName),
 }
 
-/// What names a Kubernetes object of a known kind.
+/// The name of a Kubernetes object of a known kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectName {
-    /// Its namespace.
+    /// The object's namespace.
     pub namespace: String,
-    /// Its name.
+    /// The object's name.
     pub name: String,
 }
 
-/// How it reports on policies.
+/// How the controller reports on policies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyStatusConfig {
-    /// The `Lease` that elects the replica that writes.
+    /// The `Lease` by which the replica that writes is elected.
     pub lease: ObjectName,
     /// Namespace whose policies are those of the whole mesh; `istio-system` by default.
     pub root_namespace: String,
@@ -84,14 +85,14 @@ pub enum CallersConfig {
     Tokens(PathBuf),
     /// By service-account tokens that the Kubernetes API judges.
     Kubernetes {
-        /// What the tokens must have been made for.
+        /// The audience that the tokens must have been made for.
         audience: String,
         /// Service accounts of agents, namespace and name.
         agents: Vec<(String, String)>,
     },
 }
 
-/// Where it learns which pods run on which node.
+/// Where the controller learns which pods run on which node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PodsConfig {
     /// From a mesh file.
@@ -104,7 +105,7 @@ pub enum PodsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// It cannot be read, or is not the YAML that is expected.
+    /// The file cannot be read, or is not the YAML that is expected.
     #[error(transparent)]
     File(#[from] FileError),
     /// A value is not acceptable.
@@ -134,28 +135,28 @@ pub enum ConfigProblem {
     /// Not a duration.
     #[error("{0:?} is not a duration: a whole number and s, m, h or d, such as 24h")]
     Duration(String),
-    /// Shorter than can be renewed in time.
+    /// The lifetime is too short to be renewed in time.
     #[error("{} s are too short to be renewed in time: give at least 1m", .0.as_secs())]
     TooShort(Duration),
-    /// Nothing in the list.
+    /// The list is empty.
     #[error("needs at least one entry")]
     Empty,
-    /// Neither of the modes.
+    /// Not one of the modes.
     #[error(
         "{0:?} is not a mode: `embedded` makes a CA on first start, `secret` makes one in a Secret, `pem` reads tls.crt, tls.key and \
          ca.crt"
     )]
     CaMode(String),
-    /// Files have to be somewhere.
+    /// Mode `pem` needs a directory.
     #[error("mode pem needs `dir`, the directory with tls.crt, tls.key and ca.crt")]
     NoDirectory,
-    /// A Secret has to be somewhere.
+    /// Mode `secret` needs the Secret's namespace and name.
     #[error("mode secret needs `namespace` and `name`, those of the Secret")]
     NoSecret,
-    /// Belongs to another mode.
+    /// The field belongs to another mode.
     #[error("mode {0} has no such field: remove it")]
     NotOfMode(&'static str),
-    /// None or both of two ways.
+    /// None or both of two alternatives are given.
     #[error("choose one of `{0}` and `{1}`")]
     OneOf(&'static str, &'static str),
     /// Not `namespace/name`.
@@ -163,7 +164,7 @@ pub enum ConfigProblem {
     Account(String),
 }
 
-/// Names the file in what is refused, and joins paths with its directory.
+/// Checks what is written: names the file in errors, and joins paths with its directory.
 struct Reader<'a> {
     file: &'a Path,
     directory: &'a Path,
@@ -345,7 +346,7 @@ fn duration(text: &str) -> Option<Duration> {
         "d" => 86_400,
         _ => return None,
     };
-    // `parse` takes a sign too.
+    // `parse` would accept a sign too.
     let number: u32 =
         number.bytes().all(|byte| byte.is_ascii_digit()).then_some(number)?.parse().ok()?;
     Some(Duration::from_secs(u64::from(number) * seconds))

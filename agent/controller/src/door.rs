@@ -1,5 +1,5 @@
-//! How many tokens an address may have judged. A token that was good before costs nothing, so that whoever floods
-//! the port with forged ones, even from an agent's own node, does not keep that agent out.
+//! Bounds how many tokens an address may have judged. A token that was good before costs nothing, so a flood of forged
+//! ones, even from an agent's own node, does not keep that agent out.
 
 use std::{
     collections::HashMap,
@@ -11,15 +11,15 @@ use sha2::{Digest, Sha256};
 
 use crate::rate::{Buckets, Rate};
 
-/// Tokens that are remembered as good; only real ones are.
+/// The most tokens that are remembered as good; only real ones ever are.
 const MAX_PROVED: usize = 16_384;
-/// How long such a token is remembered after it was last good: about as long as projected tokens are in use.
+/// How long a token is remembered after it was last good: about as long as projected tokens are in use.
 const MEMORY: Duration = Duration::from_hours(1);
 
 #[derive(Debug)]
 pub(crate) struct Door {
     addresses: Buckets,
-    /// Digests, and when they were last good. The token itself is kept nowhere.
+    /// Digests of good tokens, and when each was last good. The token itself is kept nowhere.
     proved: Mutex<HashMap<[u8; 32], Instant>>,
 }
 
@@ -41,7 +41,8 @@ impl Door {
         self.addresses.rate()
     }
 
-    /// Whether a token from `address` may be judged; takes from what the address has left unless it was good before.
+    /// Admits a token from `address` to be judged, if the address has any left. A token that was good before costs its
+    /// address nothing.
     pub(crate) fn admit(&self, address: &str, bearer: &str, now: Instant) -> Option<Admitted> {
         let digest: [u8; 32] = Sha256::digest(bearer).into();
         let proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,7 +52,7 @@ impl Door {
         (was_good || self.addresses.take(address, now)).then_some(Admitted { digest, was_good })
     }
 
-    /// The token was good: it costs its address nothing.
+    /// Records that the token was good: it costs its address nothing.
     pub(crate) fn proved(&self, address: &str, admitted: &Admitted, now: Instant) {
         if !admitted.was_good {
             self.addresses.give_back(address);
@@ -66,7 +67,7 @@ impl Door {
         proved.insert(admitted.digest, now);
     }
 
-    /// The token is not good, or not any more.
+    /// Forgets the token: it is not good, or not any more.
     pub(crate) fn disproved(&self, admitted: &Admitted) {
         self.proved.lock().unwrap_or_else(PoisonError::into_inner).remove(&admitted.digest);
     }
@@ -91,7 +92,7 @@ mod tests {
         assert!(door.admit("node", "good", start).is_some());
         assert!(door.admit("elsewhere", "unknown", start).is_some(), "another address");
         assert_eq!(forged(start + Duration::from_secs(2)), 2);
-        // Once it is refused it is a stranger's like any other.
+        // Once a token is refused, it counts like a stranger's.
         door.disproved(&good);
         assert!(door.admit("node", "good", start + Duration::from_secs(2)).is_none());
         let later = start + MEMORY + Duration::from_secs(9);

@@ -21,9 +21,10 @@ use crate::{
     listener::Client, places::network, rate::Buckets,
 };
 
-/// SPIFFE-ID section 2.3. Asked before the text is looked at, because an error repeats it.
+/// The longest SPIFFE ID (SPIFFE-ID section 2.3). Checked before the text is parsed, because an
+/// error repeats it.
 const MAX_ID_BYTES: usize = 2048;
-/// Projected service-account tokens are about 1 KiB.
+/// The longest token that is judged; projected service-account tokens are about 1 KiB.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// The certificate service.
@@ -34,7 +35,7 @@ pub(crate) struct CertificateService {
     pub(crate) ttl: Duration,
     pub(crate) granted: Buckets,
     pub(crate) door: Door,
-    /// Refusals of callers that nobody knows are logged this often, for each of their addresses.
+    /// How often refusals of unknown callers are logged, for each address.
     pub(crate) told: Buckets,
     pub(crate) standing: Arc<Standing>,
 }
@@ -147,7 +148,8 @@ impl CertificateService {
         Ok(id)
     }
 
-    /// What is asked for, at most what is configured. Zero asks for that, as with istiod.
+    /// Returns the lifetime that is asked for, at most the configured one. Zero asks for the
+    /// configured one, as with istiod.
     fn lifetime(&self, seconds: i64) -> Result<Duration, Refusal> {
         if seconds == 0 {
             return Ok(self.ttl);
@@ -198,7 +200,7 @@ fn address(client: Option<&Client>) -> String {
     client.map_or_else(String::new, |client| network(client.address.ip()).to_string())
 }
 
-/// The one bearer token among the request's metadata (RFC 6750 section 2.1).
+/// Returns the only bearer token among the request's metadata (RFC 6750 section 2.1).
 fn bearer(metadata: &MetadataMap) -> Result<&str, Refusal> {
     let mut values = metadata.get_all("authorization").iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::NoToken) };

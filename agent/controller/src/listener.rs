@@ -1,4 +1,4 @@
-//! Connections: accepted, bounded in number, and past their TLS handshake before gRPC sees them.
+//! Accepts connections, bounds their number, and takes them past their TLS handshake before gRPC sees them.
 
 use std::{
     future::poll_fn,
@@ -24,7 +24,7 @@ use crate::{
     server::Limits,
 };
 
-/// How long nothing is accepted after the system refused a connection, which it does when descriptors run out.
+/// The pause after the system refused to accept a connection, which it does when descriptors run out.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The other end of the connection, with every request.

@@ -1,4 +1,4 @@
-//! Where the authority's key and certificate come from, and that they may change.
+//! Where the authority's key and certificate come from, and how a change of them is noticed.
 
 use std::{
     path::{Path, PathBuf},
@@ -27,7 +27,8 @@ pub trait CaMaterial: Send + Sync {
         clock: Arc<dyn Clock>,
     ) -> Pending<'a, Result<LocalCa, CaError>>;
 
-    /// Waits until what [`Self::open`] last read may no longer be what is there. May be dropped and asked again.
+    /// Waits until the authority may differ from what [`Self::open`] last read. The future may be dropped, and asked
+    /// for again.
     fn changed(&self) -> Pending<'_, ()>;
 }
 
@@ -49,13 +50,13 @@ enum Place {
 // === impl CaFiles ===
 
 impl CaFiles {
-    /// The authority that the first replica makes in `directory`; it stays the same from then on.
+    /// Uses the authority that the first replica makes in `directory`; it stays the same from then on.
     pub fn embedded(directory: &Path) -> Self {
         Self { place: Place::Embedded(directory.to_owned()), seen: Mutex::default() }
     }
 
-    /// The authority in the files `tls.crt`, `tls.key` and `ca.crt` of `directory`, as cert-manager names them. They
-    /// may be replaced at any time.
+    /// Uses the authority in the files `tls.crt`, `tls.key` and `ca.crt` of `directory`, as cert-manager names them.
+    /// They may be replaced at any time.
     pub fn cert_manager(directory: &Path) -> Self {
         let files = PemFiles {
             certificate: directory.join("tls.crt"),
@@ -95,12 +96,12 @@ impl CaMaterial for CaFiles {
         clock: Arc<dyn Clock>,
     ) -> Pending<'a, Result<LocalCa, CaError>> {
         Box::pin(async move {
-            // Before they are read: what is written in between is read again.
+            // Noted before the files are read, so that what is written in between is read again.
             self.remember(Some(self.stamp()));
             match &self.place {
                 Place::Embedded(directory) => {
                     let made = LocalCa::embedded(directory, domain, clock)?;
-                    // Making it is no change to react to.
+                    // That the authority was made here is no change to react to.
                     self.remember(Some(self.stamp()));
                     Ok(made)
                 }

@@ -13,11 +13,11 @@ use crate::Pending;
 pub enum Placed {
     /// Yes, now.
     Here,
-    /// No; on other nodes only.
+    /// No, only on other nodes.
     Elsewhere,
-    /// No; nowhere.
+    /// No, on no node at all.
     Nowhere,
-    /// No; nothing is known to run on that node.
+    /// No, on no node at all, and no other pod is known on that node either.
     UnknownNode,
     /// Nothing is known of any pod yet.
     Unknown,
@@ -25,14 +25,14 @@ pub enum Placed {
 
 /// Knows which pods run on which node now. A pod that has ended, or is gone, runs nowhere.
 pub trait Placement: Send + Sync {
-    /// Whether a pod of identity `id` runs on `node`.
+    /// Returns whether a pod of identity `id` runs on `node`.
     fn runs_on<'a>(&'a self, id: &'a SpiffeId, node: &'a str) -> Pending<'a, Placed>;
 
-    /// Whether anything is known at all; without it nothing is issued.
+    /// Returns whether anything is known at all; otherwise nothing is issued.
     fn is_known(&self) -> bool;
 }
 
-/// Reads it from the state of the mesh, whichever source that comes from.
+/// A placement read from the state of the mesh, whatever source that comes from.
 ///
 /// A pod need not be enrolled: its node holds its identity whether or not the mesh carries its traffic.
 #[derive(Debug, Clone)]

@@ -1,4 +1,4 @@
-//! How often somebody may do something: a bucket each, that fills at a steady rate.
+//! Bounds how often somebody may do something: everybody has a bucket that fills at a steady rate.
 
 use std::{
     collections::HashMap,
@@ -6,15 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Buckets that are kept; full ones are forgotten first, which changes nothing for their owners.
+/// The most buckets that are kept. Full ones are forgotten first, which changes nothing for their
+/// owners.
 const MAX_BUCKETS: usize = 20_000;
 
 /// A rate with room for bursts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// In the long run.
+    /// How often something may be done in the long run.
     pub per_second: u32,
-    /// At once, after a pause.
+    /// How often something may be done at once, after a pause.
     pub burst: u32,
 }
 
@@ -26,7 +27,7 @@ pub(crate) struct Buckets {
 
 #[derive(Debug)]
 struct Bucket {
-    /// In millionths of one.
+    /// What is left in the bucket, in millionths of one.
     level: u64,
     seen: Instant,
 }
@@ -44,7 +45,7 @@ impl Buckets {
         self.rate
     }
 
-    /// Takes one from the bucket of `name`, if there is one.
+    /// Takes one from the bucket of `name`. Returns whether there was one.
     pub(crate) fn take(&self, name: &str, now: Instant) -> bool {
         let full = u64::from(self.rate.burst) * ONE;
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);

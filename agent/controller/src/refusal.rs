@@ -20,7 +20,7 @@ pub enum Refusal {
     /// It cannot be found out who calls.
     #[error("callers cannot be verified now, try again later: {reason}")]
     CallersUnknown {
-        /// What keeps us from it.
+        /// Why this is not known.
         reason: String,
     },
     /// The caller asks more often than it is granted.
@@ -28,7 +28,7 @@ pub enum Refusal {
     TooOften {
         /// Who asks.
         caller: String,
-        /// What is granted in the long run.
+        /// The rate that is granted in the long run.
         per_second: u32,
     },
     /// Too many tokens that proved nothing came from the caller's address.
@@ -38,7 +38,7 @@ pub enum Refusal {
     Flooded {
         /// The address.
         address: String,
-        /// What is granted in the long run.
+        /// The rate that is granted in the long run.
         per_second: u32,
     },
     /// The request does not say whom the certificate is for.
@@ -46,7 +46,7 @@ pub enum Refusal {
         "name the pod's identity in the metadata field `ImpersonatedIdentity`: agents have none of their own"
     )]
     NoIdentity,
-    /// What is asked for is no identity.
+    /// The requested identity is not a SPIFFE ID.
     #[error("the identity is not a SPIFFE ID: {0}")]
     NotSpiffe(#[source] IdError),
     /// The identity is longer than any SPIFFE ID.
@@ -57,7 +57,7 @@ pub enum Refusal {
     NotOurs {
         /// Whom the certificate was to name.
         id: SpiffeId,
-        /// The trust domain that is issued for.
+        /// The trust domain that certificates are issued for.
         domain: TrustDomain,
     },
     /// The lifetime is too short to be renewed in time.
@@ -99,7 +99,7 @@ pub enum Refusal {
     /// It is not known which pods run where.
     #[error("it is not known which pods run where, try again later: {reason}")]
     PlacementUnknown {
-        /// What keeps us from it.
+        /// Why this is not known.
         reason: String,
     },
     /// The authority cannot issue any more.
@@ -108,7 +108,7 @@ pub enum Refusal {
     /// The authority would not, or could not, sign.
     #[error("the CA cannot sign now: {reason}")]
     Signing {
-        /// What it said.
+        /// What the authority said.
         reason: String,
     },
 }
@@ -116,7 +116,7 @@ pub enum Refusal {
 // === impl Refusal ===
 
 impl Refusal {
-    /// The rule's name, for logs and for who reads an answer by program.
+    /// Returns the rule's name, for logs and for programs that read the answer.
     pub fn rule(&self) -> &'static str {
         match self {
             Self::NoToken | Self::BadToken { .. } => "caller-token",
@@ -140,7 +140,8 @@ impl Refusal {
         }
     }
 
-    /// How gRPC says it. Only what may be otherwise when asked again is `UNAVAILABLE` or `RESOURCE_EXHAUSTED`.
+    /// Returns the gRPC status code. It is `UNAVAILABLE` or `RESOURCE_EXHAUSTED` only if the answer may be another when
+    /// the same is asked again.
     pub fn code(&self) -> Code {
         match self {
             Self::NoToken | Self::BadToken { .. } => Code::Unauthenticated,

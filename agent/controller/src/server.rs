@@ -31,16 +31,17 @@ const MAX_STREAMS: u32 = 16;
 const STREAM_WINDOW: u32 = 16 * 1024;
 const CONNECTION_WINDOW: u32 = 65_535;
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Long enough that an agent's renewals share a connection, short enough that one that does nothing goes.
+/// How long a connection may live: long enough for an agent's renewals to share it, short enough that an unused one
+/// does not stay.
 const MAX_CONNECTION_AGE: Duration = Duration::from_mins(10);
 const CONNECTION_GRACE: Duration = Duration::from_secs(10);
-/// Refusals of strangers that are logged.
+/// How often refusals of strangers are logged.
 const TOLD: Rate = Rate { per_second: 1, burst: 10 };
 
 /// What the controller issues.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whose workloads it issues for.
+    /// The trust domain whose workloads the controller issues for.
     pub trust_domain: TrustDomain,
     /// The longest lifetime that it grants, at least a minute; also that of its own certificate.
     pub ttl: Duration,
@@ -53,10 +54,10 @@ pub struct Settings {
 /// Bounds on what clients may use up.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Certificates for each caller. By default 100 a second, 2,000 at once: a node whose agent starts with
-    /// every pod of a large node, and then some.
+    /// Certificates for each caller. By default 100 a second, 2,000 at once: more than a large node's agent needs when
+    /// it starts with every pod.
     pub issued: Rate,
-    /// Tokens for each address that are judged although they have proved nothing yet. By default 5 a second, 100 at
+    /// Tokens that are judged for each address although they have proved nothing yet. By default 5 a second, 100 at
     /// once.
     pub strangers: Rate,
     /// Connections at once. 4,096 by default. Of these and of those below, the oldest that has proved nothing makes
@@ -76,18 +77,18 @@ pub struct Limits {
     pub request: Duration,
 }
 
-/// Whom the controller asks.
+/// What the controller relies on.
 #[derive(Clone)]
 pub struct Parts {
-    /// Who calls.
+    /// Tells who calls.
     pub callers: Arc<dyn Callers>,
-    /// Which pods run where.
+    /// Tells which pods run where.
     pub placement: Arc<dyn Placement>,
     /// The authority's key and certificate.
     pub material: Arc<dyn CaMaterial>,
-    /// The time of every certificate.
+    /// The clock that dates every certificate.
     pub clock: Arc<dyn Clock>,
-    /// Where it is counted what was done.
+    /// Counts what was issued and refused.
     pub standing: Arc<Standing>,
 }
 
@@ -95,7 +96,7 @@ pub struct Parts {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// It has nothing to issue or to be known by.
+    /// The authority, or the server's own certificate, cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// gRPC failed as a whole.

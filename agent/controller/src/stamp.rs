@@ -1,5 +1,5 @@
-//! Tells whether files were replaced, by looking at them from time to time. Mounted Secrets and other volumes of Kubernetes change
-//! by a link that is swapped two directories up, which a look through the path always sees.
+//! Tells whether files were replaced, by checking them from time to time. Kubernetes changes mounted Secrets and other
+//! volumes by swapping a link two directories up, which a check through the path always sees.
 
 use std::{
     fs, io,
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// How often files are looked at.
+/// How often files are checked.
 pub(crate) const POLL: Duration = Duration::from_secs(1);
 
 /// What the file system says about some files; equal as long as none was replaced or written.

@@ -1,4 +1,4 @@
-//! What the controller knows of itself: what it issued and refused, and until when it can.
+//! What the controller knows of itself: what it issued and refused, and until when it can issue.
 
 use std::{
     collections::BTreeMap,
@@ -17,28 +17,29 @@ use crate::Refusal;
 pub struct Standing {
     issued: AtomicU64,
     refused: Mutex<BTreeMap<&'static str, u64>>,
-    /// Last seconds, since 1970; zero until they are known.
+    /// The certificates' last seconds of validity, since 1970; zero until they are known.
     authority_ends: AtomicU64,
     server_ends: AtomicU64,
 }
 
 impl Standing {
-    /// Certificates that were issued.
+    /// Returns the number of certificates that were issued.
     pub fn issued(&self) -> u64 {
         self.issued.load(Ordering::Relaxed)
     }
 
-    /// Requests that were refused, by the rule that they broke: see [`Refusal::rule`].
+    /// Returns the number of requests that were refused, by the rule that they broke: see
+    /// [`Refusal::rule`].
     pub fn refused(&self) -> BTreeMap<&'static str, u64> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The last second of the authority's certificate; none before it is open.
+    /// Returns the last second of the authority's certificate; none before the authority is open.
     pub fn authority_ends(&self) -> Option<UnixTime> {
         date(&self.authority_ends)
     }
 
-    /// The last second of the certificate that the server shows; none before there is one.
+    /// Returns the last second of the certificate that the server shows; none before there is one.
     pub fn server_ends(&self) -> Option<UnixTime> {
         date(&self.server_ends)
     }

@@ -1,4 +1,5 @@
-//! What the controller logs. Alone in its file: the log belongs to the whole process.
+//! What the controller logs. The only test of its file, because the log belongs to the whole
+//! process.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says where")]
 
 #[expect(dead_code, reason = "the other tests need more of it")]

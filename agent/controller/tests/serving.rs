@@ -92,7 +92,7 @@ async fn a_new_key_in_cert_managers_layout_is_taken_over_while_it_serves() {
     })
     .await;
 
-    // Another root, and the server's own certificate with it.
+    // With another root the server's own certificate changes too.
     mount(dir.path(), "third", &new);
     eventually("the third", async || {
         issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()) == "CN=third"
@@ -167,7 +167,7 @@ async fn the_server_is_known_by_its_names_and_root_only() {
 
 #[tokio::test]
 async fn the_servers_own_certificate_is_renewed_before_it_expires() {
-    // The client's clock is the machine's: begin in the past and arrive there.
+    // The client's clock is the machine's, so the controller begins in the past and arrives there.
     let now = SystemClock.now();
     let earlier = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() - 50 * 60));
     let clock = TestClock::at(earlier);

@@ -8,10 +8,10 @@ pub use self::generated::{
 };
 use crate::{Kind, Struct, Value};
 
-/// The field of the metadata that names the identity a node's agent asks for on a pod's behalf.
+/// The metadata field that names the identity for which a node's agent asks on a pod's behalf.
 pub const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 
-/// Metadata that asks for a certificate of `identity`, a SPIFFE ID.
+/// Returns metadata that asks for a certificate of `identity`, a SPIFFE ID.
 pub fn impersonating(identity: &str) -> Struct {
     let value = Value { kind: Some(Kind::StringValue(identity.to_owned())) };
     Struct { fields: BTreeMap::from([(IMPERSONATED_IDENTITY.to_owned(), value)]) }

@@ -1,7 +1,7 @@
 //! The published gRPC interfaces that Sluice serves and calls, as generated code.
 //!
-//! The texts are in `proto/`, in our own words, with the names and numbers of the originals: those
-//! are what both ends agree on, so they change only when the originals do.
+//! The definitions are in `proto/`: in our own words, but with the names and numbers of the
+//! originals. Both ends agree on those, so they change only when the originals do.
 #![forbid(unsafe_code)]
 
 pub mod istio_ca;

@@ -28,7 +28,8 @@ impl fmt::Debug for X509svidWithKey {
     reason = "generated from proto/, where the documentation is"
 )]
 mod generated {
-    // Messages of one package name those of another by the path that the packages' names make.
+    // Generated code refers to another package by module path, so the modules must mirror the
+    // packages' names.
     pub mod spire {
         pub mod api {
             pub mod types {

@@ -8,7 +8,7 @@ use sluice_tls::CertificateDer;
 /// The roots that a source of certificates says to trust. Replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delivered {
-    /// Of our own trust domain; empty as long as nothing was said.
+    /// Roots of our own trust domain; empty until the source has named some.
     pub local: Vec<CertificateDer<'static>>,
     /// Of the trust domains that are federated with it, for those identities that the source says.
     pub federated: BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>,

@@ -1,8 +1,8 @@
 //! The client of an Istio-compatible CA: `sluice controller`, istiod, cert-manager's istio-csr.
 //!
-//! The agent proves itself with its service account's token and asks on behalf of its node's pods. Nothing is
-//! kept that may go stale: the token is read for every request, the server's roots too, and a connection that was
-//! idle or failed a request is not used again.
+//! The agent proves itself with its service account's token and asks on behalf of its node's pods. Nothing is kept that
+//! may go stale: the token and the server's roots are read for every request, and a connection that was idle or failed
+//! a request is not used again.
 
 mod error;
 mod line;
@@ -24,9 +24,9 @@ pub use self::error::AskError;
 use self::{error::refusal, line::Line};
 use crate::{Delivered, words::one_line};
 
-/// No chain of a workload comes near this; more than it is not read.
+/// The longest answer that is read; no workload's chain comes near it.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
-/// How long the CA is told that we wait. The store gives up at the same time.
+/// The time limit that the CA is told. The store gives up at the same time.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the CA is, and how to speak with it.
@@ -60,14 +60,14 @@ pub struct IstioCa {
 // === impl IstioCa ===
 
 impl IstioCa {
-    /// A client that connects when it is first asked. Fails if `settings` could never work: the address, or the
-    /// file of roots as it is now.
+    /// Creates a client that connects at its first request. Fails if the address could never work, or if the file of
+    /// roots cannot be used as it is now.
     pub fn new(settings: IstioCaSettings, clock: Arc<dyn Clock>) -> Result<Self, AskError> {
         let line = Line::new(&settings, clock)?;
         Ok(Self { settings, line, delivered: watch::Sender::default() })
     }
 
-    /// The roots that came with the last certificate; none until then, or unless
+    /// Returns a receiver for the roots that came with the last certificate. There are none before that, or without
     /// [`IstioCaSettings::believe_roots`].
     pub fn delivered(&self) -> watch::Receiver<Delivered> {
         self.delivered.subscribe()

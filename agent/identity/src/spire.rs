@@ -1,11 +1,11 @@
 //! Identities and roots from a SPIRE agent's Delegated Identity API, over its admin socket.
 //!
-//! SPIRE makes the keys, renews at its own time and pushes. So there is one stream per identity that this node
-//! has pods of, and one for the bundles; each is opened again, after a pause, when it ends. What was received
+//! SPIRE makes the keys, renews certificates in its own time and pushes them. So there is one stream for each identity
+//! of this node's pods, and one for the bundles. A stream that ends is opened again after a pause. What was received
 //! last stays in use meanwhile.
 //!
 //! The SPIRE agent must list this agent's SPIFFE ID in `authorized_delegates`, and have registration entries whose
-//! selectors are `k8s:ns` and `k8s:sa` (or fewer): a pod is described to it by those two.
+//! selectors are `k8s:ns` and `k8s:sa` (or fewer), because a pod is described to it by those two.
 
 mod bundles;
 mod stream;
@@ -29,7 +29,7 @@ use self::stream::Stream;
 use crate::{Delivered, words::with_causes};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// The pauses before a stream is opened again, before jitter.
+/// The first and the longest pause before a stream is opened again, before jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
@@ -47,7 +47,7 @@ pub enum SpireError {
     },
 }
 
-/// A SPIRE agent on this node.
+/// The client of the SPIRE agent on this node.
 #[derive(Debug)]
 pub struct Spire {
     domain: TrustDomain,
@@ -57,14 +57,14 @@ pub struct Spire {
     bundles: AbortHandle,
 }
 
-/// Tells the store of what is pushed, and keeps the stream open.
+/// Tells the store when something was pushed, and keeps the stream open.
 struct Pushed(Arc<Stream>);
 
 // === impl Spire ===
 
 impl Spire {
-    /// Follows the SPIRE agent behind the admin socket `socket` for workloads of `domain`, on the runtime that this
-    /// is called in. The agent need not be there yet.
+    /// Follows the SPIRE agent behind the admin socket `socket` for workloads of `domain`, on the runtime that this is
+    /// called in. The SPIRE agent need not be running yet.
     ///
     /// # Panics
     ///
@@ -82,12 +82,13 @@ impl Spire {
         Ok(Self { domain, channel, streams: Mutex::default(), delivered, bundles })
     }
 
-    /// The bundles that SPIRE says to trust: ours, and those of federated trust domains.
+    /// Returns a receiver for the bundles that SPIRE says to trust: that of our trust domain and those of federated
+    /// ones.
     pub fn delivered(&self) -> watch::Receiver<Delivered> {
         self.delivered.subscribe()
     }
 
-    /// Whom SPIRE would have to be asked about for `id`.
+    /// Returns the namespace and service account by which SPIRE is asked for `id`, or why it cannot be asked.
     fn workload(&self, id: &SpiffeId) -> Result<WorkloadName, String> {
         if !id.is_in(&self.domain) {
             return Err(format!("it is not of trust domain {}", self.domain));
@@ -106,7 +107,7 @@ impl Spire {
         self.workload(&id).map_err(refused)?;
         let stream = self.streams().get(&id).and_then(Weak::upgrade);
         let stream = stream.ok_or_else(|| unreachable("no pod of this node has the identity"))?;
-        // The certificate is judged by the bundle, so that comes first.
+        // The bundle must come first, because the certificate is judged by it.
         let mut bundle = self.delivered();
         let known = bundle.wait_for(|delivered| !delivered.local.is_empty());
         tokio::select! {

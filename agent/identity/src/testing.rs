@@ -56,7 +56,7 @@ impl Pki {
         self.issuer.der().clone()
     }
 
-    /// The certificate (PEM) of workload `id` for the key of the request `csr`, for `seconds` from now.
+    /// The certificate (PEM) of workload `id` for the key of the request `csr`, valid for `seconds` from now.
     pub(crate) fn certify(&self, csr: &str, id: &str, seconds: i64) -> String {
         let csr = CertificateSigningRequestParams::from_pem(csr).unwrap();
         self.leaf(&csr.public_key, id, seconds).pem()

@@ -6,8 +6,8 @@
 //!                                            ├── state ──> TrustBundle, whole, whenever it changed
 //!   what the CA delivers ────────────────────┘
 //! ```
-//! A file that goes bad while the agent runs leaves its last good content in force, and is reported. At the
-//! start there is none, so bad roots and a bad list of denied identities stop the agent.
+//! If a file goes bad while the agent runs, its last good content stays in force and the fault is reported. At the
+//! start there is no good content yet, so bad roots and a bad list of denied identities stop the agent.
 
 mod directories;
 mod fault;
@@ -37,7 +37,7 @@ pub struct TrustFiles {
     pub delivered_too: bool,
     /// Roots of federated trust domains (PEM). They take the place of delivered ones of the same domain.
     pub federated: Vec<(TrustDomain, PathBuf)>,
-    /// Revocation lists, PEM or DER, or directories of such.
+    /// Files of revocation lists (PEM or DER), or directories of such files.
     pub crls: Vec<PathBuf>,
     /// A YAML list of identities.
     pub denied: Option<PathBuf>,
@@ -70,7 +70,7 @@ pub enum TrustError {
 // === impl Trust ===
 
 impl Trust {
-    /// Reads the files and follows their changes. `delivered` is what the CA says to begin with.
+    /// Reads the files and follows their changes. `delivered` is what the CA has delivered so far.
     pub fn follow(
         files: TrustFiles,
         own: TrustDomain,
@@ -87,18 +87,18 @@ impl Trust {
         Ok(Self { bundles, faults, wake })
     }
 
-    /// Takes over what the CA delivers from now on.
+    /// Replaces what the CA has delivered by `delivered`.
     pub fn deliver(&self, delivered: Delivered) {
-        // The thread lives as long as `self`.
+        // Cannot fail: the thread lives as long as `self`.
         drop(self.wake.send(Wake::Delivered(delivered)));
     }
 
-    /// Who is believed; shows every change.
+    /// Returns a receiver for the trust in force, which sees every change.
     pub fn bundles(&self) -> watch::Receiver<Arc<TrustBundle>> {
         self.bundles.clone()
     }
 
-    /// What is wrong with the files right now, and what is in force instead; for the operator.
+    /// Returns a receiver for what is wrong with the files right now and what is in force instead, for the operator.
     pub fn faults(&self) -> watch::Receiver<Arc<Vec<String>>> {
         self.faults.clone()
     }

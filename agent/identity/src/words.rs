@@ -4,7 +4,7 @@ use std::error::Error;
 
 const MAX_CHARS: usize = 400;
 
-/// `text` without control characters, cut where it grows too long.
+/// Returns `text` without control characters, cut off after `MAX_CHARS`.
 pub(crate) fn one_line(text: &str) -> String {
     let plain = |c: char| if c.is_control() { ' ' } else { c };
     let mut line: String = text.chars().take(MAX_CHARS).map(plain).collect();
@@ -14,7 +14,7 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
-/// `message` with the causes of `error` that say more.
+/// Returns `message`, followed by the causes of `error` that say more.
 pub(crate) fn with_causes(message: &str, error: &dyn Error) -> String {
     let mut words = message.to_owned();
     let mut cause = error.source();

@@ -29,8 +29,9 @@ use crate::{
 
 /// One instance of the datapath, loaded and attached.
 ///
-/// Dropping it detaches nothing: enrolled pods stay captured, and are refused until the next agent
-/// adopts them. Calls that change the kernel's state take a lock; [`Datapath::sockets`] needs none.
+/// Dropping it detaches nothing: enrolled pods stay captured, and their connections are refused
+/// until the next agent adopts them. Calls that change the kernel's state take a lock;
+/// [`Datapath::sockets`] needs none.
 #[derive(Debug)]
 pub struct Datapath {
     settings: Settings,
@@ -53,8 +54,9 @@ impl Datapath {
     ///
     /// Pods that the previous agent enrolled are captured throughout; their programs are replaced
     /// under their links. The peers are still those of the previous agent: set them before enrolling.
-    /// The calling thread must be in the network namespace of the pods' host veths, and no other agent
-    /// may be enrolling pods of this instance meanwhile: half an enrolment is taken for a leftover.
+    /// The calling thread must be in the network namespace of the pods' host veths. No other agent may
+    /// be enrolling pods of this instance meanwhile: half an enrolment would be swept away as a
+    /// leftover.
     pub fn open(settings: &Settings) -> Result<Self, Error> {
         Settings::check_instance(&settings.instance)?;
         let cgroup = pins::open_cgroup(&settings.cgroup)?;
@@ -79,14 +81,14 @@ impl Datapath {
         Ok(Self { settings: settings.clone(), features, cgroup, instance, sockets, state })
     }
 
-    /// Loads and verifies the programs, attaches nothing and leaves nothing behind.
+    /// Loads and verifies the programs without attaching anything, and leaves nothing behind.
     pub fn verify_only(settings: &Settings) -> Result<Report, Error> {
         let features = Features::probe(&settings.without);
         let loaded = load::load(settings, features, None)?;
         report(&loaded, features, |_| None)
     }
 
-    /// The programs, maps and fallbacks of this instance.
+    /// Returns the programs, maps and fallbacks of this instance.
     pub fn report(&self) -> Result<Report, Error> {
         report(&self.lock().loaded, self.features, |name| {
             Some(if hooks::attach_type(name).is_some() {
@@ -97,7 +99,7 @@ impl Datapath {
         })
     }
 
-    /// Names of the node-wide programs that are not in effect, as the kernel says.
+    /// Returns the names of the node-wide programs that the kernel says are not in effect.
     pub fn missing_hooks(&self) -> Result<Vec<&'static str>, Error> {
         hooks::missing(&self.lock().loaded.programs, self.cgroup.as_fd())
     }
@@ -105,13 +107,13 @@ impl Datapath {
     /// Enrols a pod, or moves an enrolled one to other sockets, addresses or interfaces without a
     /// gap. A fresh enrolment that fails leaves nothing of the pod behind.
     ///
-    /// The listeners must be marked ([`SocketTable::mark_listener`]) before.
+    /// The listeners must be marked first ([`SocketTable::mark_listener`]).
     pub fn enroll(&self, pod: &PodHooks<'_>) -> Result<Placed, Error> {
         self.enrolment(&mut self.lock()).enroll(pod)
     }
 
-    /// Changes what the mesh leaves alone of an enrolled pod, while it stays captured. When that
-    /// fails, the pod has fewer exemptions than it should, never more.
+    /// Changes an enrolled pod's exemptions while it stays captured. If that fails, the pod has
+    /// fewer exemptions than it should, never more.
     ///
     /// The calling thread must be in the network namespace of the pods' host veths.
     pub fn exempt(&self, cookie: u64, exemptions: &PodExemptions) -> Result<(), Error> {
@@ -144,7 +146,7 @@ impl Datapath {
         self.instance.withdraw(cookie, &[]).map(drop)
     }
 
-    /// The pods that are enrolled, also by the agent before this one.
+    /// Returns the enrolled pods, including those that an earlier agent enrolled.
     pub fn enrolled(&self) -> Result<Vec<Enrolled>, Error> {
         let _state = self.lock();
         self.instance.enrolled()
@@ -152,20 +154,20 @@ impl Datapath {
 
     /// Sets the destinations that the mesh knows: addresses of its pods and services.
     ///
-    /// When they do not fit, every destination is captured, so that none is missed; warn the
-    /// operator from [`PeerFill::nearly_full`] on.
+    /// If they do not fit, every destination is captured so that none is missed. Warn the operator
+    /// as soon as [`PeerFill::nearly_full`] is true.
     pub fn set_peers(&self, peers: &HashSet<IpAddr>) -> Result<PeerFill, Error> {
         self.lock().peers.set(&self.instance.tables, peers)
     }
 
-    /// Sets the destinations, address and port, that every pod reaches without the mesh. Those that do
-    /// not fit are reached through it.
+    /// Sets the destinations, each an address and port, that every pod reaches without the mesh. Those
+    /// that do not fit are reached through it.
     pub fn set_direct(&self, destinations: &[SocketAddr]) -> Result<DirectFill, Error> {
         self.lock().exempt.set_direct(&self.instance.tables, destinations)
     }
 
-    /// Says who the kubelet is, whose probes pods may take in plaintext; `None` is nobody. What was
-    /// said before, also to an earlier agent, holds until then.
+    /// Sets who the kubelet is, whose probes pods may take in plaintext; `None` means nobody. Until
+    /// this is called, the previous value holds, even one that an earlier agent set.
     pub fn set_kubelet(&self, kubelet: Option<Kubelet>) -> Result<(), Error> {
         let kubelet = kubelet.map(|kubelet| match kubelet {
             Kubelet::Cgroup(cgroup) => sluice_abi::Kubelet::Cgroup(cgroup),
@@ -184,20 +186,20 @@ impl Datapath {
         self.sockets.clone()
     }
 
-    /// What the kernel counted for a pod since it was enrolled.
+    /// Returns what the kernel has counted for a pod since it was enrolled.
     pub fn counters(&self, cookie: u64) -> Result<PodCounters, Error> {
         let pod = self.instance.tables.pods.get(&cookie)?.ok_or(Error::NotEnrolled(cookie))?;
         self.instance.tables.counters(pod.slot())
     }
 
-    /// What the kernel counted that belongs to no enrolled pod: drops for addresses and interfaces
-    /// that are nobody's.
+    /// Returns the kernel's counts that belong to no enrolled pod: drops for unknown addresses and
+    /// interfaces.
     pub fn unattributed(&self) -> Result<PodCounters, Error> {
         self.instance.tables.counters(sluice_abi::UNATTRIBUTED)
     }
 
-    /// Asks the kernel whether a pod is captured: what is in effect, not what was once attached.
-    /// The calling thread must be in the network namespace of the pod's host veths.
+    /// Asks the kernel whether a pod is captured: what is in effect now, not what was once
+    /// attached. The calling thread must be in the network namespace of the pod's host veths.
     pub fn audit(&self, cookie: u64, netns: BorrowedFd<'_>) -> Result<CaptureState, Error> {
         let mut state = self.lock();
         let loaded = &mut state.loaded;
@@ -235,7 +237,7 @@ impl Datapath {
         }
     }
 
-    /// Takes the reader of the kernel programs' own diagnostics; `None` the second time.
+    /// Takes the reader of the kernel programs' own diagnostics. Returns `None` the second time.
     pub fn diagnostics(&self) -> Result<Option<Diagnostics>, Error> {
         Diagnostics::take(&mut self.lock().loaded.ebpf)
     }
@@ -285,9 +287,9 @@ impl Datapath {
         Self::remove(&self.settings.bpffs, &self.settings.instance)
     }
 
-    /// Puts this agent's programs under the node-wide links again, or attaches and pins what somebody has taken away:
-    /// another agent whose attempt to take over has failed, or who removed files below the bpffs. Pods that lost
-    /// their own hooks with it are those that an audit finds amiss, and have to be enrolled anew.
+    /// Puts this agent's programs under the node-wide links again, and attaches and pins anew what was taken away: by
+    /// another agent whose attempt to take over has failed, or by somebody who removed files below the bpffs. An
+    /// audit shows which pods lost their own hooks; those have to be enrolled again.
     pub fn reattach(&self) -> Result<(), Error> {
         let mut state = self.lock();
         self.instance.pins.create()?;
@@ -298,7 +300,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes everything of an instance from the kernel: its pods are captured no more.
+    /// Removes everything of an instance from the kernel: its pods are no longer captured.
     ///
     /// The calling thread must be in the network namespace of the pods' host veths.
     pub fn remove(bpffs: &Path, instance: &str) -> Result<Removed, Error> {
@@ -315,7 +317,8 @@ impl Datapath {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // What the lock guards is the kernel's state, and every step leaves that usable.
+        // Poisoning is harmless: the lock guards the kernel's state, which every step leaves
+        // usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -342,7 +345,8 @@ fn take_over(
             if is_link {
                 hooks::update(&pin, loaded.program(filter.program())?)?;
             } else if let Err(error) = guard::attach_clsact(filter, &mut loaded.ebpf, ifindex) {
-                // The interface may be gone with its pod, which the caller will find and withdraw.
+                // The interface may be gone with its pod. The caller will notice and withdraw the
+                // pod.
                 let program = filter.program();
                 tracing::warn!(cookie = pod.cookie, ifindex, program, %error, "not taken over");
             }
@@ -355,7 +359,7 @@ fn remove_generation(pins: Pins, keep: &[u32], spared: &HashSet<u64>) -> Result<
     if let Some(tables) = Tables::open(&pins)? {
         return Instance { pins, tables }.remove(keep, spared);
     }
-    // It never got as far as capturing anything: its links need no maps to go.
+    // Without all its maps this generation has captured nothing, and its links can go without them.
     let mut removed = Removed::default();
     for name in load::PROGRAMS {
         removed.links += usize::from(pins::remove_link(&pins.hook(name))?);

@@ -7,7 +7,7 @@ use aya_log::EbpfLogger;
 
 use crate::Error;
 
-/// Reads what the kernel programs log, and hands it to the process's `log` logger (which
+/// Reads what the kernel programs log, and passes it to the process's `log` logger (which
 /// `tracing-subscriber` bridges to its own).
 pub struct Diagnostics {
     readable: OwnedFd,
@@ -15,7 +15,7 @@ pub struct Diagnostics {
 }
 
 impl Diagnostics {
-    /// Takes the programs' ring buffer; `None` if it was taken before.
+    /// Takes the programs' ring buffer. Returns `None` if it was taken before.
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Option<Self>, Error> {
         let mut logger = match EbpfLogger::init(ebpf) {
             Ok(logger) => logger,
@@ -28,7 +28,7 @@ impl Diagnostics {
         Ok(Some(Self { readable, drain: Box::new(move || logger.flush()) }))
     }
 
-    /// Hands on what there is; call it when the descriptor is readable.
+    /// Passes on all pending log entries; call it when the descriptor is readable.
     pub fn drain(&mut self) {
         (self.drain)();
     }

@@ -31,7 +31,7 @@ use crate::{
     guard::{self, Filter},
 };
 
-/// What enrolling needs beside the pod.
+/// What enrolling needs besides the pod.
 pub(crate) struct Enrolment<'a> {
     pub(crate) instance: &'a Instance,
     pub(crate) loaded: &'a mut Loaded,
@@ -41,7 +41,7 @@ pub(crate) struct Enrolment<'a> {
 }
 
 impl Enrolment<'_> {
-    /// Enrols the pod.
+    /// Enrols the pod, or moves an enrolled one. Undoes a fresh enrolment that fails.
     pub(crate) fn enroll(&mut self, pod: &PodHooks<'_>) -> Result<Placed, Error> {
         check(pod)?;
         let existing = self.instance.tables.pods.get(&pod.cookie)?;
@@ -57,8 +57,8 @@ impl Enrolment<'_> {
         enrolled.map(|exempt| Placed { slot, exempt })
     }
 
-    /// Changes what the mesh leaves alone of an enrolled pod. What is not exempt any more is taken
-    /// back first; when something fails, the pod has fewer exemptions than it should, not more.
+    /// Changes an enrolled pod's exemptions. Those that are no longer wanted are removed first: if
+    /// a step fails, the pod has fewer exemptions than it should, not more.
     pub(crate) fn exempt(&mut self, cookie: u64, wanted: &PodExemptions) -> Result<(), Error> {
         let pod = self.instance.tables.pods.get(&cookie)?.ok_or(Error::NotEnrolled(cookie))?;
         let present = Guarded { slot: pod.slot(), exemptions: pod.exemptions() };
@@ -69,8 +69,8 @@ impl Enrolment<'_> {
         outcome
     }
 
-    /// Changes the exemptions in all records but the one that captures, which is the caller's; the
-    /// kinds that are in force now, and whether these are all that were wanted.
+    /// Changes the exemptions in all records but the entry that captures, which the caller writes.
+    /// Returns the kinds that are in force now, and whether these are all that were wanted.
     fn change_exemptions(
         &mut self,
         cookie: u64,
@@ -114,7 +114,7 @@ impl Enrolment<'_> {
         Ok(())
     }
 
-    /// Recognises probes on every interface of a pod, or on none.
+    /// Attaches the probe filter to every interface of a pod, or removes it from all.
     fn set_probe_filters(&mut self, cookie: u64, slot: u32, wanted: bool) -> Result<(), Error> {
         let interfaces = self.instance.tables.guarded.keys_where(|guarded| guarded.slot == slot)?;
         for ifindex in interfaces {
@@ -228,7 +228,8 @@ impl Enrolment<'_> {
         let program = self.loaded.program(program::INBOUND)?;
         let pin = self.instance.pins.inbound(pod.cookie);
         if !is_on_namespace(&self.instance.pins, pod)? {
-            // The link of another namespace with the same cookie cannot be: this one is a shell.
+            // No other namespace can have the same cookie, so this link is a shell without a
+            // namespace.
             pins::remove_link(&pin)?;
         }
         if hooks::update(&pin, program)? {
@@ -266,7 +267,7 @@ impl Enrolment<'_> {
         Ok(())
     }
 
-    /// Undoes a fresh enrolment that failed half way.
+    /// Undoes a fresh enrolment that failed halfway.
     fn take_back(&mut self, cookie: u64, slot: u32) {
         let mut undo = || {
             self.instance.withdraw(cookie, &[])?;
@@ -280,12 +281,13 @@ impl Enrolment<'_> {
     }
 }
 
-/// Whether the pinned link, if any, is on the pod's namespace.
+/// Whether there is a pinned inbound link and it is on the pod's namespace.
 pub(crate) fn is_on_namespace(pins: &Pins, pod: &PodHooks<'_>) -> Result<bool, Error> {
     Ok(inbound_link(pins, pod.cookie, pod.netns)?.is_some())
 }
 
-/// Id of the program on the pod's namespace, by the pinned link.
+/// Returns the id of the program under the pod's pinned inbound link, if that link is on the
+/// namespace.
 pub(crate) fn inbound_link(
     pins: &Pins,
     cookie: u64,

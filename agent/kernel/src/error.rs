@@ -13,7 +13,7 @@ pub enum Error {
     Path {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The path on which it was tried.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
@@ -24,7 +24,7 @@ pub enum Error {
     /// An instance name that cannot be a directory.
     #[error("instance name {0:?} must be 1 to 64 of [a-z0-9.-] and start with a letter or digit")]
     InstanceName(String),
-    /// The object could not be read, or its maps not be created.
+    /// The object could not be read, or its maps could not be created.
     #[error(
         "cannot load the BPF object: {0}; the agent needs root (CAP_BPF, CAP_NET_ADMIN) and Linux 5.15 or later"
     )]
@@ -37,7 +37,7 @@ pub enum Error {
         /// The verifier's log.
         source: Box<aya::programs::ProgramError>,
     },
-    /// The object lacks a program or map: agent and bytecode are of different builds.
+    /// The object lacks a program or map: agent and bytecode come from different builds.
     #[error("the BPF object has no {0}: run `cargo xtask build` and rebuild the agent")]
     Incomplete(&'static str),
     /// A map could not be inspected.
@@ -48,7 +48,7 @@ pub enum Error {
         /// What aya says.
         source: Box<aya::maps::MapError>,
     },
-    /// A pinned map is not what its generation says.
+    /// A pinned map does not have the sizes that its generation stands for.
     #[error(
         "pinned map {map} has keys of {key} and values of {value} bytes: remove the instance (`sluice uninstall`) and start again"
     )]
@@ -65,12 +65,12 @@ pub enum Error {
     Kernel {
         /// What was tried.
         action: &'static str,
-        /// On which map, program or hook.
+        /// The map, program or hook on which it was tried.
         object: String,
         /// What the kernel said.
         source: io::Error,
     },
-    /// A program could not be set on a host veth.
+    /// A program on a host veth could not be attached, detached or queried.
     #[error("cannot {action} {program} on interface {ifindex}: {source}")]
     Filter {
         /// Name of the program.
@@ -94,21 +94,22 @@ pub enum Error {
         /// How many pods the maps are made for.
         max_pods: u32,
     },
-    /// The caller wants a slot that another pod has, or that does not exist.
+    /// The caller wants a slot that another pod has, that does not exist, or that differs from the
+    /// pod's own.
     #[error("slot {slot} cannot be given to a pod: {reason}")]
     Slot {
         /// The slot.
         slot: u32,
-        /// Why not.
+        /// Why the pod cannot have the slot.
         reason: &'static str,
     },
     /// A pod cannot have this many workers.
     #[error("{0} workers: a pod needs 1 to {max}", max = sluice_abi::MAX_WORKERS)]
     Workers(usize),
-    /// A pod's address that cannot be captured.
+    /// A pod's address cannot be captured.
     #[error("pod address {0} is loopback or unspecified: it is not one that a pod is reached at")]
     Address(IpAddr),
-    /// A network that no address can be in.
+    /// A network's prefix is longer than its address.
     #[error("{address}/{length} is not a network: the prefix is longer than the address")]
     Network {
         /// The address.
@@ -119,12 +120,12 @@ pub enum Error {
     /// A pod wants more exemptions than it has room for; it keeps those it has.
     #[error("a pod may exempt {room} {what} at most: its opt-outs stay as they were")]
     TooManyExempt {
-        /// Ports or networks.
+        /// What there are too many of: ports or networks.
         what: &'static str,
-        /// How many there may be.
+        /// How many of them a pod may have.
         room: u32,
     },
-    /// The node's own network namespace could not be told.
+    /// The node's own network namespace could not be determined.
     #[error("cannot tell the node's network namespace: {0}")]
     Node(#[source] sluice_sys::Error),
     /// The pod is not enrolled.
@@ -133,7 +134,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Says what was tried on a path, if it fails; costs nothing if it does not.
+    /// Returns a function that adds to an error what was tried on which path; costs nothing on
+    /// success.
     pub(crate) fn path(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -141,7 +143,8 @@ impl Error {
         move |source| Self::Path { action, path: path.into(), source }
     }
 
-    /// Says what was tried on a map, program or hook, if it fails; costs nothing if it does not.
+    /// Returns a function that adds to an error what was tried on which map, program or hook; costs
+    /// nothing on success.
     pub(crate) fn kernel(
         action: &'static str,
         object: impl Into<String>,

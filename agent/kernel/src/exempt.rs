@@ -1,8 +1,8 @@
 //! What the mesh leaves alone: opt-outs and probe ports of pods, and destinations of the whole node.
 //!
-//! Narrowing comes first: what is no longer exempt is taken back before anything new is exempted, and
-//! when a step fails, what remains is less than was asked for, never more. Each pod has room of its own
-//! in the maps, so that no pod can use up another's.
+//! Narrowing comes first: what is no longer exempt is removed before anything new is exempted, and if a
+//! step fails, less is exempt than was asked for, never more. Each pod has its own room in the maps, so
+//! no pod can use up another's.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -13,16 +13,16 @@ use sluice_abi::{DirectKey, Exemptions, NetworkKey, PortKey, PortUse, Settings};
 
 use crate::{DirectFill, Error, table::Tables};
 
-/// Exempt ports that one pod may have, probes included.
+/// Largest number of exempt ports of one pod, probe ports included.
 pub(crate) const PORTS_PER_POD: u32 = 64;
-/// Exempt networks that one pod may have.
+/// Largest number of exempt networks of one pod.
 pub(crate) const NETWORKS_PER_POD: u32 = 16;
-/// Destinations that the whole node may reach without the mesh.
+/// Largest number of destinations that the whole node reaches without the mesh.
 pub(crate) const DIRECT: u32 = 16_384;
 
-/// Keys of these maps have no value; one that is there is exempt.
+/// Value of every entry in these maps, which has no meaning: a key that is there is exempt.
 const PRESENT: u32 = 1;
-/// The only entry of the settings.
+/// Key of the only entry in the settings' map.
 const SETTINGS: u32 = 0;
 
 /// Traffic of a pod that the mesh leaves alone. None by default.
@@ -38,7 +38,7 @@ pub struct PodExemptions {
     pub probe_ports: BTreeSet<u16>,
 }
 
-/// What the kernel's maps hold, so that a change costs only what it changes.
+/// A copy of what the kernel's maps hold, so a change writes only what differs.
 #[derive(Debug)]
 pub(crate) struct Exempt {
     pods: HashMap<u32, Held>,
@@ -55,7 +55,7 @@ struct Held {
 // === impl PodExemptions ===
 
 impl PodExemptions {
-    /// The kinds that there are any of.
+    /// The kinds of exemption that the pod has.
     pub(crate) fn kinds(&self) -> Exemptions {
         Exemptions::NONE
             .with(Exemptions::INBOUND_PORTS, !self.inbound_ports.is_empty())
@@ -111,8 +111,8 @@ impl Exempt {
         wanted.entries(0).map(drop)
     }
 
-    /// Removes the entries of a slot that are not wanted; hooks must not ask for them any more, or
-    /// may find them gone one by one.
+    /// Removes the entries of a slot that are not wanted. They go one by one: hooks must already
+    /// have stopped looking them up, or may see some gone before others.
     pub(crate) fn narrow(
         &mut self,
         tables: &Tables,
@@ -132,7 +132,7 @@ impl Exempt {
         Ok(())
     }
 
-    /// Adds the entries of a slot that are wanted and not there.
+    /// Adds the wanted entries of a slot that are missing.
     pub(crate) fn widen(
         &mut self,
         tables: &Tables,
@@ -152,7 +152,7 @@ impl Exempt {
         Ok(())
     }
 
-    /// Removes every entry of a slot that is no pod's any more.
+    /// Removes every entry of a slot that no longer belongs to a pod.
     pub(crate) fn forget(&mut self, tables: &Tables, slot: u32) -> Result<(), Error> {
         self.narrow(tables, slot, &PodExemptions::default())?;
         self.pods.remove(&slot);
@@ -166,7 +166,7 @@ impl Exempt {
         free.into_iter().try_for_each(|slot| self.forget(tables, slot))
     }
 
-    /// Makes the node reach `wanted` without the mesh, or as many of them as fit.
+    /// Makes the node reach `wanted` without the mesh, or as many of these destinations as fit.
     pub(crate) fn set_direct(
         &mut self,
         tables: &Tables,
@@ -192,7 +192,7 @@ impl Exempt {
     }
 }
 
-/// Changes the node's settings, if that changes anything.
+/// Changes the node's settings, and writes them only if they differ.
 pub(crate) fn change_settings(
     tables: &Tables,
     change: impl FnOnce(Settings) -> Settings,

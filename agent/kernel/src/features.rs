@@ -1,4 +1,5 @@
-//! Which optional features this kernel has: by trying them, because distributions backport.
+//! Finds out which optional features this kernel has by trying them, because distributions
+//! backport.
 
 use std::io;
 
@@ -24,7 +25,7 @@ const SOCK_ADDR_SK: i16 = 64;
 /// `lo`, which every namespace has.
 const LOOPBACK: u32 = 1;
 
-/// The features that are used.
+/// The optional features to use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
     pub(crate) tcx: bool,
@@ -72,7 +73,7 @@ const fn instruction(code: u8, destination: u8, source: u8, offset: i16, immedia
 fn has_tcx() -> bool {
     match syscall::program::query(LOOPBACK, AttachType::TCX_INGRESS, 0) {
         Ok(_) => true,
-        // "Nothing attached" still knows what was asked.
+        // "Nothing attached" is also the answer of a kernel that knows the attach type.
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }

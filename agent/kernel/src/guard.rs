@@ -1,7 +1,7 @@
 //! Programs on a host veth: attached by a tcx link, or as a clsact filter where there is no tcx.
 //!
 //! A tcx link is pinned and updated like all others. A filter has no link: it stays until it is
-//! taken away or the interface goes, and is known again by its priority and handle.
+//! removed or the interface goes, and is recognised by its priority and handle.
 
 use std::{
     ffi::CStr,
@@ -26,9 +26,9 @@ use crate::{
     syscall::{self, program::AttachType},
 };
 
-/// First of all filters, since a filter before ours could let a packet through.
+/// Puts our filter before all others, since an earlier one could let a packet through.
 const PRIORITY: u16 = 1;
-/// Tells our filter from others of the same priority.
+/// Distinguishes our filter from others of the same priority.
 const HANDLE: TcHandle = TcHandle::new(0, 0x51ce);
 
 /// A program on a pod's host veth.
@@ -64,7 +64,7 @@ impl Filter {
         }
     }
 
-    /// Where its link is pinned.
+    /// Where the program's tcx link is pinned.
     pub(crate) fn pin(self, pins: &Pins, cookie: u64, ifindex: u32) -> PathBuf {
         match self {
             Self::Guard => pins.guard(cookie, ifindex),
@@ -82,7 +82,7 @@ impl Filter {
     }
 }
 
-/// Attaches a program by a tcx link, or puts it under the link pinned at `pin`.
+/// Attaches a program by a tcx link, or puts it under the link that is pinned at `pin`.
 pub(crate) fn attach_tcx(
     filter: Filter,
     program: &LoadedProgram,
@@ -102,7 +102,7 @@ pub(crate) fn attach_tcx(
 pub(crate) fn attach_clsact(filter: Filter, ebpf: &mut Ebpf, ifindex: u32) -> Result<(), Error> {
     let name = interface_name(filter, ifindex)?;
     if let Err(error) = tc::qdisc_add_clsact(&name) {
-        // Attaching tells whether it is really missing; most often it is just there already.
+        // Usually clsact is there already. If it is really missing, attaching fails and says so.
         tracing::debug!(ifindex, %error, "clsact not added");
     }
     let classifier = classifier(filter, ebpf)?;
@@ -111,7 +111,7 @@ pub(crate) fn attach_clsact(filter: Filter, ebpf: &mut Ebpf, ifindex: u32) -> Re
     let attached = classifier
         .attach_with_options(&name, side, TcAttachOptions::Netlink(options))
         .or_else(|error| {
-            // Ours is there, from the agent before this one: replace the program in it.
+            // Our filter is there, from an earlier agent: replace its program.
             let link = SchedClassifierLink::attached(&name, side, PRIORITY, HANDLE, None)
                 .map_err(|_gone| error)?;
             classifier.attach_to_link(link)
@@ -119,17 +119,17 @@ pub(crate) fn attach_clsact(filter: Filter, ebpf: &mut Ebpf, ifindex: u32) -> Re
         .map_err(|source| filter.failed("attach", ifindex, source))?;
     let link =
         classifier.take_link(attached).map_err(|source| filter.failed("keep", ifindex, source))?;
-    // Dropping it would detach the filter, which is to outlive the agent.
+    // Dropping the link would detach the filter, which must outlive the agent.
     std::mem::forget(link);
     Ok(())
 }
 
-/// Takes our filters from an interface, if the interface is still there and has them.
+/// Removes our filters from an interface, if the interface is still there and has them.
 pub(crate) fn detach_all_clsact(ifindex: u32) -> Result<(), Error> {
     Filter::ALL.into_iter().try_for_each(|filter| detach_clsact(filter, ifindex))
 }
 
-/// Takes one of our filters from an interface, if the interface is still there and has it.
+/// Removes one of our filters from an interface, if the interface is still there and has it.
 pub(crate) fn detach_clsact(filter: Filter, ifindex: u32) -> Result<(), Error> {
     let Ok(name) = interface_name(filter, ifindex) else { return Ok(()) };
     match tc::qdisc_detach_program(&name, filter.clsact(), filter.program()) {
@@ -139,7 +139,7 @@ pub(crate) fn detach_clsact(filter: Filter, ifindex: u32) -> Result<(), Error> {
     }
 }
 
-/// Whether our program is on the interface by a tcx link.
+/// Whether our program is attached to the interface by a tcx link.
 pub(crate) fn has_tcx(
     filter: Filter,
     program: &LoadedProgram,
@@ -152,8 +152,8 @@ pub(crate) fn has_tcx(
     }
 }
 
-/// Whether our filter is on the interface. The kernel is asked by adding it once more, which fails
-/// if it is there; one that could be added is taken away again.
+/// Whether our filter is on the interface. This adds the filter once more, which fails if it is
+/// there; if it succeeds, the new filter is removed again.
 pub(crate) fn has_clsact(filter: Filter, ebpf: &mut Ebpf, ifindex: u32) -> Result<bool, Error> {
     let Ok(name) = interface_name(filter, ifindex) else { return Ok(false) };
     let classifier = classifier(filter, ebpf)?;
@@ -179,7 +179,8 @@ fn gone_or_empty(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// Whether netlink said `EEXIST`; aya keeps the error's number to its source's text.
+/// Whether netlink returned `EEXIST`. aya shows the error number only in the chain of the error's
+/// sources.
 fn is_exists(error: &ProgramError) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {

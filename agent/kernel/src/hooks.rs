@@ -18,7 +18,7 @@ use crate::{
     syscall::{self, program::AttachType},
 };
 
-/// Where a node-wide program goes; `None` for one that is attached per pod.
+/// Returns how a node-wide program is attached; `None` for one that is attached per pod.
 pub(crate) fn attach_type(name: &str) -> Option<AttachType> {
     match name {
         program::CONNECT4 => Some(AttachType::CGROUP_INET4_CONNECT),
@@ -32,7 +32,7 @@ pub(crate) fn attach_type(name: &str) -> Option<AttachType> {
     }
 }
 
-/// Attaches the node-wide programs, or puts them under the links that are pinned.
+/// Attaches the node-wide programs, or puts them under their pinned links.
 pub(crate) fn attach(loaded: &Loaded, cgroup: &File, pins: &Pins) -> Result<(), Error> {
     for name in PROGRAMS {
         let Some(attach_type) = attach_type(name) else { continue };
@@ -43,7 +43,7 @@ pub(crate) fn attach(loaded: &Loaded, cgroup: &File, pins: &Pins) -> Result<(), 
         }
         let link = syscall::link::to_fd(program.fd.as_fd(), cgroup.as_fd(), attach_type)
             .map_err(Error::kernel("attach", name))?;
-        // A link to another cgroup goes once this one is there: the settings have changed.
+        // The settings have changed: a link to another cgroup goes once this one is there.
         pins::remove_link(&pin)?;
         syscall::pin(link.as_fd(), &pin).map_err(Error::path("pin a link at", pin))?;
     }
@@ -61,9 +61,11 @@ fn is_on(path: &Path, cgroup: &File) -> Result<bool, Error> {
     Ok(info.cgroup() == id)
 }
 
-/// Puts a program under the link pinned at `path`; whether there is one that is still attached.
+/// Puts a program under the link pinned at `path`. Returns whether there is such a link and it is
+/// still attached.
 ///
-/// A link whose cgroup, namespace or interface is gone stays pinned as a shell, and is removed.
+/// A link whose cgroup, namespace or interface is gone stays pinned as a shell, which is removed
+/// here.
 pub(crate) fn update(path: &Path, program: &LoadedProgram) -> Result<bool, Error> {
     let Some(link) = syscall::open_pin(path).map_err(Error::path("open the pin", path))? else {
         return Ok(false);

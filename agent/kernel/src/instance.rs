@@ -1,4 +1,4 @@
-//! The pinned state of one generation, and taking it down: by its owner, its successor or an uninstall.
+//! The pinned state of one generation, and its removal by its owner, its successor or an uninstall.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -22,7 +22,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// The pods that are enrolled.
+    /// Returns the enrolled pods.
     pub(crate) fn enrolled(&self) -> Result<Vec<Enrolled>, Error> {
         let mut enrolled = Vec::new();
         for cookie in self.tables.pods.keys()? {
@@ -132,7 +132,8 @@ impl Instance {
         Ok(removed)
     }
 
-    /// Removes a slot's guarded interfaces; those that answer `filtered` have a filter to detach.
+    /// Removes a slot's guarded interfaces from the map, and detaches the filters of those for
+    /// which `filtered` is true.
     pub(crate) fn forget_guards(
         &self,
         slot: u32,

@@ -1,7 +1,7 @@
 //! Loads, attaches, pins and reads the BPF programs; the only crate that names aya.
 //!
 //! One agent owns one *instance*: a directory `<bpffs>/sluice/<instance>/` with its pinned maps and
-//! links. Nothing of it hangs on the agent's life: when the agent dies, the pinned hooks go on
+//! links. None of this depends on the agent being alive: when the agent dies, the pinned hooks go on
 //! pointing enrolled pods at listeners that are no longer there, so their connections are refused and
 //! never go out in plaintext. The next agent adopts the maps and swaps the programs under the links.
 //!
@@ -13,8 +13,8 @@
 //!                                        /pod/<netns cookie>/probe-<ifindex>  tcx link, if it is probed
 //! ```
 //!
-//! The *generation* spells the ABI version and the sizes of the maps: what has the same name can be
-//! adopted, what has another name is of another shape and is left alone until it is retired.
+//! The *generation* names the ABI version and the sizes of the maps. A generation of the same name
+//! can be adopted; one of another name has another shape and is left alone until it is retired.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![expect(unsafe_code, reason = "bpf(2), and mounting bpffs, have no safe wrapper")]
 

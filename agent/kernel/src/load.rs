@@ -1,4 +1,4 @@
-//! Brings the programs into the kernel: tunables, maps, verifier.
+//! Loads the programs into the kernel: tunables, maps, verifier.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,8 +13,8 @@ use crate::{
     Error, MapReport, Settings, bytecode, exempt, features::Features, pins::Pins, syscall, table,
 };
 
-/// Programs in the order in which they are loaded, and their hooks attached: whoever shows an
-/// application its peer and itself first, whoever captures last.
+/// Programs in the order in which they are loaded and their hooks attached. Those that show an
+/// application its peer and itself come first, those that capture come last.
 pub(crate) const PROGRAMS: [&str; 10] = [
     program::PEERNAME4,
     program::PEERNAME6,
@@ -52,7 +52,7 @@ impl Loaded {
         self.programs.iter().find(|program| program.name == name).ok_or(Error::Incomplete(name))
     }
 
-    /// A descriptor of a map, of the caller's own.
+    /// Returns a descriptor of a map, owned by the caller.
     pub(crate) fn map(&self, name: &'static str) -> Result<OwnedFd, Error> {
         let map = self.ebpf.map(name).and_then(data).ok_or(Error::Incomplete(name))?;
         map.fd()
@@ -61,7 +61,7 @@ impl Loaded {
             .map_err(Error::kernel("duplicate the descriptor of", name))
     }
 
-    /// Names, sizes and memory of the maps.
+    /// Returns names, sizes and memory of the maps.
     pub(crate) fn map_reports(&self) -> Result<Vec<MapReport>, Error> {
         let mut reports = Vec::new();
         for (name, ..) in table::sizes() {
@@ -77,8 +77,8 @@ impl Loaded {
     }
 }
 
-/// Loads and verifies the programs. With `pins`, maps that are pinned there are used, and the others
-/// are pinned there.
+/// Loads and verifies the programs. With `pins`, maps that are already pinned there are used, and
+/// the others are created and pinned there.
 pub(crate) fn load(
     settings: &Settings,
     features: Features,
@@ -89,7 +89,8 @@ pub(crate) fn load(
     let log = settings.log.byte();
     let mut loader = EbpfLoader::new();
     loader
-        // Nothing in the object is relocated against the kernel's types; reading them takes long.
+        // Nothing in the object is relocated against the kernel's types, and reading those takes
+        // long.
         .btf(None)
         .override_global(tunable::HAS_SET_RETVAL, &set_retval, true)
         .override_global(tunable::HAS_MPTCP, &mptcp, true)
@@ -111,7 +112,7 @@ pub(crate) fn load(
     Ok(Loaded { ebpf, programs })
 }
 
-/// Pins the maps whose pins somebody has removed: the next agent finds them by these.
+/// Restores the pins of maps that somebody has removed; the next agent finds the maps by them.
 pub(crate) fn pin_maps(loaded: &Loaded, pins: &Pins) -> Result<(), Error> {
     for (name, ..) in table::sizes() {
         let path = pins.map(name);
@@ -123,8 +124,8 @@ pub(crate) fn pin_maps(loaded: &Loaded, pins: &Pins) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sizes of the maps that depend on the settings. A pod has about two addresses and one veth; four
-/// times as many fit.
+/// Sizes of the maps, where the loader sets them. A pod has about two addresses and one veth; there
+/// is room for four of each.
 fn entries(settings: &Settings) -> [(&'static str, u32); 9] {
     let slots = settings.max_pods.saturating_add(1);
     let several = settings.max_pods.saturating_mul(4);

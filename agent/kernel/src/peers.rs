@@ -6,10 +6,10 @@ use sluice_abi::IpKey;
 
 use crate::{Error, PeerFill, exempt::change_settings, table::Tables};
 
-/// Peers have no value yet; a key that is there is a peer.
+/// Value of every entry, which has no meaning yet: a key that is there is a peer.
 const PRESENT: u32 = 1;
 
-/// What the kernel's map holds, so that a change costs only what it changes.
+/// A copy of what the kernel's map holds, so a change writes only what differs.
 #[derive(Debug)]
 pub(crate) struct Peers {
     held: HashSet<IpKey>,
@@ -23,7 +23,8 @@ impl Peers {
         Ok(Self { held, capacity: usize::try_from(max_peers).unwrap_or(usize::MAX) })
     }
 
-    /// Makes the map hold `wanted`, or as many as fit while everything is captured.
+    /// Makes the map hold `wanted`. If not all fit, it holds as many as do, and everything is
+    /// captured.
     pub(crate) fn set(
         &mut self,
         tables: &Tables,
@@ -32,7 +33,7 @@ impl Peers {
         let wanted: HashSet<IpKey> = wanted.iter().map(|address| (*address).into()).collect();
         let overflow = wanted.len() > self.capacity;
         if overflow {
-            // Before anything else: what does not fit is captured from here on.
+            // First of all: what does not fit is captured from here on.
             capture_all(tables, true)?;
         }
         for gone in self.held.difference(&wanted).copied().collect::<Vec<_>>() {

@@ -14,7 +14,7 @@ use crate::{Error, Settings, syscall};
 const BPFFS_MAGIC: i64 = 0xcafe_4a11;
 /// `CGROUP2_SUPER_MAGIC`.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
-/// Directory of all instances.
+/// Name of the directory of all instances.
 const PRODUCT: &str = "sluice";
 
 /// The pins of one generation of one instance.
@@ -91,13 +91,14 @@ impl Pins {
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    /// Interfaces for which a pod has a guard's link.
+    /// Interfaces for which the pod has a guard's link.
     pub(crate) fn guards(&self, cookie: u64) -> Result<Vec<u32>, Error> {
         let names = entries(&self.pod(cookie))?;
         Ok(names.iter().filter_map(|name| name.strip_prefix("guard-")?.parse().ok()).collect())
     }
 
-    /// Unpins the maps and removes the directories; the links must be gone. How many maps there were.
+    /// Unpins the maps and removes the directories; the links must be gone. Returns the number of
+    /// maps.
     pub(crate) fn remove(&self) -> Result<usize, Error> {
         let maps = self.root.join("map");
         let names = entries(&maps)?;
@@ -117,7 +118,7 @@ fn instance_directory(bpffs: &Path, instance: &str) -> PathBuf {
     bpffs.join(PRODUCT).join(instance)
 }
 
-/// Removes an instance's directory, and the directory of all instances if it was the last.
+/// Removes an instance's directory, and the directory of all instances if that was the last one.
 pub(crate) fn remove_instance(bpffs: &Path, instance: &str) -> Result<(), Error> {
     remove_directory(&instance_directory(bpffs, instance))?;
     match fs::remove_dir(bpffs.join(PRODUCT)) {
@@ -127,14 +128,14 @@ pub(crate) fn remove_instance(bpffs: &Path, instance: &str) -> Result<(), Error>
     }
 }
 
-/// Detaches the link pinned at `path` and unpins it; whether there was one.
+/// Detaches and unpins the link at `path`. Returns whether there was one.
 pub(crate) fn remove_link(path: &Path) -> Result<bool, Error> {
     use std::os::fd::AsFd;
     let Some(link) = syscall::open_pin(path).map_err(Error::path("open the pin", path))? else {
         return Ok(false);
     };
     if let Err(error) = syscall::link::detach(link.as_fd()) {
-        // What it was attached to is gone: then so is the attachment.
+        // The link's target is gone, and the attachment with it.
         tracing::debug!(path = %path.display(), %error, "link was detached already");
     }
     ignore_absent(fs::remove_file(path)).map_err(Error::path("unpin", path))?;
@@ -196,7 +197,7 @@ fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Names in a directory; none if it does not exist. Ours are all plain text.
+/// Returns the names in a directory; none if it does not exist. Ours are all plain text.
 fn entries(directory: &Path) -> Result<Vec<String>, Error> {
     let found = match fs::read_dir(directory) {
         Ok(found) => found,

@@ -1,10 +1,10 @@
-//! A pod as the datapath is told of it, and as it finds it.
+//! A pod as the caller describes it to the datapath, and as the datapath finds it.
 
 use std::{net::IpAddr, os::fd::BorrowedFd, time::Duration};
 
 use crate::{Error, PodExemptions};
 
-/// What the kernel counts of a pod's connections.
+/// The kernel's counts of a pod's connections.
 pub type PodCounters = sluice_abi::Counters;
 
 /// Everything that enrolling a pod needs.
@@ -16,14 +16,14 @@ pub struct PodHooks<'a> {
     pub netns: BorrowedFd<'a>,
     /// Slot to use; `None` keeps the pod's slot, or takes the lowest free one.
     pub slot: Option<u32>,
-    /// The pod's addresses; the first of each family is its primary one, to which captured
+    /// The pod's addresses. The first of each family is its primary one, to which captured
     /// connections are bound.
     pub addresses: &'a [IpAddr],
     /// Interface indexes of the host ends of the pod's veths, in the namespace of the calling thread.
     pub guard_ifindexes: &'a [u32],
     /// The agent's sockets for the pod, one entry per worker.
     pub workers: &'a [WorkerSockets<'a>],
-    /// What of its traffic the mesh leaves alone.
+    /// Traffic of the pod that the mesh leaves alone.
     pub exemptions: &'a PodExemptions,
 }
 
@@ -37,22 +37,22 @@ pub struct Placed {
     pub exempt: Result<(), Error>,
 }
 
-/// By what the kernel is to know the kubelet, beside the node's network namespace.
+/// How the kernel is to recognise the kubelet, in addition to the node's network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kubelet {
-    /// By a cgroup v2 that only the kubelet and its children are in: the directory's inode.
+    /// By a cgroup v2 that holds only the kubelet and its children, given as the directory's inode.
     Cgroup(u64),
-    /// By its process, where it shares its cgroup with others.
+    /// By its process, if it shares its cgroup with others.
     Process {
-        /// In the initial PID namespace.
+        /// Process ID in the initial PID namespace.
         id: u32,
-        /// How long this is believed unless it is said again: the kubelet may end while no agent is
-        /// there, and its number become another process's.
+        /// How long the ID is believed unless it is set again: the kubelet may end while no agent
+        /// is there, and another process may get its ID.
         believed_for: Duration,
     },
 }
 
-/// The sockets of one worker that serve a pod; a family that is absent is refused.
+/// The sockets with which one worker serves a pod; connections of an absent family are refused.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerSockets<'a> {
     /// Port of its outbound listener on 127.0.0.1.
@@ -74,36 +74,37 @@ pub struct Enrolled {
     pub slot: u32,
     /// Its addresses, in no order.
     pub addresses: Vec<IpAddr>,
-    /// Interfaces that are guarded for it.
+    /// Indexes of the interfaces that are guarded for it.
     pub guard_ifindexes: Vec<u32>,
 }
 
-/// Whether a pod is captured, as the kernel has it.
+/// Whether a pod is captured, according to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureState {
     /// Node-wide hooks of this instance that are not in effect on the cgroup, by program name.
     pub missing_hooks: Vec<&'static str>,
-    /// The pod's namespace is looked up by the connect hooks.
+    /// Whether the map that the connect hooks look up has the pod's namespace.
     pub enrolled: bool,
-    /// Our inbound program is attached to this very namespace.
+    /// Whether our inbound program is attached to this very namespace.
     pub inbound: bool,
     /// The guards, one per interface.
     pub guards: Vec<GuardState>,
-    /// Interfaces, of a pod that declares probe ports, on which probes are not recognised.
+    /// Interfaces on which probes are not recognised though the pod declares probe ports.
     pub unprobed: Vec<u32>,
 }
 
-/// Whether an interface is guarded, as the kernel has it.
+/// Whether an interface is guarded, according to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuardState {
     /// Index of the interface.
     pub ifindex: u32,
-    /// Our guard runs on its ingress.
+    /// Whether our guard runs on its ingress.
     pub attached: bool,
 }
 
 impl CaptureState {
-    /// Whether nothing can enter or leave the pod unseen: every hook in effect and at least one guard.
+    /// Whether nothing can enter or leave the pod unseen: every hook is in effect, and there is at
+    /// least one guard.
     #[must_use]
     pub fn complete(&self) -> bool {
         self.missing_hooks.is_empty()

@@ -1,17 +1,17 @@
-//! What the datapath consists of, for the operator's eyes.
+//! The parts of the datapath, for the operator's eyes.
 
 use std::path::PathBuf;
 
 use crate::Feature;
 
-/// The programs and maps of an instance, and what the kernel could not give.
+/// The programs and maps of an instance, and the features that the kernel lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The programs.
     pub programs: Vec<ProgramReport>,
     /// The maps.
     pub maps: Vec<MapReport>,
-    /// Features that are missing, and what is done instead.
+    /// Missing features, and what is done instead.
     pub fallbacks: Vec<Fallback>,
 }
 
@@ -22,9 +22,9 @@ pub struct ProgramReport {
     pub name: &'static str,
     /// Its id in the kernel.
     pub id: u32,
-    /// Instructions that the verifier walked; 0 before Linux 5.16, which does not tell.
+    /// Instructions that the verifier walked; 0 before Linux 5.16, which does not report them.
     pub verified_instructions: u32,
-    /// Instructions that are left after the verifier removed dead ones.
+    /// Instructions that remain after the verifier has removed dead ones.
     pub instructions: u32,
     /// Where it is attached.
     pub attach_point: String,
@@ -59,7 +59,7 @@ pub struct PeerFill {
     pub wanted: usize,
     /// Peers that the map holds.
     pub held: usize,
-    /// Peers that it has room for.
+    /// Peers that the map has room for.
     pub capacity: usize,
     /// Whether every destination is captured because not all peers fit.
     pub capture_all: bool,
@@ -73,19 +73,19 @@ pub struct DirectFill {
     pub wanted: usize,
     /// Destinations that the map holds.
     pub held: usize,
-    /// Destinations that it has room for.
+    /// Destinations that the map has room for.
     pub capacity: usize,
 }
 
 impl PeerFill {
-    /// Whether the map is at least 80 % full, which is time to warn.
+    /// Whether the wanted peers would fill at least 80 % of the map, which is time to warn.
     #[must_use]
     pub const fn nearly_full(&self) -> bool {
         self.wanted.saturating_mul(5) >= self.capacity.saturating_mul(4)
     }
 }
 
-/// What an uninstall took away.
+/// What was removed with an instance or a generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Pods that were withdrawn.

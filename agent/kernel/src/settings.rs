@@ -6,18 +6,19 @@ use sluice_abi::ABI_VERSION;
 
 use crate::Error;
 
-/// Which instance of the datapath, where, and how large.
+/// The settings of an instance of the datapath: its name, places and sizes.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Names the pin directory; several instances share a kernel. 1 to 64 of `[a-z0-9.-]`.
+    /// Name of the instance and of its pin directory; several instances can share a kernel. 1 to 64
+    /// of `[a-z0-9.-]`.
     pub instance: String,
     /// Where the BPF filesystem is, or will be mounted.
     pub bpffs: PathBuf,
     /// The cgroup v2 directory whose processes are hooked: the hierarchy's root in production.
     pub cgroup: PathBuf,
-    /// Pods that can be enrolled at once.
+    /// Largest number of pods that can be enrolled at once.
     pub max_pods: u32,
-    /// Peers (mesh pods and service addresses) that the kernel can tell apart.
+    /// Largest number of peers (mesh pods and service addresses) that the kernel can tell apart.
     pub max_peers: u32,
     /// Level of the kernel programs' own diagnostics.
     pub log: LogLevel,
@@ -40,7 +41,7 @@ impl Settings {
         }
     }
 
-    /// Name of the map shape: equal names can adopt each other's maps.
+    /// Name of the maps' shape: agents with the same name can adopt each other's maps.
     pub(crate) fn generation(&self) -> String {
         format!("v{ABI_VERSION}-{}-{}", self.max_pods, self.max_peers)
     }
@@ -60,20 +61,20 @@ impl Settings {
 
 /// Level of the kernel programs' diagnostics.
 ///
-/// Chosen when the programs are loaded: the verifier removes what is above it. All that is left of a
-/// diagnostic that is off is the load of the level, on the path that would have logged.
+/// Chosen when the programs are loaded: the verifier removes the code of higher levels. A diagnostic
+/// that is off leaves only the load of the level, on the path that would have logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
-    /// None.
+    /// No diagnostics.
     #[default]
     Off,
     /// Failures inside the hooks.
     Error,
-    /// And refused connections and packets.
+    /// Also refused connections and packets.
     Warn,
-    /// And nothing more yet; for symmetry with the agent's levels.
+    /// Nothing more yet; for symmetry with the agent's levels.
     Info,
-    /// And every connection that is captured or steered.
+    /// Also every connection that is captured or steered.
     Debug,
 }
 

@@ -1,4 +1,4 @@
-//! The agent's own sockets: marking them, and asking where a captured one was going.
+//! Marks the agent's own sockets, and tells where a captured one was going.
 
 use std::{
     net::SocketAddr,
@@ -12,8 +12,8 @@ use crate::{Error, syscall};
 
 /// Marks the agent's sockets and reads captured ones.
 ///
-/// Made for the connection path: cheap to clone, and every call is one system call of one to two
-/// microseconds that allocates nothing.
+/// Made for the connection path: cheap to clone, and every call is a single system call that takes
+/// one to two microseconds and allocates nothing.
 #[derive(Clone, Debug)]
 pub struct SocketTable {
     maps: Arc<SocketMaps>,
@@ -35,20 +35,20 @@ impl SocketTable {
         self.mark(listener.as_fd(), &AgentSocket::BYPASS)
     }
 
-    /// Marks a socket that will connect to another node; before it connects.
+    /// Marks a socket that will connect to another node. Call it before connecting.
     pub fn mark_upstream(&self, socket: impl AsFd) -> Result<(), Error> {
         self.mark(socket.as_fd(), &AgentSocket::BYPASS)
     }
 
-    /// Marks a socket that will connect to an application, which will see `client` as its peer;
-    /// before it connects. An IPv6 client cannot be shown to an IPv4 application, which then sees
-    /// its own address.
+    /// Marks a socket that will connect to an application, which will see `client` as its peer.
+    /// Call it before connecting. An IPv6 client cannot be shown to an IPv4 application, which then
+    /// sees the address that the socket connects from.
     pub fn mark_delivery(&self, socket: impl AsFd, client: SocketAddr) -> Result<(), Error> {
         self.mark(socket.as_fd(), &AgentSocket::delivery(client))
     }
 
-    /// Where the application behind an accepted outbound connection wanted to go; `None` if the
-    /// connection was not captured, and then it must be refused.
+    /// Returns where the application behind an accepted outbound connection wanted to go. `None`
+    /// means that the connection was not captured and must be refused.
     pub fn original_destination(&self, accepted: impl AsFd) -> Result<Option<SocketAddr>, Error> {
         let key = accepted.as_fd().as_raw_fd();
         let endpoint: Option<Endpoint> = syscall::map::lookup(self.maps.originals.as_fd(), &key)

@@ -1,4 +1,5 @@
-//! `bpf(2)`, as far as aya leaves it to us: links that are updated and pinned, maps read by key.
+//! The parts of `bpf(2)` that aya leaves to us: links that are updated and pinned, maps read by
+//! key.
 //!
 //! Each command has its own argument structure instead of the kernel's one union; the kernel takes
 //! any prefix of the union and reads the rest as zero.
@@ -30,7 +31,7 @@ const OBJ_GET: u32 = 7;
 unsafe trait Attribute {}
 
 fn bpf<T: Attribute>(command: u32, attribute: &mut T) -> io::Result<i64> {
-    // SAFETY: `Attribute` vouches for the layout, and its address and size are those of one live value.
+    // SAFETY: `Attribute` vouches for the layout; address and size are those of one live value.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>())
     };
@@ -48,7 +49,7 @@ fn address<T>(value: *const T) -> u64 {
 fn owned(result: i64) -> io::Result<OwnedFd> {
     let fd =
         RawFd::try_from(result).map_err(|_overflow| io::Error::from(io::ErrorKind::InvalidData))?;
-    // SAFETY: the command that returned it creates a descriptor for its caller, who is nobody else.
+    // SAFETY: the command has just created this descriptor for its caller, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -66,10 +67,10 @@ fn path_string(path: &Path) -> io::Result<CString> {
         .map_err(|_nul| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-/// What `bpf_ktime_get_boot_ns` shows.
+/// The time that `bpf_ktime_get_boot_ns` shows to kernel programs.
 pub(crate) fn boot_time() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a whole `timespec`; this clock is there since Linux 2.6.39.
+    // SAFETY: `now` is a whole `timespec`; this clock exists since Linux 2.6.39.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
     Duration::new(
         u64::try_from(now.tv_sec).unwrap_or_default(),
@@ -83,7 +84,7 @@ pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(OBJ_PIN, &mut Object { path: address(path.as_ptr()), fd: raw(fd), flags: 0 }).map(drop)
 }
 
-/// Opens what is pinned at `path`; `None` if nothing is.
+/// Opens what is pinned at `path`. Returns `None` if nothing is.
 pub(crate) fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
     let path = path_string(path)?;
     match bpf(OBJ_GET, &mut Object { path: address(path.as_ptr()), fd: 0, flags: 0 }) {

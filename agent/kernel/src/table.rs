@@ -1,4 +1,4 @@
-//! Maps by key, with their types; every call is one `bpf(2)`.
+//! Typed access to maps by key; every call is one `bpf(2)`.
 
 use std::{
     marker::PhantomData,
@@ -47,7 +47,7 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
             .map_err(Error::kernel("write map", self.name))
     }
 
-    /// Whether there was an entry.
+    /// Removes the entry at `key`. Returns whether there was one.
     pub(crate) fn remove(&self, key: &K) -> Result<bool, Error> {
         if !self.has_our_keys {
             return Ok(false);
@@ -56,8 +56,8 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
             .map_err(Error::kernel("delete from map", self.name))
     }
 
-    /// All keys. A concurrent change may show one twice or not at all; nobody else writes our maps
-    /// while the datapath's lock is held.
+    /// Returns all keys. A concurrent change may show one twice or not at all, but nobody else
+    /// writes our maps while the datapath's lock is held.
     pub(crate) fn keys(&self) -> Result<Vec<K>, Error> {
         let next = |key: Option<&K>| {
             syscall::map::next_key(self.fd.as_fd(), key)
@@ -72,7 +72,7 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         Ok(keys)
     }
 
-    /// All keys whose value answers `wanted`.
+    /// Returns all keys for whose value `wanted` is true.
     pub(crate) fn keys_where(&self, wanted: impl Fn(&V) -> bool) -> Result<Vec<K>, Error> {
         let mut found = Vec::new();
         for key in self.keys()? {
@@ -90,7 +90,7 @@ impl<K, V> AsFd for Table<K, V> {
     }
 }
 
-/// The maps that change with pods and peers.
+/// The maps that the agent reads and writes by key.
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) pods: Table<u64, Pod>,
@@ -100,7 +100,7 @@ pub(crate) struct Tables {
     pub(crate) ports: Table<PortKey, u32>,
     pub(crate) networks: Table<NetworkKey, u32>,
     pub(crate) direct: Table<DirectKey, u32>,
-    /// Values are descriptors of sockets, and cannot be read back.
+    /// Listening sockets. Values are written as descriptors, and cannot be read back.
     pub(crate) listeners: Table<u32, u32>,
     pub(crate) settings: Table<u32, Settings>,
     counters: Table<u32, Counters>,
@@ -108,7 +108,7 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Takes the maps from whoever has them.
+    /// Wraps the maps whose descriptors `take` returns.
     pub(crate) fn new(
         mut take: impl FnMut(&'static str) -> Result<OwnedFd, Error>,
     ) -> Result<Self, Error> {
@@ -129,7 +129,7 @@ impl Tables {
         })
     }
 
-    /// Opens the pinned maps; `None` if they are not all there.
+    /// Opens the pinned maps. Returns `None` if not all are there.
     pub(crate) fn open(pins: &Pins) -> Result<Option<Self>, Error> {
         let opened = Self::new(|name| {
             let path = pins.map(name);
@@ -146,7 +146,7 @@ impl Tables {
         }
     }
 
-    /// A slot's counts, summed over CPUs.
+    /// Returns a slot's counts, summed over CPUs.
     pub(crate) fn counters(&self, slot: u32) -> Result<Counters, Error> {
         let per_cpu: Vec<Counters> =
             syscall::map::lookup_per_cpu(self.counters.as_fd(), &slot, self.cpus)
@@ -154,7 +154,7 @@ impl Tables {
         Ok(per_cpu.into_iter().fold(Counters::default(), Counters::plus))
     }
 
-    /// Starts a slot's counts anew.
+    /// Resets a slot's counts.
     pub(crate) fn clear_counters(&self, slot: u32) -> Result<(), Error> {
         syscall::map::update_per_cpu(
             self.counters.as_fd(),
@@ -165,7 +165,7 @@ impl Tables {
     }
 }
 
-/// Sizes of each map's keys and values, by which an adopted map is recognised.
+/// Sizes of each map's keys and values, against which a map is checked before it is adopted.
 pub(crate) fn sizes() -> [(&'static str, usize, usize); 14] {
     const fn of<K, V>(name: &'static str) -> (&'static str, usize, usize) {
         (name, size_of::<K>(), size_of::<V>())

@@ -1,4 +1,4 @@
-//! What a CNI plugin says of a pod that is being set up, and whether the pod is of the mesh.
+//! Takes what a CNI plugin says of a pod that is being set up, and decides whether the pod belongs to the mesh.
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,16 +31,17 @@ pub struct Announcement {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Whether a pod is of the mesh.
+/// Whether a pod belongs to the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It is, and the snapshot in force has it under this name.
+    /// It does, and the snapshot in force has it under this UID.
     Enrolled(WorkloadUid),
     /// It is to be left alone.
     Outside(Outside),
 }
 
-/// Why it could not be decided. The pod must not start: its first packet might pass uncaptured.
+/// Why it could not be decided whether the pod belongs to the mesh. The pod must not start: its first packet might pass
+/// uncaptured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AnnounceError {
@@ -104,12 +105,12 @@ impl Announcements {
         Self { hub: Arc::clone(hub), client: client.clone(), node: node.into() }
     }
 
-    /// Takes an announcement and decides. When it answers [`Decision::Enrolled`], the pod is in the
-    /// snapshot in force, with the announced namespace and addresses.
+    /// Takes an announcement and decides. When this returns [`Decision::Enrolled`], the pod is in the snapshot in
+    /// force, with the announced namespace and addresses.
     ///
     /// # Errors
     ///
-    /// When it cannot be decided in time; nothing of the announcement stays.
+    /// When there is no decision in time; the announcement is then withdrawn.
     pub async fn announce(&self, announcement: Announcement) -> Result<Decision, AnnounceError> {
         let uid = match &announcement.uid {
             Some(uid) => uid.clone(),
@@ -134,7 +135,7 @@ impl Announcements {
         self.hub.changed.notify_one();
     }
 
-    /// The UID of the pod that has the announced name.
+    /// Returns the UID of the pod that has the announced name.
     async fn uid_of(&self, announcement: &Announcement) -> Result<String, AnnounceError> {
         let Announcement { namespace, name, .. } = announcement;
         match timeout(WITHIN, self.pods(namespace).get_opt(name)).await {
@@ -198,7 +199,7 @@ impl Announcements {
         self.heard(found.as_deref().unwrap_or(uid)).await
     }
 
-    /// Waits until the watches have told of a pod and its namespace.
+    /// Waits until a pod and its namespace are known, and returns the pod.
     async fn heard(&self, uid: &str) -> PodRecord {
         loop {
             if let Some(record) = self.known(uid) {
@@ -227,7 +228,7 @@ impl Announcements {
     ) -> Option<String> {
         let namespaces: Api<Watched<object::Namespace>> =
             Api::all_with(self.client.clone(), &resource::NAMESPACES.api(0));
-        // The namespace first: the pod's standing depends on it.
+        // The namespace comes first, because the pod's standing depends on it.
         if let Ok(Some(found)) = namespaces.get_opt(namespace).await {
             found.object.keep(&mut self.hub.cluster());
         }

@@ -20,7 +20,7 @@ const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const ROOTS: &str = "ca.crt";
 
-/// What an authority's Secret holds, PEM; cert-manager's layout.
+/// What an authority's Secret holds, as PEM in cert-manager's layout.
 pub struct CaTexts {
     /// The issuing certificate first, then those above it (`tls.crt`).
     pub certificate: Vec<u8>,
@@ -34,10 +34,10 @@ pub struct CaTexts {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SecretError {
-    /// The API server refuses, or is not there.
+    /// The API server refuses, or cannot be reached.
     #[error(transparent)]
     Api(#[from] ApiFault),
-    /// Something is missing in it.
+    /// Something is missing in the Secret.
     #[error(
         "it has no {0}, as cert-manager writes it: complete it, or delete it to have a new CA made"
     )]
@@ -47,14 +47,14 @@ pub enum SecretError {
     NotPem,
 }
 
-/// The Secret of an authority, followed.
+/// The Secret of an authority, which is followed.
 pub struct CaSecret {
     api: Api<Secret>,
     namespace: String,
     name: String,
-    /// The version that was last read.
+    /// The version of the Secret that was last read.
     read: Mutex<Option<String>>,
-    /// The version that there is; `None` until it is known, or when there is no Secret.
+    /// The Secret's current version; `None` until it is known, or when there is no Secret.
     present: tokio::sync::Mutex<watch::Receiver<Option<String>>>,
 }
 
@@ -82,12 +82,12 @@ impl CaSecret {
         Self { api, namespace, name, read: Mutex::default(), present }
     }
 
-    /// Namespace and name.
+    /// Returns the Secret's namespace and name.
     pub fn name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// What it holds now; `None` when it is not there.
+    /// Returns what the Secret holds now, or `None` when it does not exist.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl CaSecret {
         texts(secret.data.unwrap_or_default()).map(Some)
     }
 
-    /// Creates it with a self-signed certificate and its key, unless somebody else was faster: then `false`.
+    /// Creates the Secret with a self-signed certificate and its key. Returns `false` if somebody else was faster.
     ///
     /// # Errors
     ///
@@ -131,7 +131,7 @@ impl CaSecret {
         }
     }
 
-    /// Waits until it is another than [`Self::read`] has last seen. Each version is told once.
+    /// Waits until the Secret has a version that [`Self::read`] has not seen. Each version is reported once.
     pub async fn changed(&self) {
         let mut present = self.present.lock().await;
         while present.changed().await.is_ok() {
@@ -141,7 +141,7 @@ impl CaSecret {
                 return;
             }
         }
-        // The runtime ends.
+        // The sender is gone: the runtime ends.
         std::future::pending::<()>().await;
     }
 }

@@ -11,10 +11,10 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-/// How long one request may take that is no watch.
+/// How long a request may take, unless it is a watch.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Why the API server cannot even be tried.
+/// Why there are no usable credentials for the API server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -26,7 +26,7 @@ pub enum ConnectError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Not in a pod, or one without a service account.
+    /// There is no service account: this is no pod, or one without.
     #[error(
         "no service account ({0}): run in a pod with one, or set `kubeconfig` in the configuration"
     )]
@@ -36,7 +36,7 @@ pub enum ConnectError {
     Credentials(String),
 }
 
-/// Reads the credentials; connects when it is first used.
+/// Reads the credentials. The client connects when it is first used.
 pub(crate) async fn open(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
     let client = match kubeconfig {
         Some(file) => {
@@ -53,11 +53,11 @@ pub(crate) async fn open(kubeconfig: Option<&Path>) -> Result<Client, ConnectErr
     Client::try_from(client).map_err(|error| ConnectError::Credentials(error.to_string()))
 }
 
-/// A connection to the API server, for who does not follow a whole cluster; cheap to clone.
+/// A connection to the API server, for callers that do not follow a whole cluster; cheap to clone.
 #[derive(Clone)]
 pub struct ApiServer(pub(crate) Client);
 
-/// The API server did not do what it was asked.
+/// A request that the API server did not carry out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {reason}")]
 pub struct ApiFault {
@@ -69,8 +69,8 @@ pub struct ApiFault {
 // === impl ApiServer ===
 
 impl ApiServer {
-    /// Reads the credentials of a kubeconfig file, or of the service account of our own pod; connects when it is
-    /// first used.
+    /// Reads the credentials of a kubeconfig file, or of our own pod's service account. The connection is made when it
+    /// is first used.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ impl ApiServer {
 // === impl ApiFault ===
 
 impl ApiFault {
-    /// `what` was tried; `needs` is what RBAC must grant for it.
+    /// Describes an error. `what` was tried; `needs` is what RBAC must grant for it.
     pub(crate) fn new(what: &str, needs: &str, error: &kube::Error) -> Self {
         let (reason, passes) = if let kube::Error::Api(status) = error {
             let said = &status.message;
@@ -98,13 +98,13 @@ impl ApiFault {
         Self { what: what.to_owned(), reason, passes }
     }
 
-    /// Whether it may be otherwise soon without anybody doing anything.
+    /// Returns whether the fault may pass soon without anybody doing anything.
     pub fn passes(&self) -> bool {
         self.passes
     }
 }
 
-/// Has a request end: a connection that died silently would keep it for ever.
+/// Bounds the time of a request: on a connection that died silently it would wait for ever.
 pub(crate) async fn within<T>(
     request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, kube::Error> {
@@ -112,8 +112,8 @@ pub(crate) async fn within<T>(
     tokio::time::timeout(WITHIN, request).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
-/// What is at the bottom of an error: the layers above only repeat that something failed. Of the API server's answer,
-/// its own words.
+/// Returns an error with its innermost cause: the layers between only repeat that something failed. For an answer of
+/// the API server, returns the server's own words.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     if let Some(kube::Error::Api(status)) = error.downcast_ref()
         && !status.message.is_empty()

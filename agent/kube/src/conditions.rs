@@ -25,14 +25,14 @@ use crate::{
     resource::{AUTHORIZATION_POLICIES, PEER_AUTHENTICATIONS, Resource},
 };
 
-/// Our name as a writer of fields.
+/// The controller's name as a writer of fields.
 pub(crate) const MANAGER: &str = "sluice-controller";
 
-/// How long changes are gathered.
+/// How long changes are gathered before they are written.
 const CALM: Duration = Duration::from_millis(200);
-/// How often a kind that the cluster does not know is asked for.
+/// How long to wait before a kind that the cluster does not know is asked for again.
 const MISSING_PAUSE: Duration = Duration::from_secs(15);
-/// What failed is tried again after this.
+/// How long to wait before a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 const KINDS: [(ObjectKind, &Resource); 2] = [
     (ObjectKind::AuthorizationPolicy, &AUTHORIZATION_POLICIES),
@@ -57,7 +57,7 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     policies: BTreeMap<Key, Policy>,
-    /// Kinds that were listed, with the version of the API that has them.
+    /// Kinds that were listed, each with the index of the API version that has it.
     listed: BTreeMap<ObjectKind, usize>,
 }
 
@@ -95,11 +95,11 @@ impl PolicyReports {
         }
     }
 
-    /// Writes what has changed; answers whether all of it is written.
+    /// Writes what has changed. Returns `false` if a write failed.
     async fn write_all(&self, complaints: &mut Complaints) -> bool {
         let due = {
             let known = self.shared.known();
-            // Half of the policies would be judged without the other half.
+            // Policies of one kind would be judged without those of the other.
             if known.listed.len() < KINDS.len() {
                 return true;
             }
@@ -115,8 +115,9 @@ impl PolicyReports {
         all
     }
 
-    /// The whole list with the version it was read at, so that what another controller writes meanwhile is not
-    /// undone: its definitions make the list one value, without keys to merge by.
+    /// Writes all conditions, with the version of the policy that they were read from. The CRDs make the list one
+    /// value, without keys to merge by; the version keeps us from undoing what another controller writes meanwhile.
+    /// Returns `false` if the write failed.
     async fn write(
         &self,
         key: &Key,
@@ -151,7 +152,7 @@ impl PolicyReports {
                 );
                 true
             }
-            // Gone, or changed since: the watch tells, and it is judged again.
+            // The policy is gone or has changed since: the watch says so, and it is judged again.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => true,
             Err(error) => {
                 let needs = format!("patch on {}/status", resource.name());
@@ -202,7 +203,7 @@ impl Shared {
 // === impl Known ===
 
 impl Known {
-    /// Answers whether something may have to be written.
+    /// Takes over an event. Returns whether something may have to be written.
     fn take(
         &mut self,
         kind: ObjectKind,

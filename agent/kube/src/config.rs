@@ -1,30 +1,30 @@
-//! What the source goes by.
+//! The settings of the source.
 
 use std::path::PathBuf;
 
 use sluice_cluster::Settings;
 
-/// How the cluster is reached and understood.
+/// How to reach the cluster, and how to understand its objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubeConfig {
     /// A kubeconfig file; `None` uses the service account of the agent's own pod.
     pub kubeconfig: Option<PathBuf>,
     /// Name of the agent's node.
     pub node: String,
-    /// Where what is known is remembered; each agent of a machine has its own.
+    /// The directory where the known state is remembered; each agent of a machine has its own.
     pub directory: PathBuf,
     /// How objects are understood.
     pub settings: Settings,
-    /// What of the cluster is the agent itself; `None` for one that runs outside of it.
+    /// The agent's own objects in the cluster; `None` for an agent that runs outside the cluster.
     pub installation: Option<Installation>,
 }
 
-/// The agent as an object of the cluster.
+/// The agent's own objects in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
     /// Its namespace.
     pub namespace: String,
-    /// The DaemonSet that it is one of.
+    /// The DaemonSet that its pod belongs to.
     pub daemon_set: String,
     /// Its pod.
     pub pod: String,

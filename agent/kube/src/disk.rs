@@ -1,4 +1,4 @@
-//! What is known, remembered on disk for a start without the API server.
+//! Keeps the known state on disk, for a start without the API server.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ pub(crate) struct Memory {
     directory: PathBuf,
 }
 
-/// The two parts, since what decides is written at once and the rest from time to time.
+/// The two parts of the state: rules are written at once, members from time to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Rules,
@@ -36,7 +36,7 @@ impl Memory {
         })
     }
 
-    /// Writes a part so that a reader sees either the old or the new.
+    /// Writes a part; a reader sees either the old text or the new one.
     pub(crate) fn keep(&self, part: Part, text: &[u8]) -> io::Result<()> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&self.directory)?;
@@ -53,7 +53,7 @@ impl Memory {
         })
     }
 
-    /// Has the cluster know what is remembered; answers whether there was anything usable.
+    /// Restores the remembered state into the cluster. Returns whether there was anything usable.
     pub(crate) fn restore(&self, cluster: &mut Cluster) -> bool {
         let read = |part| fs::read(self.path(part));
         let (rules, members) = match (read(Part::Rules), read(Part::Members)) {
@@ -84,7 +84,7 @@ impl Memory {
 }
 
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    // By name our own: the agent that is about to be replaced may be writing too.
+    // The name is unique to this process, because an agent that is about to be replaced may be writing too.
     let new = path.with_extension(format!("{}.new", std::process::id()));
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;

@@ -1,8 +1,8 @@
-//! One replica among several, by a Lease (coordination.k8s.io/v1).
+//! Elects one replica among several, by a Lease (coordination.k8s.io/v1).
 //!
-//! Whoever holds the Lease renews it; who has not seen it renewed for its whole duration, by the own clock, may
-//! take it. A holder that cannot renew stops before that. Writes carry the version that was read, so that of two
-//! that try at once one fails.
+//! The holder of the Lease renews it. Another replica may take it after seeing no renewal for its whole duration, by
+//! that replica's own clock. A holder that cannot renew stops before that. Each write carries the version that was
+//! read: of two that try at once, one fails.
 
 use std::time::{Duration, Instant};
 
@@ -18,19 +18,19 @@ use crate::{ApiServer, client::ApiFault, events::Complaints};
 
 const DURATION: Duration = Duration::from_secs(15);
 const RENEWAL: Duration = Duration::from_secs(5);
-/// A holder that could not renew for so long has lost: well before another may take it.
+/// A holder that could not renew for this long gives up, well before another may take the Lease.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often those look who wait, and how long one request may take.
+/// How often waiting replicas look at the Lease, and how long one attempt may take.
 const LOOK: Duration = Duration::from_secs(2);
 const NEEDS: &str = "get, create and update on leases in the controller's namespace";
 const WHAT: &str = "electing the replica that writes";
 
-/// Whether this replica is the one, now and later.
+/// Whether this replica leads, now and later.
 pub type Lead = watch::Receiver<bool>;
 
-/// Takes part in an election for as long as it is kept.
+/// A replica's part in an election, which ends when this is dropped.
 pub struct Election {
-    /// Whether this replica is the one.
+    /// Whether this replica leads.
     pub lead: Lead,
     stop: Option<oneshot::Sender<()>>,
     task: tokio::task::JoinHandle<()>,
@@ -43,7 +43,7 @@ struct Candidate {
     lead: watch::Sender<bool>,
     /// When this replica last wrote the Lease.
     renewed: Option<Instant>,
-    /// The version of another's Lease, and when it was first seen.
+    /// The version of the Lease while another holds it, and when that version was first seen.
     seen: Option<(Option<String>, Instant)>,
     complaints: Complaints,
 }
@@ -51,8 +51,8 @@ struct Candidate {
 // === impl Election ===
 
 impl Election {
-    /// Takes part in the election that the Lease `namespace`/`name` decides, as `identity`, which no other replica
-    /// may have.
+    /// Takes part, as `identity`, in the election that the Lease `namespace`/`name` decides. No other replica may have
+    /// the same identity.
     pub fn join(server: &ApiServer, namespace: &str, name: &str, identity: String) -> Self {
         let (sender, lead) = watch::channel(false);
         let candidate = Candidate {
@@ -69,10 +69,10 @@ impl Election {
         Self { lead, stop: Some(stop), task }
     }
 
-    /// Gives the Lease back, so that another replica need not wait for its end.
+    /// Gives the Lease back: another replica then need not wait for its end.
     pub async fn leave(mut self) {
         drop(self.stop.take());
-        // Without an answer in time, it ends by itself.
+        // If this is not done in time, the Lease ends by itself.
         drop(tokio::time::timeout(LOOK, &mut self.task).await);
     }
 }
@@ -124,7 +124,7 @@ impl Candidate {
         if holder == self.identity {
             return self.write(lease, false).await;
         }
-        // Somebody else has it: what we wrote is no more.
+        // Another replica holds the Lease now, so our renewal no longer counts.
         self.renewed = None;
         let version = lease.metadata.resource_version.clone();
         let since = match &self.seen {
@@ -145,7 +145,7 @@ impl Candidate {
     }
 
     async fn write(&mut self, mut lease: Lease, is_new: bool) -> Result<(), kube::Error> {
-        // Counted from before the write: others count from after it.
+        // Our time counts from before the write, the others' from after it.
         let at = Instant::now();
         let exists = lease.metadata.resource_version.is_some();
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
@@ -169,7 +169,7 @@ impl Candidate {
                 self.renewed = Some(at);
                 Ok(())
             }
-            // Another was faster; the next turn sees who.
+            // Another replica was faster; the next turn sees which.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             Err(error) => Err(error),
         }

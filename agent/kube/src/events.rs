@@ -1,4 +1,4 @@
-//! Following objects that are no state of the mesh, for the controller.
+//! Follows objects that are not part of the mesh's state, for the controller.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -13,18 +13,18 @@ use crate::client::ApiFault;
 
 /// How long the server keeps a watch open: a connection that died silently is noticed soon after.
 const WATCH_SECONDS: u32 = 60;
-/// Objects per page of a list, which every server knows.
+/// Objects per page of a list; every server can send lists in pages.
 const PAGE: u32 = 500;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Says what fails once, until it is something else or works again.
+/// Logs a failure once, until the reason is another or it works again.
 #[derive(Debug, Default)]
 pub(crate) struct Complaints {
     said: Option<String>,
 }
 
-/// Why the following of a kind has ended.
+/// Why a kind is not followed any longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// The server does not know the kind in this version.
@@ -48,7 +48,7 @@ impl Complaints {
     }
 }
 
-/// Follows the objects that `fields` selects (a field selector; all when empty) and hands each event over.
+/// Follows the objects that the field selector `fields` selects (all when empty), and hands each event to `take`.
 pub(crate) async fn follow<K>(
     api: Api<K>,
     fields: &str,
@@ -74,7 +74,7 @@ where
             Err(error) => {
                 match fault(&error, what, needs) {
                     Fault::Missing => return Ended::Missing,
-                    // The list starts anew by itself.
+                    // The watcher lists anew by itself.
                     Fault::Expired => {}
                     Fault::Other(reason) => {
                         complaints.fails(what, &reason);

@@ -1,4 +1,4 @@
-//! One kind of object, listed and then watched for as long as the source lives.
+//! Lists and then watches one kind of object, for as long as the source lives.
 
 use std::{
     collections::HashSet,
@@ -23,10 +23,10 @@ const WATCH_SECONDS: u32 = 60;
 const PAGE: u32 = 200;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a kind that the cluster does not know is asked for.
+/// How long to wait before a kind that the cluster does not know is asked for again.
 const MISSING_PAUSE: Duration = Duration::from_secs(15);
-/// How long a kind must be unknown before objects of it that we know count as gone: a server that is
-/// starting may not know it yet.
+/// How long a kind must be unknown before its known objects count as gone: a server that is starting may not know it
+/// yet.
 const MISSING_TIME: Duration = Duration::from_mins(1);
 
 /// Follows one kind.
@@ -40,7 +40,7 @@ pub(crate) struct Follow<T> {
     /// Counts the versions of the kind that were tried.
     attempt: usize,
     missing_since: Option<Instant>,
-    /// Keys that the list under way has shown so far.
+    /// The keys that the list under way has named so far.
     listed: Option<HashSet<String>>,
     pause: Duration,
     kind: std::marker::PhantomData<fn() -> T>,
@@ -48,9 +48,9 @@ pub(crate) struct Follow<T> {
 
 /// What to do after an error.
 enum Then {
-    /// Go on with the stream.
+    /// Go on with the same watcher.
     On,
-    /// Start another one.
+    /// Start a new watcher.
     Anew,
 }
 
@@ -155,7 +155,8 @@ where
         Then::On
     }
 
-    /// The cluster does not know the kind in this version.
+    /// Moves on to another version, because the cluster does not know this one. When no version is known, the kind
+    /// counts as having no objects; while some are known, only after [`MISSING_TIME`].
     async fn missing(&mut self) {
         self.attempt += 1;
         if !self.attempt.is_multiple_of(self.resource.version_count()) {
@@ -189,7 +190,7 @@ fn status_of(error: &watcher::Error) -> Option<&Status> {
     }
 }
 
-/// The error with what to do about it.
+/// Describes an error and what to do about it.
 fn reason(error: &watcher::Error, resource: &Resource) -> String {
     let Some(status) = status_of(error) else {
         return crate::client::innermost(error);

@@ -1,4 +1,4 @@
-//! What the tasks of the source share.
+//! The state that the tasks of the source share.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,13 +12,13 @@ use tokio::sync::{Notify, watch};
 
 use crate::{KubeError, KubeStatus, resource::Resource};
 
-/// What the tasks of the source share.
+/// The state that the tasks of the source share.
 #[derive(Debug)]
 pub(crate) struct Hub {
     cluster: Mutex<Cluster>,
-    /// Something came that may matter.
+    /// Notified when something has come that may matter.
     pub(crate) changed: Notify,
-    /// Somebody waits for what came.
+    /// Notified when somebody waits for what has come.
     pub(crate) hurry: Notify,
     progress: Mutex<Progress>,
     pub(crate) snapshots: watch::Sender<Option<Arc<Snapshot>>>,
@@ -27,7 +27,7 @@ pub(crate) struct Hub {
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// Essential kinds that were not listed yet.
+    /// What was not listed yet and must be before the state is complete.
     unlisted: BTreeSet<&'static str>,
     errors: BTreeMap<String, KubeError>,
 }
@@ -46,7 +46,7 @@ impl Hub {
         }
     }
 
-    /// The cluster's state. Not to be held across an await.
+    /// Locks the cluster's state, which must not be held across an await.
     pub(crate) fn cluster(&self) -> MutexGuard<'_, Cluster> {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -55,14 +55,14 @@ impl Hub {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A kind will be followed: nothing is complete before it was listed.
+    /// Notes that a kind will be followed. If it is essential, the state is not complete before it was listed.
     pub(crate) fn expect(&self, kind: &'static str, resource: &Resource) {
         if resource.is_essential {
             self.progress().unlisted.insert(kind);
         }
     }
 
-    /// What else nothing is complete without.
+    /// Notes something else without which the state is not complete.
     pub(crate) fn expect_first(&self, what: &'static str) {
         self.progress().unlisted.insert(what);
     }
@@ -76,7 +76,7 @@ impl Hub {
         self.progress().unlisted.is_empty()
     }
 
-    /// Notes that something fails; it counts from the first time.
+    /// Notes that something fails. It counts as failing since the first time.
     pub(crate) fn failed(&self, what: &str, reason: String) {
         let mut progress = self.progress();
         let known = progress.errors.get(what);
@@ -97,7 +97,7 @@ impl Hub {
         }
     }
 
-    /// Shows errors as they are now.
+    /// Writes the current errors into the status.
     fn show(&self) {
         let errors: Vec<_> = self.progress().errors.values().cloned().collect();
         self.status.send_modify(|status| Arc::make_mut(status).errors = errors);

@@ -1,4 +1,4 @@
-//! What is to be said of each policy, once for the whole cluster.
+//! Judges each policy, once for the whole cluster.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,12 +11,12 @@ use sluice_spiffe::TrustDomain;
 
 /// The type of our condition.
 pub(crate) const CONDITION: &str = "sluice.dev/Accepted";
-/// The annotation that has a policy checked but not enforced.
+/// The annotation that says that a policy is to be checked but not enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
-/// Longer messages end with how much is left out; the API allows 32,768 characters.
+/// The longest message; a longer one ends with how much is left out. The API allows 32,768 characters.
 const MAX_MESSAGE: usize = 4_096;
 
-/// What names a policy: kind, namespace, name.
+/// The key of a policy: kind, namespace, name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) kind: ObjectKind,
@@ -35,7 +35,7 @@ pub(crate) struct Policy {
     read: Result<Vec<PolicyObject>, ReadError>,
 }
 
-/// What its status should say.
+/// What a policy's status should say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Judgement {
     pub(crate) is_accepted: bool,
@@ -46,7 +46,7 @@ pub(crate) struct Judgement {
 // === impl Policy ===
 
 impl Policy {
-    /// Reads an object as the API server sends it; `before` is what was known of it.
+    /// Reads an object as the API server sends it. `before` is what was known of the policy.
     pub(crate) fn read(key: &Key, object: &Value, before: Option<Self>) -> Self {
         let at = |path: &str| object.pointer(path);
         let text_at = |path: &str| at(path).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -68,7 +68,7 @@ impl Policy {
         }
     }
 
-    /// The conditions with ours among them, if that changes anything.
+    /// Returns the conditions with ours among them, or `None` if nothing changes.
     pub(crate) fn conditions_with(
         &self,
         judgement: &Judgement,
@@ -106,17 +106,17 @@ impl Policy {
     }
 }
 
-/// Istio's own conditions write it as a text, as protobuf's JSON does with 64-bit numbers.
+/// Reads a generation. Istio's own conditions write it as a text, as protobuf's JSON does with 64-bit numbers.
 fn generation(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_str()?.parse().ok())
 }
 
-/// As `metav1.Time` is written.
+/// Formats a time as `metav1.Time` is written.
 fn seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-/// What is to be said of each policy. They are judged together, since some have no effect because of others.
+/// Judges the policies. They are judged together, because some have no effect because of others.
 pub(crate) fn judge(
     policies: &BTreeMap<Key, Policy>,
     root_namespace: &str,
@@ -156,7 +156,7 @@ fn refused(error: &ReadError) -> Judgement {
     let fault = match error {
         ReadError::Content { field, problem, .. } => format!("{field}: {problem}"),
         ReadError::Syntax { message, .. } => format!("{message}: correct or remove it"),
-        // Whatever else it may be, it names its place itself.
+        // Other errors name their place themselves.
         error => error.to_string(),
     };
     let means = "Nodes that know an earlier version keep it in force; others deny every connection that it could be about.";
@@ -178,7 +178,7 @@ fn bounded(said: &[String]) -> String {
     message
 }
 
-/// The policy as the reader takes it, with nothing in its metadata that is not read.
+/// Returns the policy in the form that the reader takes, with only the metadata that is read.
 fn written(key: &Key, object: &Value) -> String {
     let Key { kind, namespace, name } = key;
     let mut metadata = json!({ "name": &**name, "namespace": &**namespace });

@@ -1,5 +1,5 @@
-//! Whether Sluice is being uninstalled: a mark on its own DaemonSet, which goes away with it, so that the next
-//! installation starts without one.
+//! Follows whether Sluice is being uninstalled. The sign is a mark on its own DaemonSet, which goes away with it: the
+//! next installation starts without one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,12 +8,12 @@ use kube::{Api, Client, ResourceExt, runtime::watcher::Event};
 
 use crate::{config::Installation, events, hub::Hub};
 
-/// The annotation that is the mark; its value says since when.
+/// The annotation that marks an uninstallation; its value says since when.
 pub(crate) const MARK: &str = "sluice.dev/uninstall";
-/// What has to be known before anything is published: an agent that restarts during an uninstallation must
-/// not take its pods in again.
+/// The mark has to be known before anything is published: an agent that restarts during an uninstallation must not take
+/// its pods in again.
 const WHAT: &str = "the mark of an uninstallation";
-/// How long it is waited for. Who may not read it stays in the mesh.
+/// How long to wait for the mark. An agent that may not read it stays in the mesh.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Follows the mark for as long as the runtime lives.
@@ -38,7 +38,7 @@ pub(crate) fn follow(hub: &Arc<Hub>, client: &Client, installation: &Installatio
             events::follow(api.clone(), &fields, what, |event| match event {
                 Event::InitApply(object) | Event::Apply(object) => tell(&object),
                 Event::InitDone => hub.listed(WHAT),
-                // Once it is gone, so are we: what held last holds until then.
+                // Once the DaemonSet is gone, so are we: until then the last state holds.
                 Event::Init | Event::Delete(_) => {}
             })
             .await;

@@ -12,8 +12,8 @@
 //!  an operator's kubeconfig --> Access --> Operator --exec--> the agents' own commands, on every node
 //! ```
 //!
-//! **Invariant: a fault never admits more.** Until every kind was listed once, nothing is published, or what
-//! an earlier run remembered, marked as provisional. A watch that fails leaves what it told in force.
+//! **Invariant: a fault never admits more.** Until every essential kind was listed once, nothing is published but what
+//! an earlier run remembered, marked as provisional. A watch that fails leaves in force what it told before.
 #![forbid(unsafe_code)]
 
 mod announce;

@@ -1,8 +1,8 @@
-//! What an operator's commands ask of a whole cluster, from a machine that has a kubeconfig.
+//! What an operator's commands ask of a whole cluster, from a machine with a kubeconfig.
 //!
-//! Agents are asked by `exec`: their own program runs in their own container and speaks to their own Unix socket.
-//! No port is opened for it, so nobody on a node's network, nor a pod that shares that network, gets to ask; the API
-//! server decides who may. Whoever may `exec` into an agent is root on its node: see the chart's `operator.yaml`.
+//! Agents are asked by `exec`: their own program runs in their own container and speaks to their own Unix socket. No
+//! port is opened for it, so neither other machines nor pods that share a node's network can ask; the API server
+//! decides who may. Whoever may `exec` into an agent is root on its node: see the chart's `operator.yaml`.
 
 mod access;
 mod agents;
@@ -21,12 +21,12 @@ pub use rights::{AGENTS_NEED, OPERATORS_NEED, Right};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::Client;
 
-/// The chart's label of everything that is Sluice's.
+/// The label that the chart gives to all of Sluice's objects.
 const OURS: &str = "app.kubernetes.io/name=sluice";
-/// The label that tells its parts apart.
+/// The label that tells the parts of Sluice apart.
 const COMPONENT: &str = "app.kubernetes.io/component";
 
-/// Whether pods of this template are of a part of Sluice.
+/// Returns whether pods of this template belong to the given part of Sluice.
 fn makes(template: &PodTemplateSpec, part: &str) -> bool {
     let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
     labels.and_then(|labels| labels.get(COMPONENT)).is_some_and(|label| label == part)
@@ -45,12 +45,12 @@ pub struct Operator {
 // === impl Operator ===
 
 impl Operator {
-    /// URL of the API server.
+    /// Returns the URL of the API server.
     pub fn server(&self) -> &str {
         &self.server
     }
 
-    /// The namespace in which Sluice is looked for.
+    /// Returns the namespace in which Sluice is looked for.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }

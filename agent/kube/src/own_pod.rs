@@ -1,4 +1,4 @@
-//! What the agent says of itself, on its own pod.
+//! What the agent says about itself on its own pod.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use crate::client::{ApiFault, within};
 
-/// The condition that is a readiness gate of the agent's pod: a health check over the node's network might be
+/// The condition that is the readiness gate of the agent's pod: a health check over the node's network might be
 /// answered by the agent that is about to be replaced.
 const SERVING: &str = "sluice.dev/Serving";
 /// The annotation that says since when nothing of the mesh is left on the pod's node.
@@ -45,7 +45,7 @@ impl OwnPod {
         self.patch(&json!({ "metadata": metadata, "status": { "conditions": [condition] } })).await;
     }
 
-    /// Says that nothing of the mesh is left on the node; until the API server has taken it.
+    /// Says that nothing of the mesh is left on the node. Tries until the API server has accepted it.
     pub async fn has_left(&self) {
         let mut has_left = self.left.lock().await;
         *has_left = true;

@@ -1,4 +1,4 @@
-//! Which service account's pods run on which node.
+//! Follows on which nodes the pods of each service account run.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,17 +13,17 @@ use tokio::sync::watch;
 
 use crate::{ApiServer, events, resource, watched::Watched};
 
-/// How long a pod that was not heard of yet may be on its way: an agent may hear of its pods before we do.
+/// How long to wait for a pod that is not known yet: an agent may hear of its pods before we do.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where pods of one service account run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// On this node, maybe on others too.
+    /// On this node, and perhaps on others too.
     Here,
     /// On other nodes only.
     Elsewhere,
-    /// Nowhere; the node has pods of others.
+    /// Nowhere, but the node has pods of other accounts.
     Nowhere,
     /// Nowhere, and no pod is known on the node.
     UnknownNode,
@@ -35,7 +35,7 @@ pub enum Place {
 #[derive(Clone, Debug)]
 pub struct PodPlaces(watch::Receiver<Option<Pods>>);
 
-/// A pod as far as it matters here; the rest is dropped while it is read.
+/// The fields of a pod that matter here; the others are dropped while it is read.
 #[derive(Clone, Debug, Default, Deserialize)]
 struct PlacedPod {
     metadata: Meta,
@@ -61,7 +61,7 @@ struct Status {
 /// Namespace and service account.
 type Account = Arc<(String, String)>;
 
-/// Where one pod is.
+/// Where one pod runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Spot {
     node: Arc<str>,
@@ -95,13 +95,14 @@ impl PodPlaces {
         Self(places)
     }
 
-    /// As after a listing that found no pod.
+    /// Returns the state after a listing that found no pod.
     #[cfg(test)]
     pub(crate) fn listed_none() -> Self {
         Self(watch::channel(Some(Pods::default())).1)
     }
 
-    /// Where pods of a service account run, as seen from `node`. Waits a moment for a pod that is on its way.
+    /// Returns where pods of a service account run, as seen from `node`. Waits a moment for a pod that is not known
+    /// yet.
     pub async fn find(&self, namespace: &str, account: &str, node: &str) -> Place {
         let account = (namespace.to_owned(), account.to_owned());
         let look = |known: &Option<Pods>| {
@@ -115,12 +116,12 @@ impl PodPlaces {
         }
     }
 
-    /// Whether the pods were listed.
+    /// Returns whether the pods were listed.
     pub fn is_known(&self) -> bool {
         self.0.borrow().is_some()
     }
 
-    /// The node of the pod with this UID and name; `Err` while the pods were not listed yet.
+    /// Returns the node of the pod with this UID and name; `Err` while the pods were not listed yet.
     pub(crate) async fn node_of(&self, uid: &str, name: &str) -> Result<Option<String>, ()> {
         let look = |known: &Option<Pods>| {
             let spot = known.as_ref()?.by_uid.get(uid)?;
@@ -128,13 +129,13 @@ impl PodPlaces {
         };
         let mut places = self.0.clone();
         let found = places.wait_for(|known| look(known).is_some());
-        // An outcome is looked at below, whichever it is.
+        // Whatever came of it is looked at below.
         drop(tokio::time::timeout(PATIENCE, found).await);
         let known = self.0.borrow();
         if known.is_none() { Err(()) } else { Ok(look(&known)) }
     }
 
-    /// Whether the pods were listed and none of them has this UID.
+    /// Returns whether the pods were listed and none of them has this UID.
     pub(crate) fn is_gone(&self, uid: &str) -> bool {
         self.0.borrow().as_ref().is_some_and(|pods| !pods.by_uid.contains_key(uid))
     }
@@ -170,7 +171,7 @@ fn change(known: &watch::Sender<Option<Pods>>, how: impl FnOnce(&mut Pods) -> bo
 // === impl Pods ===
 
 impl Pods {
-    /// Takes over what is now of a pod; answers whether that changes where anything runs.
+    /// Takes over a pod in its present state. Returns whether that changes where anything runs.
     fn keep(&mut self, pod: &PlacedPod) -> bool {
         let PlacedPod { metadata, spec, status } = pod;
         let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
@@ -185,7 +186,7 @@ impl Pods {
             return false;
         }
         self.forget(&metadata.uid);
-        // Names are shared: a node has hundreds of pods, an account thousands.
+        // Names are shared, because a node has hundreds of pods and an account thousands.
         let known = self.nodes.get_key_value(node).map(|(node, _)| Arc::clone(node));
         let node = known.unwrap_or_else(|| node.into());
         let known = self.accounts.get_key_value(&account).map(|(account, _)| Arc::clone(account));

@@ -1,4 +1,4 @@
-//! From what came to what is in force: gathers changes, makes snapshots, remembers them.
+//! Puts what has come into force: gathers changes, makes snapshots and remembers them.
 
 use std::{
     sync::Arc,
@@ -12,37 +12,41 @@ use crate::{
     hub::Hub,
 };
 
-/// A burst of changes makes one snapshot: it ends when nothing comes for so long,
+/// How long nothing may come before a burst of changes is over. A burst makes one snapshot.
 const CALM: Duration = Duration::from_millis(50);
-/// but lasts no longer than this.
+/// The longest time that a burst may last.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// After a snapshot, changes are gathered for this many times as long as it took to make it: where there are many pods
-/// and always some change, snapshots cost about a hundredth of a core,
+/// After a snapshot, changes are gathered for this many times as long as it took to make it. Where there are many pods
+/// and always some change, snapshots then cost about a hundredth of a core.
 const REST: u32 = 100;
-/// and changes still count within a second. Whoever waits for one does not wait for this.
+/// The longest such rest, so that changes still count within a second. Whoever waits for a change does not wait for the
+/// rest.
 const LONGEST_REST: Duration = Duration::from_millis(600);
-/// How long the API server has, after a start, before what is remembered is served.
+/// How long to wait for the API server after a start before the remembered state is served.
 const GRACE: Duration = Duration::from_secs(3);
-/// Shortest time between two writes of what decides, and of the rest. A pod that starts after the last write is refused
-/// by an agent that starts again without the API server.
+/// The shortest time between two writes of the rules.
 const RULES_INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest time between two writes of the members. A pod that starts after the last write is refused by an agent
+/// that starts again without the API server.
 const MEMBERS_INTERVAL: Duration = Duration::from_secs(1);
-/// Longer where there are many pods: this many times as long as a write takes, but no longer than
+/// Where there are many pods, the time between two writes of the members is this many times as long as it takes to
+/// encode them.
 const MEMBERS_REST: u32 = 1000;
+/// The longest time between two writes of the members.
 const LONGEST_MEMBERS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Makes snapshots for as long as the source lives.
 pub(crate) struct Publisher {
     hub: Arc<Hub>,
     memory: Memory,
-    /// Whether an earlier run is remembered.
+    /// Whether the state of an earlier run was restored.
     remembers: bool,
     started: Instant,
-    /// Until when changes are gathered.
+    /// When the rest after the last snapshot ends.
     rested: Instant,
     rules: Due,
     members: Due,
-    /// What was decided when the rules were last written.
+    /// [`Cluster::decisions`](sluice_cluster::Cluster::decisions) when the rules were last written.
     decisions: Option<u64>,
 }
 
@@ -50,7 +54,7 @@ pub(crate) struct Publisher {
 struct Due {
     interval: Duration,
     last: Option<Instant>,
-    /// Whether something changed since.
+    /// Whether something has changed since.
     pending: bool,
 }
 
@@ -61,7 +65,7 @@ impl Due {
         Self { interval, last: None, pending: false }
     }
 
-    /// When it is to be written, if it is.
+    /// Returns when the part is to be written, if it has changed.
     fn at(&self) -> Option<Instant> {
         let at = self.last.map_or_else(Instant::now, |last| last + self.interval);
         self.pending.then_some(at)
@@ -103,7 +107,7 @@ impl Publisher {
         }
     }
 
-    /// Waits for a change, or the time of something else, and for calm after it.
+    /// Waits for a burst of changes to end, or until something else is due. Returns when the first change arrived.
     async fn burst(&self) -> Instant {
         let grace = self.started + GRACE;
         let waits_for_grace = self.remembers && Instant::now() < grace;
@@ -148,12 +152,12 @@ impl Publisher {
             }
         };
         if is_leaving {
-            // The next installation is not to begin with what this one knew.
+            // The next installation must not begin with what this one knew.
             self.forget().await;
         } else if !provisional {
             self.rules.pending |= self.decisions != Some(decisions);
             self.members.pending |= view.is_some();
-            // Before it is in force, so that a crash in between forgets no rule.
+            // Written before it is in force: a crash in between then forgets no rule.
             self.remember(decisions).await;
         }
         let Some(view) = view else { return };

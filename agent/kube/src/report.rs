@@ -31,16 +31,16 @@ use crate::{
 
 /// Shortest time between two writes to the API server.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How often everything is looked at again, and what failed is tried again.
+/// How often everything is reviewed, and what failed is tried again.
 const REVIEW: Duration = Duration::from_secs(5);
 const CONTROLLER: &str = "sluice-agent";
 
-/// What became of a pod of the node.
+/// Whether a pod of the node is captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capture {
     /// It is captured, as the kernel confirms.
     Captured,
-    /// It should be, and is not, or not wholly, for this reason.
+    /// It should be captured, but is not, or not fully, for this reason.
     Failed(String),
 }
 
@@ -48,13 +48,13 @@ pub enum Capture {
 #[derive(Clone, Debug)]
 pub struct Reports(Arc<watch::Sender<Option<BTreeMap<WorkloadUid, Capture>>>>);
 
-/// Makes the pods' annotations and events what was reported.
+/// Makes the pods' annotations and events match the reports.
 struct Teller {
     hub: Arc<Hub>,
     client: Client,
     node: Arc<str>,
     recorder: Recorder,
-    /// What was told of each pod by an event.
+    /// The reason that the last event of each pod gave.
     told: BTreeMap<WorkloadUid, String>,
 }
 
@@ -76,8 +76,8 @@ impl Reports {
         Self(Arc::new(sender))
     }
 
-    /// Says how every pod of the node is that should be captured. A pod that is not named is not
-    /// captured, and its annotation is taken away.
+    /// Reports on every pod of the node that should be captured. A pod that is missing in `pods` is not captured, and
+    /// its annotation is removed.
     pub fn report(&self, pods: BTreeMap<WorkloadUid, Capture>) {
         self.0.send_if_modified(|reported| {
             let is_news = reported.as_ref() != Some(&pods);
@@ -107,7 +107,8 @@ impl Teller {
         }
     }
 
-    /// What failed is tried again by the next review, unless its pod has gone: then it fails no more.
+    /// Brings the pods' annotations and events up to date. What failed is tried again by the next review, unless its
+    /// pod has gone: then it fails no more.
     async fn review(&mut self, reported: &BTreeMap<WorkloadUid, Capture>) {
         let pods: Vec<_> = self.hub.cluster().pods_on(&self.node).collect();
         self.told.retain(|uid, _| reported.contains_key(uid));
@@ -148,7 +149,7 @@ impl Teller {
         tracing::debug!(pod = %pod.uid, %annotations, took = ?started.elapsed(), "annotated");
         match written {
             Ok(_) => Ok(()),
-            // Gone, or another by the name: the watch will say so.
+            // The pod is gone, or another has its name: the watch will say so.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 403 => {
                 let advice = "grant patch on pods/status to the agent's service account";

@@ -2,17 +2,17 @@
 
 use kube::{api::ApiResource, core::GroupVersionKind};
 
-/// A kind, and what it means when it is not to be had.
+/// A kind of object, and what it means if it is not available.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resource {
     group: &'static str,
-    /// The newest that we read first.
+    /// The versions that we read, the newest first.
     versions: &'static [&'static str],
     kind: &'static str,
     plural: &'static str,
     /// Whether the cluster may not know the kind at all.
     pub(crate) is_custom: bool,
-    /// Whether nothing may be published before it was listed: what it says can narrow.
+    /// Whether nothing may be published before the kind was listed, because its objects can narrow access.
     pub(crate) is_essential: bool,
 }
 
@@ -34,7 +34,7 @@ const fn custom(group: &'static str, kind: &'static str, plural: &'static str) -
 pub(crate) const NAMESPACES: Resource = core("Namespace", "namespaces");
 pub(crate) const PODS: Resource = core("Pod", "pods");
 pub(crate) const SERVICES: Resource = core("Service", "services");
-/// Only for zones: without it, every endpoint is as near as any other.
+/// Needed only for zones: without nodes, every endpoint is as near as any other.
 pub(crate) const NODES: Resource = Resource { is_essential: false, ..core("Node", "nodes") };
 pub(crate) const ENDPOINT_SLICES: Resource =
     Resource { group: "discovery.k8s.io", ..core("EndpointSlice", "endpointslices") };
@@ -42,7 +42,7 @@ pub(crate) const AUTHORIZATION_POLICIES: Resource =
     custom("security.istio.io", "AuthorizationPolicy", "authorizationpolicies");
 pub(crate) const PEER_AUTHENTICATIONS: Resource =
     custom("security.istio.io", "PeerAuthentication", "peerauthentications");
-/// It only takes destinations out of the mesh: without it, more goes through.
+/// These only take destinations out of the mesh: without them, more goes through it.
 pub(crate) const DESTINATION_RULES: Resource = Resource {
     is_essential: false,
     ..custom("networking.istio.io", "DestinationRule", "destinationrules")
@@ -51,7 +51,7 @@ pub(crate) const DESTINATION_RULES: Resource = Resource {
 // === impl Resource ===
 
 impl Resource {
-    /// The kind in one of its versions; they take turns.
+    /// Returns the kind in one of its versions, which take turns by attempt.
     pub(crate) fn api(&self, attempt: usize) -> ApiResource {
         let version = attempt
             .checked_rem(self.versions.len())
@@ -65,7 +65,7 @@ impl Resource {
         self.versions.len()
     }
 
-    /// As RBAC names it.
+    /// Returns the kind's name in RBAC.
     pub(crate) fn name(&self) -> String {
         if self.group.is_empty() {
             self.plural.to_owned()

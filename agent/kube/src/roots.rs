@@ -1,4 +1,4 @@
-//! The roots of the mesh in a `ConfigMap`, for agents to mount.
+//! Publishes the roots of the mesh in a `ConfigMap`, for agents to mount.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,9 +17,10 @@ use crate::{
     events::{self, Complaints},
 };
 
-/// Istio's name for it.
+/// The key that Istio uses for the roots.
 const KEY: &str = "root-cert.pem";
-/// Time for a replica to learn of new roots that another has published, before it takes them for a mistake.
+/// How long a replica waits before it overwrites other roots: they may be new ones that another replica has published
+/// and this one has yet to learn of.
 const CALM: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 

@@ -1,4 +1,4 @@
-//! The source as a whole.
+//! The source as a whole: starts its tasks and connects them.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::{
     follow::Follow, hub::Hub, leaving, publish::Publisher, resource,
 };
 
-/// Follows a cluster for as long as the runtime lives that it was started on.
+/// Follows a cluster for as long as the runtime that it was started on lives.
 pub struct KubeSource {
     /// The mesh; `None` until something is known of it.
     pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
-    /// What there is to say about the source itself.
+    /// The source's own state.
     pub status: StatusHandle,
     /// Takes what a CNI plugin says of new pods.
     pub announcements: Announcements,
-    /// Takes what became of the node's pods, and tells their owners.
+    /// Takes reports on the node's pods, and tells their owners.
     pub reports: Reports,
     /// The agent's own pod, if it runs in one.
     pub own_pod: Option<OwnPod>,
@@ -29,8 +29,8 @@ pub struct KubeSource {
 // === impl KubeSource ===
 
 impl KubeSource {
-    /// Starts to follow the cluster. The API server need not be there: what an earlier run remembered is
-    /// served until it is.
+    /// Starts to follow the cluster. The API server need not be reachable: until it is, what an earlier run remembered
+    /// is served.
     ///
     /// # Errors
     ///

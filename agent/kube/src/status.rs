@@ -14,9 +14,9 @@ use tokio::sync::watch;
 pub struct KubeStatus {
     /// Counts the snapshots that were published; 0 while nothing is known yet.
     pub version: u64,
-    /// When the last one was published.
+    /// When the last snapshot was published.
     pub loaded_at: Option<SystemTime>,
-    /// Whether what is in force is what an earlier run remembered.
+    /// Whether the state in force was remembered from an earlier run.
     pub is_provisional: bool,
     /// What fails right now.
     pub errors: Vec<KubeError>,
@@ -26,7 +26,7 @@ pub struct KubeStatus {
     pub findings: Arc<[Finding]>,
     /// Remarks on policies in force.
     pub policies: Arc<[sluice_policy::Finding]>,
-    /// Every policy that is known, and whether it is in force.
+    /// Every known policy, and whether it is in force.
     pub standings: Arc<[PolicyStanding]>,
 }
 
@@ -37,7 +37,7 @@ pub struct KubeError {
     pub what: String,
     /// Why, and what to do.
     pub reason: String,
-    /// Since when: until it works again, what is in force may be as old as this.
+    /// Since when it fails: until it works again, what is in force may be as old as this.
     pub since: SystemTime,
 }
 
@@ -48,7 +48,7 @@ pub struct StatusHandle(pub(crate) watch::Receiver<Arc<KubeStatus>>);
 // === impl StatusHandle ===
 
 impl StatusHandle {
-    /// The status now.
+    /// Returns the current status.
     pub fn status(&self) -> Arc<KubeStatus> {
         Arc::clone(&self.0.borrow())
     }
@@ -63,7 +63,7 @@ impl StatusHandle {
 // === impl KubeStatus ===
 
 impl KubeStatus {
-    /// How far behind the API server what is in force may be: since when the oldest fault lasts.
+    /// Returns how far the state in force may be behind the API server: as long as the oldest fault has lasted.
     pub fn lag(&self) -> Duration {
         let ages = self.errors.iter().map(|error| error.since.elapsed().unwrap_or_default());
         ages.max().unwrap_or_default()

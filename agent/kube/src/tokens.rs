@@ -1,4 +1,4 @@
-//! Whose service-account token it is, as the API server judges it: the node of an agent.
+//! Finds out whose service-account token it is, and so which node's agent is calling, by asking the API server.
 
 mod outline;
 
@@ -15,19 +15,20 @@ use sha2::{Digest, Sha256};
 use self::outline::Outline;
 use crate::{ApiServer, PodPlaces, client::ApiFault};
 
-/// How long an answer is good for. A pod that is deleted meanwhile ends its token at once, as the watch tells.
+/// How long a good answer counts. If the pod is deleted meanwhile, its token ends at once, as the watch tells.
 const MEMORY: Duration = Duration::from_secs(30);
-/// How long it is kept for times without an API server, if the token does not end before.
+/// How long a good answer is kept for times without an API server, unless the token ends earlier.
 const KEPT: Duration = Duration::from_hours(24);
-/// How long an older answer stands in for one that the API server owes us, before it is asked again.
+/// How long an older answer stands in while the API server does not answer, before it is asked again.
 const STAND_IN: Duration = Duration::from_secs(5);
-/// How long a refusal is good for.
+/// How long a refusal counts.
 const REFUSAL_MEMORY: Duration = Duration::from_secs(5);
-/// Answers that are remembered; a token has one.
+/// The most answers that are remembered: one for each token.
 const MAX_REMEMBERED: usize = 16_384;
 /// How long the API server may take.
 const WITHIN: Duration = Duration::from_secs(5);
-/// Questions that are open at once. Those about one token follow one another, so that the first answers them all.
+/// The most questions that are open at the same time. Those about one token share a lane: the first answer serves them
+/// all.
 const LANES: usize = 16;
 
 const NODE: &str = "authentication.kubernetes.io/node-name";
@@ -39,7 +40,7 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 pub struct AgentToken {
     /// The node that the token is bound to, itself or by its pod.
     pub node: String,
-    /// Service account and node.
+    /// The caller's name: service account and node.
     pub name: String,
 }
 
@@ -47,22 +48,22 @@ pub struct AgentToken {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenFault {
-    /// It proves nothing, or not enough.
+    /// The token proves nothing, or not enough.
     #[error("{0}")]
     Refused(String),
-    /// It cannot be judged now.
+    /// The token cannot be judged now.
     #[error("{0}")]
     Unknown(String),
 }
 
 /// Has the API server judge tokens (`TokenReview`, authentication.k8s.io/v1).
 ///
-/// Whoever reaches the port can have any text judged: what does not even claim to be a token of an agent, for us,
-/// is refused without a question, at most 16 questions are open at once, and answers are remembered.
+/// Whoever reaches the port can have any text judged. Therefore what does not even claim to be an agent's token for us
+/// is refused without asking, at most 16 questions are open at once, and answers are remembered.
 pub struct TokenJudge {
     api: Api<TokenReview>,
     audience: String,
-    /// As the API server names service accounts.
+    /// The accounts that are believed, as the API server names service accounts.
     accounts: BTreeSet<String>,
     places: PodPlaces,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
@@ -71,9 +72,9 @@ pub struct TokenJudge {
 
 #[derive(Clone, Debug)]
 struct Remembered {
-    /// Until when nobody is asked again.
+    /// Until when the API server is not asked again.
     fresh_until: Instant,
-    /// Until when it may stand in; no longer than the token is good by itself.
+    /// Until when the answer may stand in; no longer than the token itself is valid.
     until: Instant,
     pod_uid: Option<String>,
     answer: Result<AgentToken, String>,
@@ -83,7 +84,7 @@ struct Remembered {
 #[derive(Debug)]
 struct Unanswered {
     reason: String,
-    /// It could not be asked, and not: it was, and would not.
+    /// Whether it could not be asked; otherwise it was asked and refused to answer.
     is_away: bool,
 }
 
@@ -92,14 +93,14 @@ struct Unanswered {
 struct Known {
     username: String,
     node: Option<String>,
-    /// UID and name.
+    /// UID and name of the pod that the token is bound to.
     pod: Option<(String, String)>,
 }
 
 // === impl TokenJudge ===
 
 impl TokenJudge {
-    /// Believes tokens made for `audience` that belong to `accounts`, each namespace and name.
+    /// Creates a judge that believes tokens made for `audience` that belong to one of `accounts` (namespace and name).
     pub fn new(
         server: &ApiServer,
         places: PodPlaces,
@@ -119,12 +120,12 @@ impl TokenJudge {
         }
     }
 
-    /// Whose token `bearer` is. While the API server cannot be asked, a token that it knew before is believed until it
-    /// ends: an agent that restarts meanwhile needs its certificates.
+    /// Returns the owner of the token `bearer`. While the API server cannot be asked, a token that it knew before is
+    /// believed until it ends: an agent that restarts meanwhile needs its certificates.
     ///
     /// # Errors
     ///
-    /// When it is nobody's whom we believe, or the API server cannot be asked about one that is new to us.
+    /// When its owner is not believed, or the API server cannot be asked about a token that is new to us.
     pub async fn judge(&self, bearer: &str) -> Result<AgentToken, TokenFault> {
         let digest: [u8; 32] = Sha256::digest(bearer).into();
         if let Some(answer) = self.recall(&digest) {
@@ -159,7 +160,8 @@ impl TokenJudge {
         answer.map_err(TokenFault::Refused)
     }
 
-    /// Refuses what need not be asked about. Nothing in it is believed before it was.
+    /// Refuses a token that need not be asked about. None of its claims is believed before the API server has judged
+    /// it.
     fn check_claims(&self, outline: &Outline) -> Result<(), String> {
         if !self.accounts.contains(&outline.subject) {
             return Err("its service account is not one of an agent's".to_owned());
@@ -200,7 +202,7 @@ impl TokenJudge {
     async fn locate(&self, known: Known) -> Result<Result<AgentToken, String>, TokenFault> {
         let Known { username, node, pod } = known;
         let node = match (pod, node) {
-            // The server may know its own answers for some seconds: what is watched is newer.
+            // The server may remember its own answers for some seconds; the watch is newer.
             (Some((uid, name)), claimed) => match self.places.node_of(&uid, &name).await {
                 Ok(Some(node)) if claimed.as_ref().is_none_or(|claimed| *claimed == node) => node,
                 Ok(_) => return Ok(Err(format!("its pod {name} is gone, or not on that node"))),
@@ -226,8 +228,8 @@ impl TokenJudge {
         (*fresh_until > Instant::now()).then(|| answer.clone())
     }
 
-    /// What was known of a token, for while the API server cannot be asked: neither is a pod deleted without it, nor
-    /// a token that is bound to the pod.
+    /// Returns what was known of a token, while the API server cannot be asked. Without it, neither a pod nor a token
+    /// that is bound to one can be deleted.
     fn stand_in(&self, digest: &[u8; 32]) -> Option<AgentToken> {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         self.forget_if_over(&mut remembered, digest);
@@ -271,13 +273,13 @@ impl TokenJudge {
     }
 }
 
-/// Whether the API server heard the question and would not answer it, other than for being busy.
+/// Returns whether the API server heard the question and refused to answer, other than for being busy.
 fn is_refusal(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429)
 }
 
-/// Judges the server's answer. The audience is looked at again: a server that knows no audiences answers without
-/// them, and its tokens are for anybody.
+/// Judges the server's answer. The audience is checked again: a server that knows no audiences answers without them,
+/// and its tokens are for anybody.
 fn read_status(
     status: TokenReviewStatus,
     audience: &str,

@@ -1,4 +1,4 @@
-//! Taking every pod out of the mesh before what carries it is deleted: `helm uninstall` waits for this.
+//! Takes every pod out of the mesh before Sluice is deleted: `helm uninstall` waits for this.
 //!
 //! First it is made sure that every node has an agent that can let go of its pods; only then is the mark set
 //! that the agents follow (see [`crate::leaving`]). Each of them says on its own pod when nothing of the mesh is
@@ -30,17 +30,17 @@ use crate::{
     watched::Watched,
 };
 
-/// How long agents that are not ready are waited for before anything is changed.
+/// How long to wait for agents that are not ready, before anything is changed.
 const READINESS: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 const PAGE: u32 = 500;
-/// Pods that a message names; more are counted.
+/// How many pods a message names; the others are counted.
 const NAMED: usize = 20;
 
 /// Why Sluice must not be deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    /// The API server.
+    /// The API server refused, or could not be asked.
     #[error(transparent)]
     Api(#[from] ApiFault),
     /// Some node's agent could not let go of its pods. Nothing has been changed.
@@ -61,7 +61,7 @@ pub enum UninstallError {
         left: String,
         /// Where the agents are.
         namespace: String,
-        /// What they are of.
+        /// The DaemonSet that they belong to.
         daemon_set: String,
     },
 }
@@ -73,10 +73,10 @@ pub struct Uninstallation {
     daemon_set: String,
 }
 
-/// A node, as its agents' pods tell of it.
+/// What the pods of a node's agents say about the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Node {
-    /// The agents' pods; more than one while one replaces another.
+    /// The names of the agents' pods; more than one while one replaces another.
     agents: Vec<String>,
     /// Whether one of them is ready.
     ready: bool,
@@ -103,12 +103,12 @@ struct State {
 // === impl Uninstallation ===
 
 impl Uninstallation {
-    /// For the agents of this DaemonSet.
+    /// Prepares the uninstallation of the agents of this DaemonSet.
     pub fn new(ApiServer(client): ApiServer, namespace: &str, daemon_set: &str) -> Self {
         Self { client, namespace: namespace.to_owned(), daemon_set: daemon_set.to_owned() }
     }
 
-    /// Has every agent let go of its pods, within `patience`; `say` is told how far it is.
+    /// Has every agent let go of its pods, within `patience`. Progress is reported through `say`.
     ///
     /// # Errors
     ///
@@ -211,7 +211,7 @@ impl Uninstallation {
 impl State {
     fn count(&mut self, agent: &Pod, before: &Said) {
         let node = agent.spec.as_ref().and_then(|spec| spec.node_name.clone());
-        // One that waits to be scheduled is nobody's agent yet.
+        // A pod that waits to be scheduled is no node's agent yet.
         let Some(node) = node else { return };
         let node = self.nodes.entry(node).or_default();
         let conditions = agent.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -226,7 +226,7 @@ impl State {
         self.said.extend(said.map(|said| (name, said.clone())));
     }
 
-    /// What keeps the pods from being let go of.
+    /// Returns what keeps the agents from letting go of their pods.
     fn unready(&self) -> Option<String> {
         let mut lines = Vec::new();
         for (name, node) in self.nodes.iter().filter(|(_, node)| !node.ready) {
@@ -243,7 +243,7 @@ impl State {
         (!lines.is_empty()).then(|| lines.join("\n") + "\n")
     }
 
-    /// Where something is left; nothing once it is confirmed everywhere.
+    /// Returns where something is left; `None` once it is confirmed everywhere that nothing is.
     fn not_left(&self) -> Option<String> {
         let mut lines = Vec::new();
         for (name, node) in self.nodes.iter().filter(|(_, node)| !node.left) {

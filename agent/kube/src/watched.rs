@@ -1,4 +1,4 @@
-//! Our own reading of an object as an object of the client library's.
+//! Makes an object that we read ourselves usable for the client library.
 
 use std::borrow::Cow;
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::WorkloadUid;
 
-/// Why a snapshot was refused; whatever was in force stays.
+/// Why a snapshot was refused; the one in force stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {

@@ -22,14 +22,14 @@ pub struct Bypass {
 // === impl Bypass ===
 
 impl Bypass {
-    /// Whether nothing is left alone.
+    /// Returns whether the mesh leaves nothing alone.
     pub fn is_empty(&self) -> bool {
         self.inbound_ports.is_empty()
             && self.outbound_ports.is_empty()
             && self.outbound_networks.is_empty()
     }
 
-    /// Whether the pod's own connections to `target` are left alone.
+    /// Returns whether the mesh leaves the pod's own connections to `target` alone.
     pub fn leaves_outbound(&self, target: SocketAddr) -> bool {
         self.outbound_ports.contains(&target.port()) || self.covers(target.ip())
     }

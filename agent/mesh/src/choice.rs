@@ -1,13 +1,13 @@
-//! Which endpoint of a service takes a connection.
+//! Chooses the endpoint of a service that takes a connection.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{Endpoint, Prefer, Routing, Service};
 
-/// Who asks for a service.
+/// The client of a service, as far as the choice depends on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Client<'a> {
-    /// Its address, by which services with affinity know it.
+    /// The client's address, by which services with affinity recognise it.
     pub address: IpAddr,
     /// Name of its node.
     pub node: &'a str,
@@ -21,10 +21,10 @@ pub enum Lack {
     /// The service does not list the port.
     #[error("does not offer port {0}")]
     Port(u16),
-    /// No endpoint of the address family, for this port, is ready.
+    /// No endpoint for this port and address family is ready.
     #[error("has no ready endpoint for this port and address family")]
     Ready,
-    /// Endpoints are ready, but none of them on the client's node, which is all the service allows.
+    /// Endpoints are ready, but none on the client's node, and the service allows no others.
     #[error("has no ready endpoint on this node, and its internalTrafficPolicy is Local")]
     OnNode,
 }
@@ -81,7 +81,7 @@ pub(crate) fn choose<'a>(
     chosen.ok_or(Lack::OnNode)
 }
 
-/// The near ones, unless there is none.
+/// Returns the endpoints that are `near`, or `None` if there are none.
 fn narrowed<'a>(
     able: &[&'a Endpoint],
     near: impl Fn(&&Endpoint) -> bool,
@@ -90,9 +90,9 @@ fn narrowed<'a>(
     (!near.is_empty()).then_some(near)
 }
 
-/// Rendezvous hashing (Thaler and Ravishankar, 1998): the endpoint with the greatest weight takes the
-/// client. An endpoint that comes or goes moves only the clients that it wins or had, and every node
-/// decides alike without a table, so the service's affinity time-out never has to end it.
+/// Rendezvous hashing (Thaler and Ravishankar, 1998): the endpoint with the greatest weight takes the client. When an
+/// endpoint comes or goes, only the clients that it wins or had move. Every node reaches the same decision without a
+/// table, so the service's affinity time-out is not needed.
 fn weight(client: IpAddr, endpoint: IpAddr) -> (u64, IpAddr) {
     let bits = |address: IpAddr| match address.to_canonical() {
         IpAddr::V4(address) => u128::from(address.to_bits()),
@@ -102,11 +102,11 @@ fn weight(client: IpAddr, endpoint: IpAddr) -> (u64, IpAddr) {
     for half in [bits(client), bits(endpoint)].map(halves).into_iter().flatten() {
         state = mixed(state ^ half);
     }
-    // Equal weights are settled by the address, so that nodes agree on those too.
+    // The address settles equal weights, so nodes agree on those too.
     (state, endpoint)
 }
 
-/// The lower half, then the upper.
+/// Returns the lower half, then the upper.
 fn halves(bits: u128) -> [u64; 2] {
     [bits & u128::from(u64::MAX), bits >> 64].map(|half| u64::try_from(half).unwrap_or_default())
 }

@@ -1,22 +1,22 @@
-//! Whether a pod belongs to the mesh, decided in one place for every component.
+//! Decides whether a pod belongs to the mesh, in one place for every component.
 
 use std::collections::BTreeMap;
 
 /// The label that Istio's ambient users already have on their namespaces and pods.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
-/// The value of it that enrols.
+/// The value of [`DATAPLANE_MODE`] that enrols.
 const AMBIENT: &str = "ambient";
 
-/// The outcome for one pod.
+/// Whether a pod belongs to the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enrolment {
-    /// Captured: its connections are carried by the mesh.
+    /// Captured: the mesh carries the pod's connections.
     Enrolled,
-    /// Left alone.
+    /// Left alone by the mesh.
     Outside,
 }
 
-/// The label by which namespaces and pods join, and its value.
+/// The label and the value of it by which namespaces and pods join the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnrolmentRule {
     /// Name of the label; [`DATAPLANE_MODE`] by default.
@@ -34,8 +34,8 @@ impl Default for EnrolmentRule {
 }
 
 impl EnrolmentRule {
-    /// A pod's own label wins over its namespace's. Any value but the enrolling one, such as `none` or
-    /// the name of somebody else's data plane, keeps the pod outside.
+    /// Decides for one pod. Its own label wins over its namespace's. Any value but the enrolling one, such as `none`
+    /// or the name of somebody else's data plane, keeps the pod outside.
     pub fn decide(
         &self,
         namespace_labels: &BTreeMap<String, String>,
@@ -45,7 +45,7 @@ impl EnrolmentRule {
     }
 }
 
-/// The decision by Istio's own label.
+/// Decides by Istio's own label, as the default [`EnrolmentRule`] does.
 pub fn enrolment(
     namespace_labels: &BTreeMap<String, String>,
     pod_labels: &BTreeMap<String, String>,

@@ -24,16 +24,16 @@ pub struct Service {
     pub balanced: Vec<SocketAddr>,
     /// Ports that it offers.
     pub ports: Vec<ServicePort>,
-    /// What stands behind it.
+    /// The endpoints behind it.
     pub endpoints: Endpoints,
-    /// Which of them a client is sent to.
+    /// Which of the endpoints a client is sent to.
     pub routing: Routing,
-    /// Whether clients reach it through the mesh even while nothing of the mesh stands behind it: then
-    /// a service that has just lost its last pod refuses instead of leaving the mesh.
+    /// Whether clients reach it through the mesh even while it has no endpoint in the mesh. If so, a service that has
+    /// just lost its last pod refuses connections instead of leaving the mesh.
     pub in_mesh: bool,
 }
 
-/// One offered port and where it leads.
+/// A port that a service offers, and the endpoint's port that it leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Port of the virtual address.
@@ -42,7 +42,7 @@ pub struct ServicePort {
     pub target_port: u16,
 }
 
-/// What stands behind a service.
+/// The endpoints behind a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoints {
     /// The workloads of the service's namespace with these labels, on the service's own target ports;
@@ -57,8 +57,8 @@ pub enum Endpoints {
 pub struct Endpoint {
     /// Where it is reached.
     pub address: IpAddr,
-    /// The pod that the source knows behind the address. When the mesh has no such pod, or it has
-    /// another address, nobody is sent here.
+    /// The pod that the source knows behind the address. If the mesh has no such pod, or that pod has another
+    /// address, no client is sent here.
     pub workload: Option<WorkloadUid>,
     /// Name of its node.
     pub node: Option<Arc<str>>,
@@ -85,10 +85,10 @@ pub struct Routing {
     pub sticky: bool,
 }
 
-/// The endpoints that are taken first, while any of them is ready.
+/// Which endpoints are taken first, while any of them is ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Prefer {
-    /// All alike.
+    /// No preference.
     #[default]
     Any,
     /// Those of the client's zone.
@@ -100,7 +100,7 @@ pub enum Prefer {
 // === impl Service ===
 
 impl Service {
-    /// Where `port` leads; `None` when the service does not offer it.
+    /// Returns the port that `port` leads to, or `None` if the service does not offer it.
     pub fn target_port(&self, port: u16) -> Option<u16> {
         self.ports.iter().find(|offered| offered.port == port).map(|offered| offered.target_port)
     }
@@ -123,7 +123,7 @@ impl Default for Endpoints {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// Where `port` of the service leads here.
+    /// Returns the port of this endpoint that `port` of the service leads to, or `None` if it does not offer it.
     pub fn target_port(&self, port: u16) -> Option<u16> {
         self.ports.iter().find(|offered| offered.port == port).map(|offered| offered.target_port)
     }

@@ -19,7 +19,7 @@ use crate::{
 pub struct Member {
     /// The pod.
     pub workload: Arc<Workload>,
-    /// What its agent enforces on connections to it.
+    /// The policies that its agent enforces on connections to it.
     pub policy: WorkloadPolicy,
 }
 
@@ -28,11 +28,11 @@ pub struct Member {
 pub enum Destination {
     /// To a known pod, at this address.
     Member(Arc<Member>, SocketAddr),
-    /// To an endpoint of a service that is no pod of ours, at this address: in plaintext.
+    /// To a service's endpoint that is not a known pod, at this address, in plaintext.
     Outside(SocketAddr),
     /// Nowhere: the service has no endpoint that may take it.
     NoEndpoint(Arc<Service>, Lack),
-    /// Nowhere: it is not known who has the address, for this reason.
+    /// Nowhere: for this reason, the owner of the address is unknown.
     Disputed(Arc<str>),
     /// To something that the mesh does not know.
     Unknown,
@@ -41,21 +41,21 @@ pub enum Destination {
 /// Collects what a source knows, then checks and indexes it.
 #[derive(Debug, Default)]
 pub struct SnapshotBuilder {
-    /// Pods that are new, to be bound by the policies below.
+    /// New pods, which `policies` will bind.
     pub workloads: Vec<Workload>,
-    /// Pods that the source has bound already, such as those that an earlier snapshot had.
+    /// Pods that the source has already bound to their policies, such as those of an earlier snapshot.
     pub members: Vec<Arc<Member>>,
     /// Every service.
     pub services: Vec<Arc<Service>>,
     /// Compiled policies.
     pub policies: PolicySet,
-    /// Addresses whose owner is not known for sure, and why: nobody is let through to or from them.
+    /// Addresses whose owner is not known for sure, and why: connections to them and plaintext from them are refused.
     pub disputed: HashMap<IpAddr, Arc<str>>,
     /// Destinations that clients reach without the mesh.
     pub direct: HashSet<SocketAddr>,
-    /// Whether this is what an earlier run remembered, and may lack what came since.
+    /// Whether this state was remembered by an earlier run and may lack what has happened since.
     pub provisional: bool,
-    /// Whether the mesh is being taken down: none of its pods is of it any more.
+    /// Whether the mesh is being taken down: no pod belongs to it any more.
     pub leaving: bool,
 }
 
@@ -76,13 +76,13 @@ pub struct Snapshot {
     leaving: bool,
 }
 
-/// Where a member stands in the list of them.
+/// Index of a member in `Snapshot::members`.
 type Position = usize;
 
 #[derive(Debug)]
 struct IndexedService {
     service: Arc<Service>,
-    /// The endpoints of a service that selects them.
+    /// The endpoints, if the service selects them by labels; otherwise empty.
     selected: Vec<Endpoint>,
     in_mesh: bool,
 }
@@ -125,7 +125,7 @@ impl SnapshotBuilder {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// A mesh without pods: what an agent starts from.
+    /// Returns a mesh without pods, from which an agent starts.
     pub fn empty(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,
@@ -228,23 +228,24 @@ impl Snapshot {
             .collect()
     }
 
-    /// Whether this is what an earlier run remembered, while its source cannot be asked. Pods and peers
-    /// that it does not name may be of the mesh all the same: nothing may be taken out by it.
+    /// Returns whether this state was remembered by an earlier run, because its source cannot be asked. Pods and
+    /// peers that it lacks may still be in the mesh, so it must not be used to take any out.
     pub fn is_provisional(&self) -> bool {
         self.provisional
     }
 
-    /// Whether the mesh is being taken down: capture ends before this is in force, and plaintext comes after.
+    /// Returns whether the mesh is being taken down. Capture must end before such a snapshot is in force, because
+    /// what a captured pod sends would then leave as plaintext.
     pub fn is_leaving(&self) -> bool {
         self.leaving
     }
 
-    /// The trust domain of this mesh.
+    /// Returns the trust domain of this mesh.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// Every pod.
+    /// Returns every pod.
     pub fn members(&self) -> &[Arc<Member>] {
         &self.members
     }
@@ -254,24 +255,24 @@ impl Snapshot {
         &self.services
     }
 
-    /// The policies in force.
+    /// Returns the policies in force.
     pub fn policies(&self) -> &PolicySet {
         &self.policies
     }
 
-    /// The pod with this address.
+    /// Returns the pod with this address.
     pub fn member_at(&self, address: IpAddr) -> Option<&Arc<Member>> {
         self.members.get(*self.by_address.get(&address)?)
     }
 
-    /// The pod with this address, unless `identity`, which a certificate has proved, is another's: then the address
-    /// has changed hands, and this snapshot does not know yet to whom.
+    /// Returns the pod with this address, unless a certificate has proved an `identity` other than the pod's: the
+    /// address has then changed hands, and this snapshot does not know yet to whom.
     pub fn workload_of(&self, address: IpAddr, identity: Option<&SpiffeId>) -> Option<&Workload> {
         let workload = &*self.member_at(address)?.workload;
         identity.is_none_or(|identity| workload.identity == *identity).then_some(workload)
     }
 
-    /// The pod with this unique name.
+    /// Returns the pod with this unique name.
     pub fn member(&self, uid: &WorkloadUid) -> Option<&Arc<Member>> {
         self.members.get(*self.by_uid.get(uid)?)
     }
@@ -285,8 +286,8 @@ impl Snapshot {
         self.by_virtual_address.get(&target.ip()).or_else(|| self.balanced.get(&target))
     }
 
-    /// Where a connection of `client` to `target` goes. `turn` chooses among a service's endpoints:
-    /// callers count it up, so that consecutive connections spread evenly.
+    /// Returns where a connection from `client` to `target` goes. `turn` chooses among a service's endpoints: callers
+    /// increment it, so that consecutive connections spread evenly.
     pub fn resolve(&self, target: SocketAddr, client: &Client<'_>, turn: usize) -> Destination {
         if let Some(reason) = self.disputed.get(&target.ip()) {
             return Destination::Disputed(Arc::clone(reason));
@@ -312,7 +313,8 @@ impl Snapshot {
         }
     }
 
-    /// A slice may be older than the pods: an address that has passed to another pod is not followed.
+    /// Returns whether connections may go to the endpoint. An `EndpointSlice` may be older than the pods: an address
+    /// that has passed to another pod is not followed.
     fn is_usable(&self, endpoint: &Endpoint) -> bool {
         if self.disputed.contains_key(&endpoint.address) {
             return false;
@@ -320,7 +322,7 @@ impl Snapshot {
         endpoint.workload.is_none() || self.member_behind(endpoint).is_some()
     }
 
-    /// The pod at an endpoint: the one that it names, or, where it names none, the one with its address.
+    /// Returns the pod with the endpoint's address, if the endpoint names that pod or none.
     fn member_behind(&self, endpoint: &Endpoint) -> Option<&Arc<Member>> {
         let member = self.member_at(endpoint.address)?;
         let is_named = |uid: &WorkloadUid| member.workload.uid == *uid;
@@ -343,14 +345,14 @@ impl Snapshot {
             .chain(balanced)
     }
 
-    /// Destinations, address and port, that clients reach without the mesh although their addresses are
-    /// protected, because a `DestinationRule` says so.
+    /// Returns the destinations that clients reach without the mesh, although their addresses are protected, because
+    /// a `DestinationRule` says so.
     pub fn direct_destinations(&self) -> impl Iterator<Item = SocketAddr> {
         self.direct.iter().copied()
     }
 
-    /// Whether what comes from the address `client` to the pod's address `local` must be mesh TLS: a pod
-    /// of the mesh has the client's address, or may have it, and nothing exempts the connection.
+    /// Returns whether what comes from the address `client` to the pod's address `local` must be mesh TLS: a pod of
+    /// the mesh has, or may have, the client's address, and nothing exempts the connection.
     pub fn expects_mesh(&self, client: IpAddr, local: SocketAddr) -> bool {
         if self.disputed.contains_key(&client) {
             return true;
@@ -361,7 +363,7 @@ impl Snapshot {
         !self.direct.contains(&local) && !self.bypasses(&member.workload.bypass, local)
     }
 
-    /// Whether a pod with this bypass reaches `local` without the mesh, as itself or through a service.
+    /// Returns whether a pod with this bypass reaches `local` without the mesh, directly or through a service.
     fn bypasses(&self, bypass: &Bypass, local: SocketAddr) -> bool {
         let through = |indexed: &IndexedService| {
             let behind = |endpoint: &&Endpoint| endpoint.address == local.ip();

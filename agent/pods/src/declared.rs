@@ -7,7 +7,7 @@ use sluice_spiffe::{SpiffeId, WorkloadName};
 
 use crate::exempt::Exempt;
 
-/// Whatever enrolment depends on: when one of these changes, the pod is enrolled anew.
+/// Everything that an enrolment depends on: when any of it changes, the pod is enrolled anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Declared {
     pub(crate) uid: WorkloadUid,
@@ -20,7 +20,7 @@ pub(crate) struct Declared {
     pub(crate) netns: Option<PathBuf>,
 }
 
-/// The pods that are to be captured on `node`, and what the mesh leaves alone of each.
+/// Returns the pods that are to be captured on `node`, each with its exemptions.
 pub(crate) fn declared_on(
     snapshot: &Snapshot,
     node: &str,

@@ -27,7 +27,7 @@ pub(crate) fn open(
     }
 }
 
-/// A namespace that has been found to be the declared pod's, and can be guarded.
+/// A namespace that was found to be the declared pod's, and that can be guarded.
 pub(crate) struct Checked {
     pub(crate) netns: Netns,
     guard_ifindexes: Vec<u32>,
@@ -45,8 +45,8 @@ pub(crate) fn check(declared: &Declared, netns: Netns) -> Result<Checked, Refusa
     Ok(Checked { netns, guard_ifindexes, unowned: HashSet::new() })
 }
 
-/// Enrols a pod, or moves an enrolled one to new listeners: from the hooks' switch on, its connections
-/// wait in the listeners that are returned.
+/// Enrols a pod, or moves an enrolled one to new listeners. As soon as the hooks have switched, its
+/// connections wait in the listeners that are returned.
 pub(crate) fn enrol(
     hooks: &impl Hooks,
     workers: usize,
@@ -83,7 +83,7 @@ pub(crate) fn enrol(
     Ok(Enrolment { pod, listeners: listeners.into_workers(), unowned, exempt: placed.exempt })
 }
 
-/// The interfaces of the node where packets of the pod come out, in ascending order.
+/// Returns the node's interfaces where packets of the pod come out, in ascending order.
 pub(crate) fn guard_ifindexes(netns: &Netns) -> sluice_sys::Result<Vec<u32>> {
     let mut found: Vec<_> =
         veth::host_peers(netns)?.into_iter().map(|link| link.host_ifindex).collect();
@@ -91,7 +91,8 @@ pub(crate) fn guard_ifindexes(netns: &Netns) -> sluice_sys::Result<Vec<u32>> {
     Ok(found)
 }
 
-/// A path that leads to another pod's namespace would capture that pod under this one's identity.
+/// Checks that the namespace has all declared addresses. A path that leads to another pod's
+/// namespace would capture that pod under this one's identity.
 fn check_addresses(declared: &Declared, found: &[IpAddr]) -> Result<(), Refusal> {
     if declared.addresses.is_empty() {
         return Err(Refusal::NoAddress);

@@ -1,4 +1,4 @@
-//! What happened to pods, for the log and for whoever tells the cluster.
+//! What happened to pods, for the log and for the code that tells the cluster.
 
 use sluice_kernel::{DirectFill, PeerFill};
 use sluice_mesh::WorkloadUid;
@@ -7,28 +7,29 @@ use sluice_mesh::WorkloadUid;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PodEvent {
-    /// A pod is captured that was not before, or was by the agent before this one.
+    /// A pod is captured that was not before, or only by an earlier agent.
     Captured {
         /// The pod.
         pod: WorkloadUid,
         /// Whether an earlier agent had enrolled it: there was no moment without capture.
         adopted: bool,
-        /// Connections to mesh peers that were destroyed because they were older.
+        /// Connections to mesh peers that were destroyed because they were older than the capture.
         destroyed: usize,
     },
-    /// Another part of a captured pod's traffic is left alone now than before.
+    /// The part of a captured pod's traffic that is left alone has changed.
     Exempted {
         /// The pod.
         pod: WorkloadUid,
-        /// Connections destroyed because they are not left alone any more.
+        /// Connections destroyed because they are no longer left alone.
         destroyed: usize,
     },
     /// More destinations are declared to be reached without the mesh than the kernel has room for; the
-    /// others are reached through it.
+    /// rest are reached through it.
     DirectOverflow(DirectFill),
-    /// The kernel does not know the present destinations; the next audit tries again.
+    /// The destinations that are reached without the mesh could not be set in the kernel; the next
+    /// audit tries again.
     DirectFailed {
-        /// Why.
+        /// Why they could not be set.
         reason: String,
     },
     /// A captured pod was enrolled anew because its declaration changed.
@@ -36,7 +37,7 @@ pub enum PodEvent {
         /// The pod.
         pod: WorkloadUid,
     },
-    /// An audit found a captured pod not wholly captured, and mended it.
+    /// An audit found that a captured pod was not wholly captured, and mended it.
     Repaired {
         /// The pod.
         pod: WorkloadUid,
@@ -47,58 +48,59 @@ pub enum PodEvent {
     Refused {
         /// The pod.
         pod: WorkloadUid,
-        /// Why.
+        /// Why it is not captured.
         reason: String,
     },
     /// A pod is captured, but something about it is not as it should be.
     Impaired {
         /// The pod.
         pod: WorkloadUid,
-        /// What.
+        /// What is wrong.
         reason: String,
     },
-    /// Connections were destroyed because their peer has joined the mesh, or is not reached without it
-    /// any more.
+    /// Connections were destroyed because their peer has joined the mesh, or is no longer reached
+    /// without it.
     Cut {
         /// The pod that had them.
         pod: WorkloadUid,
-        /// How many.
+        /// Number of connections.
         connections: usize,
     },
-    /// Such connections could not be destroyed; the guard stops them instead, so they hang.
+    /// Connections that should end, as for [`PodEvent::Cut`], could not be destroyed; the guard
+    /// stops them instead, so they hang.
     CutFailed {
         /// The pod that has them.
         pod: WorkloadUid,
-        /// Why.
+        /// Why they could not be destroyed.
         reason: String,
     },
-    /// A pod is not captured any more.
+    /// A pod is no longer captured.
     Withdrawn {
-        /// The pod; `None` for one that an earlier agent had enrolled and nobody declares.
+        /// The pod; `None` for one that an earlier agent enrolled and nobody declares.
         pod: Option<WorkloadUid>,
         /// Cookie of its network namespace.
         cookie: u64,
-        /// Why.
+        /// Why it was withdrawn.
         departure: Departure,
     },
-    /// The hooks would not let go of a namespace; its connections stay refused, and the next audit
+    /// The hooks could not release a namespace; its connections stay refused, and the next audit
     /// tries again.
     WithdrawFailed {
         /// Cookie of the network namespace.
         cookie: u64,
-        /// Why.
+        /// Why the release failed.
         reason: String,
     },
-    /// What the agent before this one enrolled cannot be read; nothing of it is withdrawn.
+    /// The pods that an earlier agent enrolled could not be read; none of them is withdrawn.
     AdoptionFailed {
-        /// Why.
+        /// Why they could not be read.
         reason: String,
     },
-    /// The kernel has room for few more peers, or too little already.
+    /// The kernel has room for few more peers, or already too little.
     PeersNearlyFull(PeerFill),
-    /// The kernel does not know the present peers; the next audit tries again.
+    /// The present peers could not be set in the kernel; the next audit tries again.
     PeersFailed {
-        /// Why.
+        /// Why they could not be set.
         reason: String,
     },
 }
@@ -107,7 +109,7 @@ pub enum PodEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Departure {
-    /// The mesh does not declare it for this node any more.
+    /// The mesh no longer declares it for this node.
     Undeclared,
     /// Its network namespace has gone from its path.
     NamespaceGone,

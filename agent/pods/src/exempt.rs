@@ -1,4 +1,4 @@
-//! What of a pod's traffic the mesh leaves alone, as declared and as the hooks are told of it.
+//! The part of a pod's traffic that the mesh leaves alone, as declared and as the hooks take it.
 
 use std::{collections::HashSet, net::SocketAddr};
 
@@ -6,7 +6,7 @@ use sluice_kernel::PodExemptions;
 use sluice_mesh::{Bypass, Snapshot, Workload};
 use sluice_sys::diag::Connection;
 
-/// Opt-outs and probe ports of one pod. They change while the pod stays enrolled.
+/// Opt-outs and probe ports of one pod, which change while the pod stays enrolled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Exempt {
     bypass: Bypass,
@@ -26,7 +26,7 @@ impl Exempt {
         Self { bypass, hooks }
     }
 
-    /// As the hooks are told of it.
+    /// Returns the exemptions as the hooks take them.
     pub(crate) fn hooks(&self) -> &PodExemptions {
         &self.hooks
     }
@@ -38,8 +38,8 @@ impl Exempt {
     }
 }
 
-/// Destinations that every pod of a node reaches without the mesh: those that a rule names, and the
-/// ports that mesh pods keep out of it, where nobody would answer mesh TLS.
+/// Returns the destinations that every pod of a node reaches without the mesh: those that a rule
+/// names, and the ports that mesh pods keep out of it, where nobody would answer mesh TLS.
 pub(crate) fn direct(snapshot: &Snapshot) -> HashSet<SocketAddr> {
     let exempt = snapshot.members().iter().map(|member| &member.workload).flat_map(|workload| {
         let ports = workload.bypass.inbound_ports.iter();

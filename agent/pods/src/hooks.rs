@@ -1,4 +1,4 @@
-//! What enrolment needs of the datapath.
+//! What enrolment needs from the datapath.
 
 use std::{
     collections::HashSet,
@@ -13,7 +13,7 @@ use sluice_kernel::{
 };
 
 /// The part of [`Datapath`] that enrolment uses, so that its decisions can be tested against a kernel
-/// that fails on demand. The methods mean what those of [`Datapath`] do.
+/// that fails on demand. Each method does what its namesake in [`Datapath`] or [`SocketTable`] does.
 #[expect(missing_docs, reason = "Datapath documents each of these")]
 pub trait Hooks {
     fn enroll(&self, pod: &PodHooks<'_>) -> Result<Placed, Error>;

@@ -14,15 +14,14 @@ use sluice_mesh::{Bypass, Labels, Snapshot, SnapshotBuilder, Workload, WorkloadU
 use sluice_spiffe::{TrustDomain, WorkloadName};
 use sluice_sys::Netns;
 
-/// The node that the tests are about.
+/// Name of the node that the tests are about.
 pub(crate) const NODE: &str = "node-a";
 
 /// A namespace that is deleted when dropped.
 pub(crate) struct Namespace(String);
 
 impl Namespace {
-    /// Without root nothing here can be tested, and a test that is silently skipped looks like one
-    /// that passed.
+    /// Panics without root, because a test that is silently skipped looks like one that passed.
     fn new(name: &str) -> Self {
         assert!(rustix::process::geteuid().is_root(), "run these tests as root");
         let name = format!("sp{}-{name}", process::id());
@@ -45,7 +44,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // A test may have deleted it already, and a failing one must not panic twice.
+        // A test may have deleted the namespace already, and a failing test must not panic twice.
         drop(Command::new("ip").args(["netns", "del", &self.0]).output());
     }
 }
@@ -57,7 +56,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Runs a test in a node's namespace, as an agent runs in its node's.
+    /// Runs a test in a node's namespace, as an agent runs in that of its node.
     pub(crate) fn run(name: &str, test: impl FnOnce(&Self) + Send) {
         let lab = Self { name: name.to_owned(), node: Namespace::new(&format!("{name}-node")) };
         lab.node.ip("link set lo up");
@@ -69,12 +68,12 @@ impl Lab {
         lab.node.run(|| test(&lab));
     }
 
-    /// A namespace that is tied to nothing and has nothing up.
+    /// Makes a namespace that has no link to another one and nothing up.
     pub(crate) fn bare(&self, name: &str) -> Namespace {
         Namespace::new(&format!("{}-{name}", self.name))
     }
 
-    /// A pod at `10.66.0.<last>` and `fd66::<last>`, on the bridge.
+    /// Makes a pod at `10.66.0.<last>` and `fd66::<last>`, on the bridge.
     pub(crate) fn pod(&self, name: &str, last: u8) -> Namespace {
         let pod = self.bare(name);
         pod.ip("link set lo up");
@@ -85,7 +84,7 @@ impl Lab {
         pod
     }
 
-    /// A veth pair between a pod and the bridge.
+    /// Makes a veth pair between a pod and the bridge.
     pub(crate) fn wire(&self, pod: &Namespace, link: &str, peer: &str) {
         pod.ip(&format!("link add {link} type veth peer name {peer} netns {}", self.node.0));
         self.node.ip(&format!("link set {peer} master br0 up"));
@@ -97,8 +96,8 @@ impl Lab {
         self.node.ip(arguments);
     }
 
-    /// Waits until the node's end of a veth pair is gone, as it is when nothing keeps the pod's
-    /// namespace alive. To be called on the node's thread.
+    /// Waits until the node's end of a veth pair is gone, which happens once nothing keeps the
+    /// pod's namespace alive. Call it on a thread in the node's namespace.
     pub(crate) fn await_end_of(peer: &str) {
         let deadline = Instant::now() + Duration::from_secs(10);
         let interfaces = || fs::read_to_string("/proc/thread-self/net/dev").unwrap();
@@ -115,7 +114,7 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {error}");
 }
 
-/// A pod of the mesh as [`Lab::pod`] makes them.
+/// Declares a mesh pod like those that [`Lab::pod`] makes.
 pub(crate) fn workload(name: &str, last: u8, netns: Option<PathBuf>) -> Workload {
     let account = WorkloadName { namespace: "shop".into(), service_account: name.into() };
     Workload {

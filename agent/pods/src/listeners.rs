@@ -1,5 +1,5 @@
-//! The listeners of a pod: for every worker two per address family, all on the pod's loopback, so that
-//! nobody outside the pod can reach one except through the hooks.
+//! The listeners of a pod: two per worker and address family. All are on the pod's loopback, so nobody
+//! outside the pod can reach one except through the hooks.
 
 use std::{
     io::{self, ErrorKind},
@@ -13,15 +13,16 @@ use sluice_sys::{Netns, socket};
 
 use crate::{WorkerListeners, refusal::Refusal};
 
-/// As deep as Linux lets a namespace go unless told otherwise (`net.core.somaxconn`): connections wait
-/// here while a worker is busy, or while the agent is being restarted.
+/// The depth that Linux allows a namespace by default (`net.core.somaxconn`). Connections wait here
+/// while a worker is busy, or while the agent is being restarted.
 const BACKLOG: i32 = 4096;
 
-/// Ports that no application of the pod asks for: of the system's (RFC 6335), those that no service is assigned. The
-/// kernel chooses where applications are configured to listen, too, and one that came later would not get its port.
+/// Ports that no application of the pod asks for: system ports (RFC 6335) that are assigned to no service. A port of
+/// the kernel's choice may be one where an application is configured to listen, and one that came later would not
+/// get its port.
 const UNASSIGNED: [RangeInclusive<u16>; 2] = [914..=952, 954..=988];
 
-/// The listeners for one pod, before the workers have them.
+/// The listeners for one pod, before they are handed to the workers.
 pub(crate) struct PodListeners(Vec<OfWorker>);
 
 struct OfWorker {
@@ -37,8 +38,8 @@ struct OfFamilies {
 // === impl PodListeners ===
 
 impl PodListeners {
-    /// Makes and marks the listeners inside `netns`. A pod without IPv6 does without such listeners,
-    /// unless `needs_v6`.
+    /// Makes and marks the listeners inside `netns`. A pod without IPv6 gets no IPv6 listeners; if
+    /// `needs_v6`, that is an error.
     pub(crate) fn open(
         netns: &Netns,
         workers: usize,
@@ -51,12 +52,12 @@ impl PodListeners {
         Ok(Self(opened))
     }
 
-    /// The listeners as the hooks are told of them.
+    /// Returns the listeners as the hooks take them.
     pub(crate) fn sockets(&self) -> Result<Vec<WorkerSockets<'_>>, Refusal> {
         self.0.iter().map(OfWorker::sockets).collect::<io::Result<_>>().map_err(Refusal::Listeners)
     }
 
-    /// The listeners as the workers are given them.
+    /// Returns the listeners as the workers take them.
     pub(crate) fn into_workers(self) -> Vec<WorkerListeners> {
         let listeners = |OfWorker { outbound, inbound }| WorkerListeners {
             outbound: outbound.into_vec(),
@@ -71,7 +72,7 @@ impl PodListeners {
 impl OfWorker {
     fn open(needs_v6: bool) -> Result<Self, Refusal> {
         let outbound = OfFamilies::open(needs_v6)?;
-        // An application whose agent dies must not take that for the end of what its peer had to say.
+        // If the agent dies, the application must not take that for the end of its peer's stream.
         outbound.all().try_for_each(socket::set_reset_on_close).map_err(Refusal::Listeners)?;
         Ok(Self { outbound, inbound: OfFamilies::open(needs_v6)? })
     }
@@ -112,8 +113,8 @@ impl OfFamilies {
     }
 }
 
-/// Listens on the first port that is free; on one of the kernel's choice when there is none, or when the agent lacks
-/// `CAP_NET_BIND_SERVICE` for them.
+/// Listens on the first of the [`UNASSIGNED`] ports that is free. If there is none, or the agent lacks
+/// `CAP_NET_BIND_SERVICE` for them, the kernel chooses the port.
 fn listen(address: IpAddr) -> Result<TcpListener, Refusal> {
     let on = |port| socket::listen(SocketAddr::new(address, port), BACKLOG);
     let is_taken = |error: &io::Error| error.kind() == ErrorKind::AddrInUse;

@@ -1,4 +1,4 @@
-//! Pods whose namespace the mesh does not name: found by their processes.
+//! Finds pods by their processes if the mesh does not name their namespaces.
 
 use std::{
     collections::HashMap,
@@ -13,19 +13,19 @@ use sluice_sys::{
 
 use crate::{declared::Declared, record::Record, refusal::Refusal};
 
-/// What one look at the node's processes has found. It keeps namespaces alive, so it is forgotten as soon
+/// The result of one search of the node's processes. It keeps namespaces alive, so it is dropped as soon
 /// as the pass that needed it is over.
 #[derive(Debug, Default)]
 pub(crate) struct Located {
     found: HashMap<WorkloadUid, Netns>,
-    /// Why nobody could look.
+    /// Why the search failed.
     error: Option<String>,
 }
 
 // === impl Located ===
 
 impl Located {
-    /// Looks for all of `pods` at once; `proc` is the node's process list.
+    /// Searches for all of `pods` at once; `proc` is the node's process list.
     pub(crate) fn among(proc: &Path, pods: &[&Record]) -> Self {
         let sought: Vec<_> = pods.iter().map(|record| sought(record)).collect();
         match pod_processes::find(proc, &sought) {
@@ -38,7 +38,8 @@ impl Located {
         }
     }
 
-    /// The namespace of a pod that was looked for; `None` when no process of it has the pod's addresses.
+    /// Returns the namespace of a pod that was searched for; `None` if no process of the pod is in a
+    /// namespace with its addresses.
     pub(crate) fn of(&self, pod: &Declared) -> Result<Option<Netns>, Refusal> {
         match &self.error {
             Some(error) => Err(Refusal::Search(error.clone())),
@@ -56,7 +57,7 @@ fn sought(record: &Record) -> Sought<'_> {
     }
 }
 
-/// Where the node's processes are listed unless configured otherwise.
+/// Returns where the node's processes are listed unless configured otherwise.
 pub(crate) fn default_processes() -> PathBuf {
     PathBuf::from("/proc")
 }

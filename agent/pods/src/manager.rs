@@ -39,30 +39,33 @@ pub struct PodManager<H> {
     /// Number of workers, each of which gets listeners for every pod.
     worker_count: usize,
     pods: BTreeMap<WorkloadUid, Record>,
-    /// Namespaces that the agent before this one enrolled and no pod of ours has taken over, by
-    /// cookie; `None` until they could be read.
+    /// Namespaces that an earlier agent enrolled and that no pod of ours has taken over, by cookie;
+    /// `None` until they could be read.
     inherited: Option<BTreeMap<u64, Enrolled>>,
     predecessors: Predecessors,
     /// Namespaces that the hooks would not let go of.
     unwanted: BTreeMap<u64, (Option<WorkloadUid>, Departure)>,
-    /// `None` until there is a snapshot: the kernel keeps what an earlier agent told it.
+    /// Peers that the kernel is to be told; `None` until there is a snapshot, and until then the
+    /// kernel keeps what an earlier agent told it.
     wanted_peers: Option<HashSet<IpAddr>>,
-    /// What the kernel has been told; `None` until it has been told once.
+    /// Peers that the kernel has been told; `None` until it has been told once.
     known_peers: Option<HashSet<IpAddr>>,
     peers_nearly_full: bool,
-    /// Destinations that every pod reaches without the mesh; `None` as for peers.
+    /// Destinations that every pod reaches without the mesh, as wanted and as known; `None` as for
+    /// the peers.
     wanted_direct: Option<HashSet<SocketAddr>>,
     known_direct: Option<HashSet<SocketAddr>>,
-    /// The node's process list.
+    /// Path of the node's process list.
     processes: PathBuf,
-    /// Namespaces that the present pass has found by processes.
+    /// Namespaces that the present pass has found by the pods' processes.
     located: Located,
     events: Vec<PodEvent>,
     frozen: bool,
 }
 
 impl<H: Hooks> PodManager<H> {
-    /// A manager that has not done anything yet. Pods that an earlier agent enrolled stay captured.
+    /// Makes a manager, which has done nothing yet. Pods that an earlier agent enrolled stay
+    /// captured.
     pub fn new(hooks: H, workers: Arc<dyn Workers>, worker_count: usize) -> Self {
         Self {
             hooks,
@@ -84,9 +87,9 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Makes the pods of `node` what `snapshot` says. Only a snapshot that a source has really read
-    /// may come here: one that is empty for want of knowledge would set every pod free. A provisional one
-    /// only adds: pods and peers that it does not name stay as they are.
+    /// Makes the pods of `node` what `snapshot` says. Pass only a snapshot that a source has really read:
+    /// one that is empty for lack of knowledge would set every pod free. A provisional one only adds:
+    /// pods and peers that it does not name stay as they are.
     pub fn reconcile(&mut self, snapshot: &Snapshot, node: &str) -> Vec<PodEvent> {
         if self.frozen {
             return Vec::new();
@@ -114,7 +117,8 @@ impl<H: Hooks> PodManager<H> {
         self.enrol_due();
         self.wanted_direct = Some(direct(snapshot));
         self.exempt_changed();
-        // Before the peers: what is direct is so from the moment that its address is a peer.
+        // Before the peers: a direct destination must be direct from the moment its address is a
+        // peer.
         self.set_direct();
         self.set_peers();
         self.hand_over();
@@ -122,7 +126,7 @@ impl<H: Hooks> PodManager<H> {
         self.take_events()
     }
 
-    /// Changes nothing any more: another agent takes the node over, or nothing is left to be done.
+    /// Stops all changes: another agent takes the node over, or nothing is left to be done.
     pub fn freeze(&mut self) {
         self.frozen = true;
     }
@@ -135,17 +139,17 @@ impl<H: Hooks> PodManager<H> {
         (self.wanted_direct, self.known_direct) = (None, None);
     }
 
-    /// Whether nothing is changed any more.
+    /// Whether the manager is frozen and changes nothing.
     pub fn is_frozen(&self) -> bool {
         self.frozen
     }
 
-    /// Pods that are not to be captured any more, and that the hooks have not let go of.
+    /// Returns the pods that are no longer to be captured, but that the hooks have not released.
     pub fn lingering(&self) -> impl Iterator<Item = &WorkloadUid> {
         self.unwanted.values().filter_map(|(uid, _)| uid.as_ref())
     }
 
-    /// Every pod that is declared for this node.
+    /// Returns the status of every pod that is declared for this node.
     pub fn status(&self) -> Vec<PodStatus> {
         self.pods.values().map(|record| self.status_of(record)).collect()
     }
@@ -173,7 +177,7 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Enrols every pod that is not as declared and whose time has come.
+    /// Enrols every pod that is not as declared and is due for an attempt.
     fn enrol_due(&mut self) {
         let now = Instant::now();
         let due = |(uid, record): (&WorkloadUid, &Record)| record.is_due(now).then(|| uid.clone());
@@ -217,7 +221,7 @@ impl<H: Hooks> PodManager<H> {
         outcome
     }
 
-    /// Notes that the hooks have taken a pod over; `mended` says what an audit had found.
+    /// Records that the hooks have taken a pod over; `mended` says what an audit had found.
     fn enrolled(&mut self, uid: &WorkloadUid, enrolment: Enrolment, mended: Option<String>) {
         let Enrolment { pod, listeners, exempt, unowned } = enrolment;
         let cookie = pod.cookie;
@@ -255,7 +259,7 @@ impl<H: Hooks> PodManager<H> {
         record.captured = Some(captured);
     }
 
-    /// Notes why a pod is not as declared, and says so if it is news.
+    /// Records why a pod is not as declared, and reports it if the reason is new.
     fn troubled(&mut self, uid: &WorkloadUid, reason: String) {
         let Some(record) = self.pods.get_mut(uid) else { return };
         let is_captured = record.captured.is_some();
@@ -274,13 +278,13 @@ impl<H: Hooks> PodManager<H> {
         let captured = self.pods.get_mut(uid).and_then(|record| record.captured.take());
         if let Some(Captured { pod, waiting, .. }) = captured {
             self.release(pod.cookie, Some(uid.clone()), departure);
-            // Listeners that the workers never had close here.
+            // Listeners that were never handed to the workers close here.
             drop(waiting);
             self.workers.remove(&pod);
         }
     }
 
-    /// Has the hooks let go of a namespace, now or later.
+    /// Makes the hooks release a namespace. If that fails, it is tried again later.
     fn release(&mut self, cookie: u64, pod: Option<WorkloadUid>, departure: Departure) {
         match self.hooks.withdraw(cookie) {
             Ok(()) | Err(sluice_kernel::Error::NotEnrolled(_)) => {

@@ -8,9 +8,9 @@ use crate::{LocalPod, WorkerListeners, declared::Declared, exempt::Exempt, retry
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) declared: Declared,
-    /// What the mesh is to leave alone of it.
+    /// The exemptions that it is to have.
     pub(crate) exempt: Exempt,
-    /// Cookie of the namespace that its path led to when last opened.
+    /// Cookie of the namespace that it had when its namespace was last opened.
     pub(crate) cookie: Option<u64>,
     pub(crate) captured: Option<Captured>,
     pub(crate) trouble: Option<Trouble>,
@@ -20,12 +20,12 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(crate) struct Captured {
     pub(crate) pod: Arc<LocalPod>,
-    /// What the pod was declared to be when it was enrolled.
+    /// The pod's declaration when it was enrolled.
     pub(crate) declared: Declared,
     pub(crate) destroyed: usize,
     /// Whether it ran before it was captured.
     pub(crate) was_running: bool,
-    /// What the hooks leave alone of it; `None` when they did not take what was asked.
+    /// The exemptions in force; `None` if the hooks did not take what was asked.
     pub(crate) exempt: Option<Exempt>,
     /// Whether enrolling it anew has failed since: how far that went is not known, and no hook shows it.
     pub(crate) is_half_renewed: bool,
@@ -49,7 +49,7 @@ pub(crate) struct Trouble {
     pub(crate) retry: Retry,
 }
 
-/// What a successful enrolment leaves.
+/// The result of a successful enrolment.
 pub(crate) struct Enrolment {
     pub(crate) pod: LocalPod,
     pub(crate) listeners: Vec<WorkerListeners>,
@@ -88,7 +88,7 @@ impl Record {
         !as_declared && self.trouble.as_ref().is_none_or(|trouble| trouble.retry.is_due(now))
     }
 
-    /// Notes what is wrong; true when that is news.
+    /// Records what is wrong. Returns true if the reason is new.
     pub(crate) fn fail(&mut self, reason: String, now: Instant) -> bool {
         let previous = self.trouble.take();
         let is_news = previous.as_ref().is_none_or(|trouble| trouble.reason != reason);

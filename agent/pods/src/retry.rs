@@ -1,4 +1,4 @@
-//! When to try a pod again that could not be enrolled.
+//! When to retry a pod that could not be enrolled.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,8 @@ pub(crate) struct Retry {
 }
 
 impl Retry {
-    /// After a failure at `now`, the one before which had left `previous`.
+    /// Schedules the attempt after a failure at `now`; `previous` is what the failure before it
+    /// scheduled.
     pub(crate) fn after(previous: Option<Self>, now: Instant) -> Self {
         let doubled = |previous: Self| previous.delay.saturating_mul(2).min(LONGEST_DELAY);
         let delay = previous.map_or(FIRST_DELAY, doubled);

@@ -6,10 +6,10 @@ use sluice_kernel::PodCounters;
 use sluice_mesh::WorkloadUid;
 use sluice_spiffe::WorkloadName;
 
-/// A pod that the mesh wants captured on this node, and how far that is so.
+/// A pod that the mesh wants captured on this node, and whether it is.
 #[derive(Clone, Debug)]
 pub struct PodStatus {
-    /// Unique over time.
+    /// Identifier that is never used for another pod.
     pub uid: WorkloadUid,
     /// Pod name.
     pub name: String,
@@ -17,15 +17,17 @@ pub struct PodStatus {
     pub account: WorkloadName,
     /// Declared addresses.
     pub addresses: Vec<IpAddr>,
-    /// Whether this agent found it running, instead of being told of it before its first instruction.
+    /// Whether this agent found it already running, instead of being told of it before its first
+    /// instruction.
     pub was_running: bool,
     /// Whether it is captured.
     pub state: PodState,
-    /// Since when this agent captures it.
+    /// When this agent last enrolled it; `None` if it is not captured.
     pub enrolled_at: Option<SystemTime>,
-    /// What the kernel counted; `None` when it is not captured.
+    /// The kernel's counts; `None` if it is not captured.
     pub counters: Option<PodCounters>,
-    /// Connections destroyed when it was enrolled, and when peers of it joined the mesh.
+    /// Connections destroyed when it was enrolled, when peers joined the mesh, or when exemptions
+    /// ended.
     pub connections_destroyed: usize,
 }
 
@@ -33,17 +35,17 @@ pub struct PodStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PodState {
-    /// As declared.
+    /// Captured as declared.
     Captured,
     /// Captured, but not as it should be.
     Impaired {
         /// What is wrong.
         reason: String,
     },
-    /// Not captured by this agent. If the agent before it had captured the pod, its connections are
-    /// refused; otherwise they are its own business.
+    /// Not captured by this agent. If an earlier agent had captured the pod, its connections are
+    /// refused; otherwise they are left alone.
     Refused {
-        /// Why.
+        /// Why it is not captured.
         reason: String,
     },
 }

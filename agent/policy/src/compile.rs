@@ -1,4 +1,4 @@
-//! From objects to what each workload is bound by.
+//! Compiles policy objects into the policies that bind each workload.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,22 +15,22 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct PolicySet(Arc<Index>);
 
-/// A set with what there is to say about it.
+/// A compiled set and the remarks on its objects.
 #[derive(Debug)]
 pub struct Compiled {
-    /// What is enforced.
+    /// The policies to enforce.
     pub set: PolicySet,
     /// Remarks on its objects, in order of their places.
     pub findings: Vec<Finding>,
 }
 
-/// A source of policies that cannot be read and of which no earlier version is known: every connection
-/// to the workloads that it could be about is denied.
+/// A source of policies that cannot be read and of which no earlier version is known. Every connection to the
+/// workloads that it could cover is denied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Withheld {
-    /// Its name, for the reason of the refusal.
+    /// Name of the source, which refusals cite.
     pub origin: Arc<str>,
-    /// What it could be about.
+    /// The workloads that it could cover.
     pub coverage: Coverage,
 }
 
@@ -38,7 +38,7 @@ pub struct Withheld {
 struct Index {
     root_namespace: String,
     by_namespace: HashMap<String, Scope>,
-    /// Set when something that covers the whole mesh is withheld.
+    /// Origin of a withheld source that could cover the whole mesh.
     unknown: Option<Arc<str>>,
     objects: Vec<(ObjectId, Place)>,
 }
@@ -66,8 +66,8 @@ impl PolicySet {
     /// to the whole mesh; a selector in the root namespace selects workloads of every namespace for an
     /// `AuthorizationPolicy` and nothing for a `PeerAuthentication` (both as in Istio).
     ///
-    /// Of several `PeerAuthentication` at one level the one with the oldest `creationTimestamp` wins; one
-    /// without counts as newer than all that have one, and names, then namespaces, break ties.
+    /// Of several `PeerAuthentication` at one level, the one with the oldest `creationTimestamp` wins. One without a
+    /// timestamp counts as newer than all that have one; names, then namespaces, break ties.
     pub fn compile(
         objects: &[PolicyObject],
         withheld: &[Withheld],
@@ -96,7 +96,7 @@ impl PolicySet {
         Compiled { set: Self(Arc::new(index)), findings }
     }
 
-    /// The policies that bind one workload.
+    /// Returns the policies that bind one workload.
     pub fn for_workload(&self, namespace: &str, labels: &Labels) -> WorkloadPolicy {
         let index = &*self.0;
         let root = index.by_namespace.get(&index.root_namespace);
@@ -121,7 +121,7 @@ impl PolicySet {
         WorkloadPolicy::new(bound)
     }
 
-    /// Every object of the set and where it was read, in order of age.
+    /// Returns every object of the set and where it was read, oldest first.
     pub fn objects(&self) -> &[(ObjectId, Place)] {
         &self.0.objects
     }
@@ -199,7 +199,7 @@ fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-/// Whether two selectors are of one level and some workload could carry the labels of both.
+/// Returns whether two selectors are of the same level and some workload could match both.
 fn may_overlap(a: &Labels, b: &Labels) -> bool {
     a.is_empty() == b.is_empty()
         && a.iter().all(|(key, value)| b.get(key).is_none_or(|other| other == value))

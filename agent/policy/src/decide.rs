@@ -25,23 +25,23 @@ pub struct Connection<'a> {
     pub destination: SocketAddr,
 }
 
-/// The answer.
+/// The decision on a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a dropped verdict lets the connection through"]
 pub enum Verdict {
-    /// May pass.
+    /// The connection may pass.
     Allow,
-    /// Must not, and why.
+    /// The connection must not pass, for this reason.
     Deny(DenyReason),
 }
 
-/// Why a connection is refused; `Display` gives the sentence of the access log.
+/// Why a connection is refused. `Display` gives the text for the access log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DenyReason {
     /// A DENY policy matched.
     #[error("explicitly denied by: {0}")]
     DeniedBy(Arc<str>),
-    /// ALLOW policies exist, none matched.
+    /// ALLOW policies exist, but none matched.
     #[error("allow policies exist, but none allowed")]
     NotAllowed,
     /// The port demands mutual TLS.
@@ -50,18 +50,18 @@ pub enum DenyReason {
     /// Mutual TLS arrived at a port where it is disabled.
     #[error("mutual TLS refused: it is DISABLEd on this port")]
     MtlsDisabled,
-    /// What applies here is not known, because its source cannot be read and has no earlier version.
+    /// The policy is not known, because its source cannot be read and has no earlier version.
     #[error("policy unknown: {0} cannot be read and has no earlier version")]
     PolicyUnknown(Arc<str>),
 }
 
-/// What applies to one workload. Cloning is cheap.
+/// The policies that apply to one workload. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub struct WorkloadPolicy(Arc<Bound>);
 
 #[derive(Debug, Default)]
 pub(crate) struct Bound {
-    /// Origin of a policy file that should say what applies here, but could not be read.
+    /// Origin of a source that could cover the workload, but cannot be read.
     pub(crate) unknown: Option<Arc<str>>,
     pub(crate) modes: PortModes,
     pub(crate) deny: Vec<Arc<Authorization>>,
@@ -75,18 +75,18 @@ impl WorkloadPolicy {
         Self(Arc::new(bound))
     }
 
-    /// Which transport a port of the workload takes.
+    /// Returns which transport a port of the workload accepts.
     pub fn mode(&self, port: u16) -> MtlsMode {
         self.0.modes.mode(port)
     }
 
-    /// Names (`namespace/name`) of the authorization policies that are consulted, DENY before ALLOW.
+    /// Returns the names (`namespace/name`) of the authorization policies that are consulted, DENY before ALLOW.
     pub fn authorization_policies(&self) -> impl Iterator<Item = &str> {
         self.0.deny.iter().chain(&self.0.allow).map(|policy| policy.name.as_ref())
     }
 
-    /// Judges a connection: unknown policy, transport, DENY, then ALLOW. Without ALLOW policies, what
-    /// was not denied may pass.
+    /// Judges a connection, in this order: unknown policy, transport, DENY, ALLOW. Without ALLOW policies, what was
+    /// not denied may pass.
     pub fn decide(&self, connection: &Connection<'_>) -> Verdict {
         let bound = &*self.0;
         if let Some(origin) = &bound.unknown {

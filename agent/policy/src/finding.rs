@@ -1,4 +1,4 @@
-//! What an accepted object does not do, or does otherwise than its author may expect.
+//! Remarks on accepted objects: what they do not do, or do differently than their authors may expect.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ pub enum Severity {
     Warning,
 }
 
-/// A remark on one field of one accepted object, for status and logs. Findings never stand for access
-/// that was widened: what could widen it is refused instead.
+/// A remark on one field of one accepted object, for status and logs. A finding never means that access was widened:
+/// what could widen it is refused instead.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Finding {
     /// The object in question.
     pub object: ObjectId,
-    /// Where the field stands.
+    /// Where the field was read.
     pub place: Place,
     /// Path of the field, such as `spec.rules[0].to[0].operation.methods`.
     pub field: String,
@@ -38,7 +38,7 @@ pub enum Meaning {
     /// An ALLOW rule with a condition on HTTP.
     #[error("L4 cannot check this HTTP condition, so this ALLOW rule never matches")]
     AllowRuleNeverMatches,
-    /// A DENY rule with conditions on HTTP beside others.
+    /// A DENY rule with conditions on HTTP and others.
     #[error(
         "L4 cannot check this HTTP condition, so this DENY rule is enforced without it and denies more"
     )]

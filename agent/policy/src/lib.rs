@@ -14,10 +14,10 @@
 //!   connection to the workloads that it selects.
 //! * What cannot be understood is refused when it is read, by file, line and field: unknown fields and
 //!   kinds, the actions AUDIT and CUSTOM, `targetRefs` (they bind to gateways and waypoints, not to
-//!   workloads). Whoever holds an earlier version of the refused file keeps it; who holds none denies
-//!   what the file could cover: [`coverage`] tells that, and [`Withheld`] does it.
+//!   workloads). A caller that has an earlier version of a refused file keeps it. A caller that has none
+//!   denies what the file could cover: [`coverage`] says what that is, and [`Withheld`] denies it.
 //!
-//! Nothing here knows a regular expression, a clock or a file.
+//! Nothing here uses regular expressions, clocks or files.
 #![forbid(unsafe_code)]
 
 mod compile;

@@ -8,7 +8,7 @@ use sluice_spiffe::SpiffeId;
 /// Prefix length of `::ffff:0:0/96`, under which IPv6 sockets show IPv4 addresses.
 const V4_MAPPED_PREFIX: u8 = 96;
 
-/// A text as Istio's policies write it: `x`, `x*`, `*x` or `*`. There is no other wildcard.
+/// A string pattern as Istio's policies write it: `x`, `x*`, `*x` or `*`. There is no other wildcard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Pattern {
     Exact(Box<str>),
@@ -23,14 +23,14 @@ pub(crate) struct ServiceAccount {
     pub(crate) name: Box<str>,
 }
 
-/// Values of one attribute: one of `any` unless that is empty, and none of `none`.
+/// Terms for the value of one attribute: it is in `any`, unless that is empty, and not in `none`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Terms<T> {
     pub(crate) any: Box<[T]>,
     pub(crate) none: Box<[T]>,
 }
 
-/// Holds when every attribute's terms do.
+/// Terms for all attributes; a match holds when all of them do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Match {
     pub(crate) principals: Terms<Pattern>,
@@ -42,7 +42,7 @@ pub(crate) struct Match {
     pub(crate) ports: Terms<u16>,
 }
 
-/// A connection as the terms see it: addresses canonical, the identity taken apart.
+/// A connection as the terms see it: canonical addresses, and the identity split into its parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'a> {
     pub(crate) identity: Option<Identity<'a>>,
@@ -51,7 +51,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) port: u16,
 }
 
-/// Parts of an identity. One whose path is not `/ns/<namespace>/sa/<service account>` has neither.
+/// Parts of an identity. `workload` is its namespace and service account, and `None` if the path is not
+/// `/ns/<namespace>/sa/<service account>`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity<'a> {
     principal: &'a str,
@@ -62,7 +63,7 @@ pub(crate) struct Identity<'a> {
 // === impl Pattern ===
 
 impl Pattern {
-    /// Absent texts match nothing, not even `*`.
+    /// Returns whether the pattern matches. Nothing matches an absent text, not even `*`.
     pub(crate) fn matches(&self, text: Option<&str>) -> bool {
         let Some(text) = text else { return false };
         match self {
@@ -117,7 +118,7 @@ impl Match {
                 .hold(|pattern| pattern.matches(identity.map(|known| known.trust_domain)))
     }
 
-    /// Whether it sets no condition.
+    /// Returns whether it sets no condition.
     pub(crate) fn is_empty(&self) -> bool {
         let Self { principals, namespaces, trust_domains, service_accounts, .. } = self;
         let Self { sources, destinations, ports, .. } = self;
@@ -126,14 +127,14 @@ impl Match {
         identities && addresses && service_accounts.is_empty() && ports.is_empty()
     }
 
-    /// Whether only a connection with an identity can match.
+    /// Returns whether only a connection with an identity can match.
     pub(crate) fn requires_identity(&self) -> bool {
         let Self { principals, namespaces, trust_domains, service_accounts, .. } = self;
         [principals, namespaces, trust_domains].into_iter().any(|terms| !terms.any.is_empty())
             || !service_accounts.any.is_empty()
     }
 
-    /// Whether identities are excluded and none is required: then plaintext matches as well.
+    /// Returns whether identities are excluded and none is required, so that plaintext matches as well.
     pub(crate) fn only_excludes_identities(&self) -> bool {
         let Self { principals, namespaces, trust_domains, service_accounts, .. } = self;
         let excludes =
@@ -161,8 +162,8 @@ fn workload(path: &str) -> Option<(&str, &str)> {
     (!namespace.contains('/') && !account.contains('/')).then_some((namespace, account))
 }
 
-/// Brings a block into the form in which connections are compared: no host bits, IPv4 as IPv4 even
-/// where it was written `::ffff:192.0.2.0/120`.
+/// Converts a block to the form in which connections are compared: no host bits, and IPv4 as IPv4 even where it was
+/// written as `::ffff:192.0.2.0/120`.
 pub(crate) fn canonical_block(block: IpNet) -> IpNet {
     let mapped = match block {
         IpNet::V4(_) => None,

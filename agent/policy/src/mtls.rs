@@ -1,10 +1,10 @@
-//! Which transport a port takes: `PeerAuthentication` from the mesh down to the port.
+//! Resolves which transport a port accepts: `PeerAuthentication` from the mesh down to the port.
 
 use std::collections::BTreeMap;
 
 use crate::object::PeerAuthentication;
 
-/// Which transport a port takes.
+/// Which transport a port accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MtlsMode {
     /// Only mutual TLS.
@@ -25,15 +25,15 @@ pub(crate) struct PortModes {
 // === impl PortModes ===
 
 impl Default for PortModes {
-    /// Istio's default where no object says otherwise.
+    /// Returns Istio's default, which holds where no object sets a mode.
     fn default() -> Self {
         Self { default: MtlsMode::Permissive, exceptions: BTreeMap::new() }
     }
 }
 
 impl PortModes {
-    /// Each level overrides the wider one where it says something. Only a workload's own object knows
-    /// ports; a port that it leaves unset takes the workload's mode.
+    /// Resolves the modes. Each level overrides the wider ones where it sets a mode. Only a workload's own object
+    /// names ports; a port that it leaves unset takes the workload's mode.
     pub(crate) fn resolve(
         mesh: Option<&PeerAuthentication>,
         namespace: Option<&PeerAuthentication>,

@@ -13,7 +13,7 @@ pub enum ObjectKind {
     PeerAuthentication,
 }
 
-/// What names an object within a mesh.
+/// Identifies an object within a mesh.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId {
     /// Its kind.
@@ -29,7 +29,8 @@ pub struct ObjectId {
 pub struct PolicyObject {
     pub(crate) id: ObjectId,
     pub(crate) place: Place,
-    /// In the only form that the API server writes, `2025-01-31T12:00:00Z`, so that text order is time order.
+    /// Creation time in the only form that the API server writes, `2025-01-31T12:00:00Z`, in which text order is time
+    /// order.
     pub(crate) created: Option<Arc<str>>,
     pub(crate) spec: Spec,
     pub(crate) findings: Vec<Finding>,
@@ -49,7 +50,7 @@ pub(crate) struct PeerAuthentication {
     pub(crate) selector: Labels,
     /// `None` inherits from the next wider level.
     pub(crate) mode: Option<MtlsMode>,
-    /// By port of the workload; `None` takes the workload's own mode.
+    /// Modes by port of the workload; `None` takes the workload's own mode.
     pub(crate) ports: BTreeMap<u16, Option<MtlsMode>>,
 }
 
@@ -61,7 +62,7 @@ pub(crate) enum Action {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Authorization {
-    /// `namespace/name`, as the reason of a refusal cites it.
+    /// `namespace/name`, as refusals cite it.
     pub(crate) name: Arc<str>,
     pub(crate) selector: Labels,
     pub(crate) action: Action,
@@ -84,17 +85,17 @@ pub(crate) struct Clause {
 // === impl PolicyObject ===
 
 impl PolicyObject {
-    /// What names it.
+    /// Returns its kind, namespace and name.
     pub fn id(&self) -> &ObjectId {
         &self.id
     }
 
-    /// Where it was read.
+    /// Returns where it was read.
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Whether both would be enforced alike, wherever they were read.
+    /// Returns whether both would be enforced alike, wherever they were read.
     pub fn says_the_same_as(&self, other: &Self) -> bool {
         (&self.id, &self.created, &self.spec) == (&other.id, &other.created, &other.spec)
     }

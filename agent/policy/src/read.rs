@@ -1,4 +1,4 @@
-//! From text to objects: everything that a policy says is understood, or the text is refused.
+//! Reads policy objects from text. Everything that a policy says is understood, or the text is refused.
 
 mod document;
 mod error;
@@ -18,11 +18,12 @@ use serde::de::DeserializeOwned;
 
 use crate::{ObjectId, PolicyObject};
 
-/// An export of a large cluster is one text; the reader's own limits are for texts from strangers.
+/// Limits for one text, which may be the export of a large cluster. The YAML reader's defaults are meant for texts
+/// from strangers.
 const MAX_DOCUMENTS: usize = 100_000;
 const MAX_NODES: usize = 10_000_000;
 
-/// What a text that cannot be understood could be about.
+/// The workloads that a text could cover although it cannot be understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Coverage {
     /// Workloads of any namespace.
@@ -31,10 +32,10 @@ pub enum Coverage {
     Namespaces(BTreeSet<String>),
 }
 
-/// Reads every policy of a text of YAML documents, JSON included. `origin` names the text in errors,
-/// such as its path. The whole text is refused for one fault: half a set of policies is another set.
+/// Reads every policy in a text of YAML documents, which may be JSON. `origin`, such as a path, names the text in
+/// errors. One fault refuses the whole text: half a set of policies is a different set.
 ///
-/// A text without any object is fine and holds no policies.
+/// A text without any objects is valid and holds no policies.
 pub fn read(origin: &str, text: &str) -> Result<Vec<PolicyObject>, ReadError> {
     let origin: Arc<str> = origin.into();
     let syntax = |error: serde_saphyr::Error| ReadError::syntax(&origin, &error);
@@ -78,8 +79,8 @@ fn refuse_duplicates(objects: &[PolicyObject]) -> Result<(), ReadError> {
     Ok(())
 }
 
-/// What a text could be about that [`read`] refuses: the namespaces that it names where its outline can
-/// still be read, else the whole mesh.
+/// Returns what a text that [`read`] refuses could cover: the namespaces that its objects name, or the whole mesh if
+/// one names none or the outline cannot be read.
 pub fn coverage(text: &str) -> Coverage {
     let Ok(headers) = documents::<Header>(text) else { return Coverage::Mesh };
     let mut namespaces = BTreeSet::new();

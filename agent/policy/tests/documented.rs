@@ -170,7 +170,7 @@ spec: {rules: [{}]}
 
 #[test]
 fn service_accounts_are_whole_names_without_pattern() {
-    // CVE-2026-39350: a dot taken for a regular expression's.
+    // CVE-2026-39350: a dot in a name was taken for that of a regular expression.
     let set = compile(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
          metadata: {name: accounts, namespace: foo}\n\

@@ -21,7 +21,7 @@ fn findings(text: &str) -> Vec<Finding> {
     PolicySet::compile(&objects, &[], "istio-system").findings
 }
 
-/// Specs that stand on line 4 of an object, and words of the message that refuses them.
+/// Faulty specs, each on line 4 of an object, and words of the message that refuses them.
 const FAULTS: &[(&str, &str)] = &[
     ("spec: {rule: []}", "p.yaml:4:8: unknown field `rule`"),
     ("spec: {rules: {}}", "p.yaml:4:15: expected sequence"),

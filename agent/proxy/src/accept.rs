@@ -1,4 +1,4 @@
-//! Accepts connections for as long as a pod is enrolled, also when descriptors run out.
+//! Accepts connections for as long as a pod is enrolled, even when descriptors run out.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -7,14 +7,14 @@ use tokio::{
     sync::oneshot,
 };
 
-/// How long to leave a listener alone when the process or machine is out of some resource. Without a
-/// pause the readable listener would spin; with a longer one, recovery would be felt.
+/// How long to leave a listener alone when the process or machine is out of some resource. Without a pause the
+/// readable listener would make the loop spin; with a longer one, recovery would be noticeably late.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Failures in a row between two log lines: one second's worth.
 const FAILURES_PER_LOG_LINE: u32 = 10;
 
-/// Hands every accepted connection to `serve` until `stop` fires or is dropped. Connections that wait in
-/// the backlog at that moment are still accepted: the kernel steers no new ones here by then.
+/// Hands every accepted connection to `serve` until `stop` fires or is dropped. Connections that are in the backlog
+/// at that moment are still accepted; by then the kernel steers no new ones here.
 pub(crate) async fn accept_all(
     listener: TcpListener,
     mut stop: oneshot::Receiver<()>,

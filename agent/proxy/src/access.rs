@@ -8,7 +8,7 @@ use crate::{
     series::Ending,
 };
 
-/// Writes the line of a connection that has ended, `error` being why it did when not by itself.
+/// Writes the line of a connection that has ended. `error` is the reason if it did not end by itself.
 pub(crate) fn connection_complete(snapshot: &Snapshot, live: &Live, error: Option<&dyn Ending>) {
     if let Some(error) = error {
         live.end_as(error.flags());

@@ -1,8 +1,8 @@
-//! The workers as each other's colleagues: who has how many connections, and how to reach them.
+//! Spreads connections over the workers: knows how many each has, and how to reach it.
 //!
-//! The kernel gives a connection to the worker of the CPU that it was opened on, which is near its
-//! application. An application that opens hundreds from one thread would be held to one worker's speed by
-//! that, so a worker that has many more connections than another passes new ones on.
+//! The kernel gives a connection to the worker of the CPU that it was opened on, which is near its application. That
+//! alone would hold an application that opens hundreds from one thread to one worker's speed. A worker that has many
+//! more connections than another therefore passes new ones on.
 
 use std::sync::{
     Arc,
@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use crate::worker::Command;
 
-/// How many connections more than the least busy worker one may have. Measured: up to 16 connections of
-/// one client are served best by one worker, since more threads only switch more.
+/// How many more connections a worker may have than the least busy one. Measured: one worker serves up to 16
+/// connections of one client best, since more threads only switch more.
 const MAX_IMBALANCE: usize = 16;
 
 /// All workers of the agent.
@@ -24,7 +24,7 @@ pub(crate) struct Crew(Box<[Member]>);
 #[derive(Debug)]
 struct Member {
     commands: mpsc::UnboundedSender<Command>,
-    /// From accept to close.
+    /// Connections that the worker serves, from accept to close.
     connections: AtomicUsize,
 }
 
@@ -43,7 +43,7 @@ impl Crew {
         Self(doors.into_iter().map(member).collect())
     }
 
-    /// Who serves a connection that worker `own` has accepted.
+    /// Decides who serves a connection that worker `own` has accepted, and counts it there.
     pub(crate) fn assign(self: &Arc<Self>, own: usize) -> Share {
         let load = |member: &Member| member.connections.load(Relaxed);
         let lightest = self.0.iter().enumerate().min_by_key(|(_, member)| load(member));
@@ -59,12 +59,12 @@ impl Crew {
         Share { crew: Arc::clone(self), worker }
     }
 
-    /// Connections of all workers.
+    /// Returns the number of connections of all workers.
     pub(crate) fn connections(&self) -> usize {
         self.0.iter().map(|member| member.connections.load(Relaxed)).sum()
     }
 
-    /// Gives a command to one worker. One that is gone has nothing to do with it any more.
+    /// Gives a command to one worker. One that has stopped does not need it any more.
     pub(crate) fn tell(&self, worker: usize, command: Command) {
         if let Some(member) = self.0.get(worker) {
             drop(member.commands.send(command));
@@ -82,7 +82,7 @@ impl Crew {
 // === impl Share ===
 
 impl Share {
-    /// The worker that serves the connection.
+    /// Returns the worker that serves the connection.
     pub(crate) fn worker(&self) -> usize {
         self.worker
     }

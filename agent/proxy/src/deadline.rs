@@ -1,8 +1,8 @@
-//! Time limits on a piece of work, whose passing is an I/O error like any other.
+//! Time limits on a piece of work. Exceeding one is an I/O error like any other.
 
 use std::{future::Future, io, time::Duration};
 
-/// The outcome of `work`, or `TimedOut` when it takes longer than `limit`.
+/// Returns the outcome of `work`, or `TimedOut` if it takes longer than `limit`.
 pub(crate) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = io::Result<T>>,

@@ -29,27 +29,28 @@ const DELIVER_TIME: Duration = Duration::from_secs(10);
 /// How long one that has not answered at once is taken for busy, before it is asked how it listens.
 const GRACE: Duration = Duration::from_millis(20);
 
-/// How many applications are remembered to listen on a device of their own.
+/// Most applications that [`ON_DEVICE`] remembers.
 const MAX_ON_DEVICE: usize = 4096;
 
-/// How many ports are tried for a delivery from the pod's own address before the choice is the kernel's.
+/// How many ports are tried for a delivery from the pod's own address before the choice is left to the kernel.
 const PORT_TRIES: usize = 16;
 
-/// Counts the ports that were tried, so that each has its turn. Of its own: a counter that also spreads connections
-/// over endpoints would give all of them to one, where both ends are of this agent.
+/// Counts the ports that were tried, to give each its turn. Separate from the counter that spreads connections over
+/// endpoints: where both ends are of this agent, every connection would count twice, and all could go to one
+/// endpoint.
 static TURN: AtomicUsize = AtomicUsize::new(0);
 
-/// Where deliveries over IPv4 come from, below the socket API. A loopback address, because only then does
-/// the kernel use a port again that is in `TIME_WAIT` (`tcp_tw_reuse` is 2 by default), without which a port
-/// of the application could take 470 connections a second; but not 127.0.0.1, which some applications
-/// trust. The application sees the client's address.
+/// Actual source of deliveries over IPv4; the application sees the client's address. A loopback address, because only
+/// there does the kernel use a port in `TIME_WAIT` again (`tcp_tw_reuse` is 2 by default). Otherwise one port of the
+/// application could take only 470 connections a second. Not 127.0.0.1, which some applications trust.
 const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 
-/// Applications that were found to listen on a device of their own: namespace and port.
+/// Applications that were found to listen on a device other than loopback, by namespace and port.
 static ON_DEVICE: Mutex<BTreeSet<(u64, u16)>> = Mutex::new(BTreeSet::new());
 
-/// Connects to the application on `local` inside the pod, which will see `client` as its peer. The
-/// socket is of no runtime yet: it may be carried by another worker. Closed, it is reset: see [`crate::closing`].
+/// Connects to the application on `local` inside the pod, which will see `client` as its peer. The socket is not
+/// registered with a runtime yet, because another worker may carry it. Closing it sends a reset: see
+/// [`crate::closing`].
 pub(crate) async fn deliver(
     sockets: &SocketTable,
     pod: &Pod,
@@ -74,7 +75,7 @@ pub(crate) async fn deliver(
     settled(delivery.connect_from_pod()?, DELIVER_TIME).await?.or_timed_out()
 }
 
-/// A connection that is to be made.
+/// A connection to be made to an application.
 #[derive(Clone, Copy)]
 struct Delivery<'a> {
     sockets: &'a SocketTable,
@@ -83,17 +84,17 @@ struct Delivery<'a> {
     local: SocketAddr,
 }
 
-/// How far a connection has come.
+/// How far the connection to an application has come.
 enum Progress {
     Settled(TcpStream),
     Waiting(Socket),
 }
 
-/// Where a delivery comes from, below the socket API.
+/// Actual source of a delivery, which the application does not see.
 #[derive(Clone, Copy)]
 enum Source {
     Any,
-    /// The port is left to the kernel.
+    /// This address, with a port that the kernel chooses.
     Address(IpAddr),
     Chosen(SocketAddr),
 }
@@ -101,7 +102,7 @@ enum Source {
 // === impl Delivery ===
 
 impl Delivery<'_> {
-    /// A socket on its way to the application.
+    /// Starts to connect to the application.
     fn connect(self, source: Source) -> io::Result<Socket> {
         self.pod.enter()?;
         let socket = socket::tcp_socket(self.local.is_ipv6())?;
@@ -120,12 +121,12 @@ impl Delivery<'_> {
         Ok(socket)
     }
 
-    /// A socket on its way to the application from the address that it goes to.
+    /// Starts to connect to the application from the pod's own address, the one that is connected to.
     fn connect_from_pod(self) -> io::Result<Socket> {
         let ports = self.pod.netns.ports();
         let mut sources = (0..PORT_TRIES)
             .filter_map(|_| source(self.local, ports, TURN.fetch_add(1, Ordering::Relaxed)));
-        // The first that can be had, or cannot for another reason than the port.
+        // Takes the first attempt that succeeds, or fails for a reason other than the port.
         let chosen = sources.find_map(|source| match self.connect(Source::Chosen(source)) {
             Err(error) if is_taken(&error) => None,
             outcome => Some(outcome),
@@ -147,7 +148,7 @@ impl Delivery<'_> {
 
     fn note_device(self) {
         let mut known = on_device();
-        // What is forgotten is found out again.
+        // Whatever is forgotten here is found out again.
         if known.len() >= MAX_ON_DEVICE {
             known.clear();
         }
@@ -174,7 +175,8 @@ impl Progress {
     }
 }
 
-/// Waits until the connection is open. Over loopback its handshake is over before `connect` returns, as a rule.
+/// Waits up to `patience` until the connection is open. Over loopback, the handshake is usually over before `connect`
+/// returns.
 async fn settled(socket: Socket, patience: Duration) -> io::Result<Progress> {
     let is_settled = {
         let mut watched = [PollFd::new(&socket, PollFlags::OUT)];
@@ -198,9 +200,10 @@ async fn settled(socket: Socket, patience: Duration) -> io::Result<Progress> {
     Ok(if is_settled { Progress::Settled(stream) } else { Progress::Waiting(stream.into()) })
 }
 
-/// Over IPv6 a delivery comes from the address that it goes to, since the kernel sends no reset from there to
-/// `::1`; and from a port of our choice, since between such addresses it would not itself use one again that is
-/// in `TIME_WAIT`. `None` for the port that it goes to, from which it would reach itself.
+/// Returns the source for a delivery from the address that it goes to. Over IPv6 this address is used because the
+/// kernel sends no reset from it to `::1`. The port is chosen here, because between such addresses the kernel itself
+/// would not use one in `TIME_WAIT` again. Returns `None` for the port that the delivery goes to: from there, the
+/// socket would connect to itself.
 fn source(local: SocketAddr, ports: &RangeInclusive<u16>, turn: usize) -> Option<SocketAddr> {
     let count = ports.len();
     let port = ports.clone().nth(turn.checked_rem(count)?)?;

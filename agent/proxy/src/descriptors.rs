@@ -1,8 +1,8 @@
-//! The descriptors that are left, asked where a connection begins: one that could not get its sockets is
+//! Checks how many descriptors are left, where a connection begins. A connection that could not get its sockets is
 //! refused at once, instead of waiting for an agent that cannot accept it.
 //!
-//! The kernel gives out the lowest number that is free, so the number of a descriptor that was just made
-//! tells that as many are in use.
+//! The kernel gives out the lowest free number, so the number of a new descriptor tells that at least as many are in
+//! use.
 
 use std::{io, os::fd::AsFd, os::fd::AsRawFd};
 
@@ -19,18 +19,17 @@ pub(crate) struct Shortage {
     limit: u64,
 }
 
-/// How much a connection that begins must leave to those that have begun.
+/// Where a connection begins. This decides how many descriptors it must leave to connections that have begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begins {
-    /// Here: it needs up to three more, two of them after a handshake.
+    /// At a pod of this agent: it needs up to three more descriptors, two of them after a handshake.
     Outbound,
-    /// At another agent, or at the outbound side of this one, which was let through there: it needs one
-    /// more.
+    /// At another agent, or at the outbound side of this one, which has let it through: it needs one more descriptor.
     Inbound,
 }
 
 impl Begins {
-    /// One in so many descriptors is kept back.
+    /// Returns how much is kept back: one in this many descriptors.
     fn share(self) -> u64 {
         match self {
             Self::Outbound => 16,
@@ -39,10 +38,10 @@ impl Begins {
     }
 }
 
-/// Whether a connection whose first socket was just accepted may go on.
+/// Checks whether a connection whose first socket was just accepted may go on.
 pub(crate) fn check(accepted: impl AsFd, begins: Begins) -> Result<(), Shortage> {
     let used = u64::try_from(accepted.as_fd().as_raw_fd()).unwrap_or(0);
-    // Asked each time, for it can be changed from outside (`prlimit`).
+    // Asked each time, because it can be changed from outside (`prlimit`).
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     judge(used, limit, begins)
 }
@@ -51,7 +50,7 @@ fn judge(used: u64, limit: u64, begins: Begins) -> Result<(), Shortage> {
     if used < limit - limit / begins.share() { Ok(()) } else { Err(Shortage { used, limit }) }
 }
 
-/// Whether a socket could not be made for want of descriptors, the process's or the machine's.
+/// Returns whether a socket could not be made because the process or the machine is out of descriptors.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE]
         .iter()

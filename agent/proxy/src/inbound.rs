@@ -1,4 +1,4 @@
-//! A connection that arrives at a local pod: authenticate, authorize, deliver.
+//! Serves a connection that arrives at a local pod: authenticate, authorize, deliver.
 
 mod ending;
 
@@ -60,7 +60,7 @@ pub(crate) async fn serve(
     let mode = member.policy.mode(local.port());
     let is_known = worker.shared.must_speak_mesh(&snapshot, client.ip(), local);
     let expects_mesh = snapshot.expects_mesh(client.ip(), local);
-    // A connection does not keep the state of the mesh in which it began.
+    // An open connection must not keep alive the snapshot that it began with.
     drop(snapshot);
     let arrived = Arrived { worker, pod, client, local };
     if mode == MtlsMode::Disable {
@@ -87,11 +87,11 @@ pub(crate) async fn serve(
     }
 }
 
-/// Lets a connection in that the pod itself has opened, if policy does; how it ends is logged by whoever carries it.
+/// Lets in a connection that the pod itself has opened, if policy does. Whoever carries the connection logs its end.
 ///
 /// # Errors
 ///
-/// With the reason for the other end, when it is not let in or not delivered.
+/// Returns the reason, for the other end, if the connection is not let in or cannot be delivered.
 pub(crate) async fn let_in(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
@@ -131,7 +131,7 @@ impl Arrived {
         access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
     }
 
-    /// Whether policy lets this client in, by the state of the mesh at this moment.
+    /// Checks whether policy lets this client in, by the snapshot in force at this moment.
     fn authorize(&self, principal: Option<&SpiffeId>) -> Result<(), DenyReason> {
         let snapshot = self.worker.shared.snapshot();
         let connection =
@@ -160,7 +160,7 @@ impl Arrived {
                 () = self.pod.gone() => break,
                 // A stream that has been opened already is served.
                 next = timeout(STREAM_TIME, session.next_stream()) => next,
-                // A new session is one that a connection waits for.
+                // A new session serves one stream first, because a connection waits for it.
                 () = self.worker.retired(), if !is_new => break,
             };
             let Ok(Ok(client)) = next else { break };
@@ -181,7 +181,7 @@ impl Arrived {
         access::connection_complete(&self.worker.shared.snapshot(), &live, Some(failure));
     }
 
-    /// A session whose handshake was over in time; refusals are logged here.
+    /// Returns a session whose handshake was over in time. Logs the refusal otherwise.
     async fn established(&self, stream: TcpStream, received: Vec<u8>) -> Option<Session> {
         let failure = match timeout(HELLO_TIME, self.handshake(stream, received)).await {
             Ok(Ok(session)) => return Some(session),
@@ -202,7 +202,7 @@ impl Arrived {
         Session::handshake(stream, Channel::accept(&identity)?, &identity, links, received).await
     }
 
-    /// Serves one stream. Then the session can carry another, or must go.
+    /// Serves one stream. The session can then carry another, unless the error says how it must end.
     async fn mesh_stream(&self, session: &mut Session, client: SocketAddr) -> Result<(), Leaving> {
         let peer = Some(session.peer.id.clone());
         // Listed before it is judged: a policy change from here on finds it.
@@ -229,14 +229,14 @@ impl Arrived {
         }
     }
 
-    /// Counts and logs a stream that is not let in; gives the reason back, for the other end.
+    /// Counts and logs a stream that is not let in. Returns the reason, for the other end.
     fn turned_away(&self, live: &Live, reason: ResetReason, failure: &Failure) -> ResetReason {
         self.pod.stats.inbound_refused.increment();
         access::connection_complete(&self.worker.shared.snapshot(), live, Some(failure));
         reason
     }
 
-    /// Carries a stream that was let in over its session, as [`Arrived::mesh_stream`].
+    /// Carries a stream that was let in over its session. Returns what [`Arrived::mesh_stream`] does.
     async fn carry(
         &self,
         session: &mut Session,

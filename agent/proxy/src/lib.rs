@@ -5,9 +5,9 @@
 //!                        (client's agent)                    (server's agent)
 //! ```
 //!
-//! Each worker is one thread with a runtime of its own. A connection stays on its worker from accept
-//! to close; on the byte path nothing is handed to another thread. Worker threads are namespace
-//! nomads (see `sluice_sys::nomad`): every socket they make belongs to a pod's namespace.
+//! Each worker is one thread with a runtime of its own. A connection stays, from accept to close, on the worker that
+//! it is assigned to; on the byte path nothing is handed to another thread. Worker threads are namespace nomads (see
+//! `sluice_sys::nomad`): every socket they make belongs to a pod's namespace.
 #![forbid(unsafe_code)]
 
 mod accept;

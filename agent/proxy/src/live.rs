@@ -39,12 +39,12 @@ pub enum Transport {
     Plaintext,
 }
 
-/// What is known of a connection from its first moment.
+/// What is known about a connection from its first moment.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// Which way it crosses the edge of `pod`.
     pub direction: Direction,
-    /// How it began; see [`Live::transport`].
+    /// How it was protected at first; see [`Live::transport`].
     pub transport: Transport,
     /// The local pod.
     pub pod: WorkloadUid,
@@ -63,22 +63,22 @@ pub struct Facts {
 /// An open connection.
 #[derive(Debug)]
 pub struct Live {
-    /// What does not change.
+    /// What is known from the first moment and does not change.
     pub facts: Facts,
     /// When it was opened.
     pub opened: Instant,
     sent: AtomicU64,
     received: AtomicU64,
-    /// The certificates that the peer's agent proved itself by, leaf first; none in plaintext, and none
-    /// before the client's side has a session.
+    /// The certificates that the peer's agent proved its identity with, leaf first. `None` in plaintext, and at the
+    /// client's side until it has a session.
     proof: Mutex<Option<Proof>>,
-    /// What it adds to; nothing for a connection that was never listed.
+    /// The series that it adds to; `None` for a connection that was never listed.
     series: Option<Arc<Series>>,
-    /// Bytes that were added to `series` already, both ways.
+    /// Bytes sent and received that were already added to `series`.
     reported: [AtomicU64; 2],
-    /// How it ended.
+    /// How it ended: a [`Flags`].
     flags: AtomicU8,
-    /// Whether it has left its session for the memory of this agent.
+    /// Whether it is no longer carried by its session, but in this agent's memory.
     local: AtomicBool,
     /// The code of a [`ResetReason`] once the connection must end, else 0.
     cut: AtomicU8,
@@ -92,7 +92,7 @@ pub struct LiveTable {
     shards: Vec<Arc<Shard>>,
 }
 
-/// Keeps a connection listed for as long as it lives.
+/// Keeps a connection listed until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Listed {
     live: Arc<Live>,
@@ -127,7 +127,7 @@ impl Live {
         }
     }
 
-    /// How it is protected now.
+    /// Returns how the connection is protected now.
     pub fn transport(&self) -> Transport {
         if self.local.load(Ordering::Relaxed) { Transport::Local } else { self.facts.transport }
     }
@@ -136,7 +136,7 @@ impl Live {
         self.local.store(true, Ordering::Relaxed);
     }
 
-    /// A connection that adds to `series`.
+    /// Makes a connection that adds to `series`.
     pub(crate) fn of(facts: Facts, series: Arc<Series>) -> Self {
         Self { series: Some(series), ..Self::new(facts) }
     }
@@ -145,7 +145,7 @@ impl Live {
         self.series.as_ref()
     }
 
-    /// Bytes each way since this was last asked.
+    /// Returns the bytes sent and received since the last call.
     pub(crate) fn take_unreported(&self) -> (u64, u64) {
         let [sent, received] = &self.reported;
         let since = |total: u64, reported: &AtomicU64| {
@@ -154,7 +154,7 @@ impl Live {
         (since(self.sent(), sent), since(self.received(), received))
     }
 
-    /// Notes how it ended.
+    /// Notes how the connection ended.
     pub(crate) fn end_as(&self, flags: Flags) {
         self.flags.store(flags as u8, Ordering::Relaxed);
     }
@@ -164,12 +164,12 @@ impl Live {
         Flags::ALL.get(flags).copied().unwrap_or_default()
     }
 
-    /// Bytes from client to server so far.
+    /// Returns the bytes from client to server so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Bytes from server to client so far.
+    /// Returns the bytes from server to client so far.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
@@ -202,14 +202,14 @@ impl Live {
         self.proof.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends the connection soon; the first reason given is the one that counts.
+    /// Makes the connection end soon. If there are several reasons, the first one counts.
     pub fn cut(&self, reason: ResetReason) {
         if self.cut.compare_exchange(0, reason as u8, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.waker.wake();
         }
     }
 
-    /// Whether the connection must end, and why; otherwise the task is woken when it must.
+    /// Returns why the connection must end. If it must not, the task is woken once it must.
     pub(crate) fn poll_cut(&self, cx: &Context<'_>) -> Option<ResetReason> {
         self.register(cx.waker());
         match self.cut.load(Ordering::Acquire) {
@@ -226,7 +226,7 @@ impl Live {
 // === impl LiveTable ===
 
 impl LiveTable {
-    /// A table for this many workers.
+    /// Makes a table for this many workers.
     pub fn new(workers: usize) -> Self {
         Self { shards: (0..workers.max(1)).map(|_| Arc::default()).collect() }
     }
@@ -238,7 +238,7 @@ impl LiveTable {
         Listed { live, place: shard.cloned().zip(key) }
     }
 
-    /// Every open connection.
+    /// Returns every open connection.
     pub fn all(&self) -> Vec<Arc<Live>> {
         let mut all = Vec::new();
         for shard in &self.shards {

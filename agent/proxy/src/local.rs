@@ -6,14 +6,14 @@
 //!                            └─ carries A and B; the session is free for the next stream
 //! ```
 //!
-//! Up to the delivery everything is as between two nodes: certificates prove both identities, and the
-//! stream is opened over the network and judged where it arrives. Then the inbound side does not carry
-//! the stream over the session, but hands the delivered socket to the outbound side.
+//! Up to the delivery everything is as between two nodes: certificates prove both identities, and the stream is
+//! opened over the network and judged where it arrives. Then the inbound side does not carry the stream over the
+//! session, but passes the application's socket to the outbound side.
 //!
-//! That both ends are here is found out from [`Binding`], which only the two ends of one TLS connection
-//! can have: the server announces it in [`Links`] before its flight leaves, the client looks there when
-//! its handshake is over. Nothing of this is on the wire, so there is nothing that a peer elsewhere, or
-//! somebody on the path, could send or repeat to get hold of a socket.
+//! [`Binding`] shows that both ends are here, because only the two ends of one TLS connection can have it. The server
+//! announces it in [`Links`] before its flight leaves; the client looks there when its handshake is complete. Nothing
+//! of this is on the wire, so a peer elsewhere, or somebody on the path, has nothing to send or repeat to get hold of
+//! a socket.
 
 use std::{
     collections::HashMap,
@@ -34,34 +34,34 @@ use crate::{
     session::{Broken, Session},
 };
 
-/// Streams that are opened at once between two pods of one node, over as many sessions at most. Each is
-/// free again within a millisecond, so that a burst of connections needs few handshakes and descriptors.
+/// Most streams that are being opened at once between two pods of one node, and so the most sessions in use. Each is
+/// free again within a millisecond, so a burst of connections needs few handshakes and descriptors.
 const OPENING: usize = 16;
 
-/// Handshakes of this process whose server waits to see whether the client is here too.
+/// Handshakes whose server, in this process, waits to see whether the client is here too.
 #[derive(Debug, Default)]
 pub(crate) struct Links(Mutex<HashMap<Binding, Arc<Link>>>);
 
 /// What the two ends of one session share in memory. One stream at a time uses it.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    /// Where the client of the stream that is being opened waits.
+    /// Where the client waits for the stream that is being opened.
     waiting: Mutex<Option<oneshot::Sender<Delivered>>>,
 }
 
-/// A stream that was let in, as the outbound side carries it.
+/// A stream that was let in, with all that the outbound side needs to carry it.
 #[derive(Debug)]
 pub(crate) struct Local {
     pub(crate) delivered: Delivered,
-    /// What the client had sent before.
+    /// What the client has already sent.
     pub(crate) head: Vec<u8>,
 }
 
-/// Who may open a stream to a pod of the same node.
+/// Limits how many streams are being opened at once to pods of the same node.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(Mutex<HashMap<Key, Arc<Semaphore>>>);
 
-/// Leave to open a stream, until it is open.
+/// Permission to open a stream, held until the stream is open.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     turns: &'a Turns,
@@ -69,7 +69,7 @@ pub(crate) struct Turn<'a> {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A server's announcement, which ends with this.
+/// A server's announcement, withdrawn when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Announced<'a> {
     links: &'a Links,
@@ -80,30 +80,32 @@ pub(crate) struct Announced<'a> {
 /// A stream that the inbound side has let in, for the outbound side to carry.
 #[derive(Debug)]
 pub(crate) struct Delivered {
-    /// Connected to the application; of no runtime.
+    /// Socket connected to the application, not yet registered with a runtime.
     pub(crate) application: TcpStream,
-    /// As the server's pod lists it.
+    /// The connection as it is listed for the server's pod.
     pub(crate) live: Listed,
 }
 
 // === impl Links ===
 
 impl Links {
-    /// To be called by a server before its flight leaves.
+    /// Announces a server's handshake. To be called before the server's flight leaves.
     pub(crate) fn announce(&self, binding: Binding) -> Announced<'_> {
         let link = Arc::new(Link::default());
         lock(&self.0).insert(binding.clone(), Arc::clone(&link));
         Announced { links: self, binding, link }
     }
 
-    /// To be called by a client whose handshake is over, before it says so to the server.
+    /// Returns the link that the server has announced, if it is in this process. To be called when the client's
+    /// handshake is complete, before the client tells the server so.
     pub(crate) fn claim(&self, binding: &Binding) -> Option<Arc<Link>> {
         lock(&self.0).remove(binding)
     }
 }
 
 impl Announced<'_> {
-    /// To be called when the server's handshake is over: the link, if the client is in this process.
+    /// Ends the announcement when the server's handshake is complete. Returns the link if the client is in this
+    /// process.
     pub(crate) fn settle(self) -> Option<Arc<Link>> {
         let unclaimed = lock(&self.links.0).remove(&self.binding);
         unclaimed.is_none().then(|| Arc::clone(&self.link))
@@ -119,7 +121,7 @@ impl Drop for Announced<'_> {
 // === impl Link ===
 
 impl Link {
-    /// Gives a stream that was let in to the client that waits for it; or back, when none does.
+    /// Gives a stream that was let in to the client that waits for it. Returns the stream as the error if none does.
     fn hand_over(&self, delivered: Delivered) -> Result<(), Delivered> {
         let waiting = lock(&self.waiting).take();
         match waiting {
@@ -128,13 +130,13 @@ impl Link {
         }
     }
 
-    /// Opens a stream, whose OPEN is queued in the session, and waits until it is let in, and the session
-    /// free. `None` leaves the stream to the session, which tells what happened.
+    /// Opens a stream whose OPEN is queued in the session. Returns the delivered stream once it is let in and the
+    /// session is free. `None` leaves the stream to the session, which then tells what happened.
     pub(crate) async fn open(&self, session: &mut Session, live: &Live) -> Option<Delivered> {
         let (waiting, mut delivered) = oneshot::channel();
         *lock(&self.waiting) = Some(waiting);
         let opened = poll_fn(|cx| poll_open(cx, session, live, &mut delivered)).await;
-        // Whoever was faster decides: what has been handed over by now is ours to carry, or to end.
+        // A stream that was handed over before this close is ours to carry, or to end.
         delivered.close();
         let opened = opened.or_else(|| delivered.try_recv().ok());
         if opened.is_some() {
@@ -144,15 +146,15 @@ impl Link {
     }
 }
 
-/// Leaves a stream that was let in to the client's side of this process, if that is where the session
-/// comes from; then the session is free, unless it fails now. Otherwise the stream is given back.
+/// Gives a stream that was let in to the client's side, if that is in this process. The session is then free, unless
+/// it fails now. Otherwise returns the stream as the error.
 pub(crate) async fn hand_over(
     session: &mut Session,
     delivered: Delivered,
 ) -> Result<Result<(), Broken>, Delivered> {
     let Some(link) = session.link.clone() else { return Err(delivered) };
-    // Tickets, which otherwise leave with the first bytes of the application: the client takes them in before it
-    // puts its end away.
+    // Sends the tickets, which otherwise leave with the first bytes of the application: the client takes them in
+    // before it puts its end away.
     let flushed = session.try_flush().await;
     link.hand_over(delivered).map(|()| flushed)
 }
@@ -160,14 +162,15 @@ pub(crate) async fn hand_over(
 // === impl Turns ===
 
 impl Turns {
-    /// Waits until few enough streams are being opened with this key; in the order of asking.
+    /// Waits until few enough streams are being opened with this key. Callers get their turns in the order of their
+    /// calls.
     pub(crate) async fn wait<'a>(&'a self, key: &'a Key) -> Turn<'a> {
         let permits = {
             let mut turns = lock(&self.0);
             let fresh = || Arc::new(Semaphore::new(OPENING));
             Arc::clone(turns.entry(key.clone()).or_insert_with(fresh))
         };
-        // Nobody closes it.
+        // The semaphore is never closed.
         let permit = permits.acquire_owned().await.ok();
         Turn { turns: self, key, permit }
     }

@@ -1,4 +1,4 @@
-//! A local pod's captured connection: find out where it wanted to go, and take it there.
+//! Carries a local pod's captured connection: finds out where it was going, and takes it there.
 
 mod ending;
 mod home;
@@ -68,17 +68,17 @@ enum Failure {
     Ended(ResetReason),
 }
 
-/// A captured connection. Its application's end comes from a listener whose connections are reset when they are
-/// closed: see [`closing`].
+/// A captured connection. `application` comes from a listener whose connections are reset when they are closed: see
+/// [`closing`].
 struct Captured {
     worker: Arc<Worker>,
     pod: Arc<Pod>,
     application: TcpStream,
     client: SocketAddr,
     requested: SocketAddr,
-    /// Whether its destination is a pod of the same node.
+    /// Whether its destination is a pod on the same node.
     near: bool,
-    /// Whether it came as far as a stream of its own.
+    /// Whether a mesh stream was opened; if not, the connection counts as refused.
     carried: bool,
 }
 
@@ -145,7 +145,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Nobody answers mutual TLS on a port that its pod has opted out, which a service may lead to.
+/// Returns whether the pod answers mutual TLS on the port. A service may lead to a port where it does not, because
+/// the pod has opted it out or policy disables mutual TLS.
 fn speaks_mesh(member: &Member, port: u16) -> bool {
     member.workload.in_mesh
         && member.policy.mode(port) != MtlsMode::Disable
@@ -198,8 +199,8 @@ impl Captured {
         complete(&worker.shared.snapshot(), &live, result);
     }
 
-    /// Carries a stream over a session, or opens it and gives back what the destination's side, in this
-    /// process too, left to be carried.
+    /// Carries a stream over a session. If the destination's side is in this process too, only opens the stream and
+    /// returns what is to be carried in memory.
     async fn mesh_stream(
         &mut self,
         live: &Live,
@@ -230,7 +231,7 @@ impl Captured {
             }
             let ending = self.worker.returning.of(&key);
             if let Some(link) = session.link.clone() {
-                // Known to be short: others had better wait for the session than make one.
+                // The session is free again in a moment: others should wait for it instead of making one.
                 ending.announce();
                 if let Some(delivered) = link.open(&mut session, live).await {
                     self.worker.put_session(&self.pod, key.clone(), session);
@@ -267,7 +268,7 @@ impl Captured {
         }
     }
 
-    /// A session that trust allows for a stream, and whether it has carried others.
+    /// Returns a session that is trusted for a stream, and whether it has carried others.
     async fn session(
         &self,
         live: &Live,
@@ -284,13 +285,13 @@ impl Captured {
                     continue;
                 }
                 Some(session) => session,
-                // On the heap, so that a connection that idles does not keep the room of its handshake.
+                // Boxed: otherwise an idle connection would keep the space of its handshake.
                 None => Box::pin(self.connect(identity, key)).await?,
             };
             live.rests_on(&session.peer.chain);
             match session.still_trusted(certificates, &key.source_identity) {
                 Ok(()) => return Ok((session, reused)),
-                // A new connection will be judged by the trust of now, and meet the server's newest certificate.
+                // A new session is judged by current trust and meets the server's newest certificate.
                 Err(_) if reused => session.close(),
                 Err(error) => return Err(Failure::Untrusted(error)),
             }
@@ -358,8 +359,8 @@ impl Captured {
         }
     }
 
-    /// A socket of the pod's namespace that the kernel lets past its hooks, from the address that the
-    /// application would have used.
+    /// Connects from the pod's namespace and the address that the application would have used, by a socket that the
+    /// kernel lets past its hooks.
     async fn dial(&self, source: IpAddr, destination: SocketAddr) -> io::Result<TcpStream> {
         let socket = {
             self.pod.enter()?;

@@ -16,7 +16,7 @@ use crate::{live::Live, receive::poll_receive, relay::Side, scratch::Scratch};
 /// Turns of both directions in one poll, before other connections of the worker get theirs.
 const TURNS_PER_POLL: usize = 8;
 
-/// How a connection that was carried as it is ended.
+/// How a connection carried as plain bytes ended.
 #[derive(Debug)]
 pub(crate) enum PlainEnd {
     /// Both directions ended.
@@ -36,8 +36,8 @@ struct Flow {
     finished: bool,
 }
 
-/// Carries bytes both ways until both have ended; `head` was read from `client` already. Every one of
-/// `lives` counts them and can end it.
+/// Carries bytes both ways until both directions have ended. `head` was already read from `client`. Each of `lives`
+/// counts the bytes and can end the connection.
 pub(crate) async fn relay(
     client: &mut TcpStream,
     server: &mut TcpStream,
@@ -100,7 +100,7 @@ impl Flow {
         Self { sender, waiting, ended: false, finished: false }
     }
 
-    /// One turn; ready with the bytes that were read, which may be none.
+    /// Takes one turn. Ready with the number of bytes that were read, which may be 0.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,

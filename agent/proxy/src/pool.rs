@@ -1,8 +1,8 @@
-//! Sessions that wait for their next stream, so that it costs neither handshake nor round trip.
+//! Keeps sessions for their next stream, which then costs neither a handshake nor a round trip.
 //!
-//! One pool per worker, from which the others may take. Sessions are kept apart by
-//! everything that decides who may use them: the local pod, the address that it speaks from, the
-//! address that was dialled and the identity that has to answer there.
+//! Each worker has one pool, from which the others may take. Sessions are kept apart by everything that decides who
+//! may use them: the local pod, the address that it speaks from, the address that was dialled and the identity that
+//! has to answer there.
 
 use std::{
     collections::HashMap,
@@ -15,19 +15,19 @@ use sluice_spiffe::SpiffeId;
 
 use crate::session::Session;
 
-/// Idle sessions of one key.
+/// Most idle sessions of one key.
 const MAX_PER_KEY: usize = 64;
-/// Idle sessions of one worker.
+/// Most idle sessions of one worker.
 const MAX_IDLE: usize = 1024;
-/// How long a session waits. Shorter than the server's patience, so that the client's side decides.
+/// How long a session waits in the pool. The server waits longer, so the client's side decides when a session ends.
 pub(crate) const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
 
 /// Who may use a session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
-    /// The local pod; its name is unique over time, so no session crosses a change of address.
+    /// The local pod. Its UID is unique over time, so no session passes to a later pod with the same address.
     pub(crate) pod: WorkloadUid,
-    /// The certificate that it was made with.
+    /// The identity that it was made with.
     pub(crate) source_identity: SpiffeId,
     /// The address that the pod speaks from.
     pub(crate) source: IpAddr,
@@ -47,7 +47,7 @@ pub(crate) struct Pool {
 // === impl Pool ===
 
 impl Pool {
-    /// The session that was used last, if one is still usable.
+    /// Takes the most recently used session that is still usable.
     pub(crate) fn take(&mut self, key: &Key) -> Option<Session> {
         let sessions = self.idle.get_mut(key)?;
         while let Some(mut session) = sessions.pop() {
@@ -60,8 +60,8 @@ impl Pool {
         None
     }
 
-    /// Puts a session away for the next stream. When there is no room, the one that was used least
-    /// recently makes it: destinations that are used now matter more than those of before.
+    /// Puts a session away for the next stream, or closes it if its key has too many. When the pool is full, the
+    /// session that was used least recently makes room: destinations that are used now matter more than earlier ones.
     pub(crate) fn put(&mut self, key: Key, mut session: Session) {
         session.last_use = Instant::now();
         if self.idle.get(&key).is_some_and(|sessions| sessions.len() >= MAX_PER_KEY) {
@@ -91,7 +91,7 @@ impl Pool {
         }
     }
 
-    /// Closes what has waited too long or was closed by its peer.
+    /// Closes sessions that have waited too long or were closed by their peer.
     pub(crate) fn sweep(&mut self, now: Instant) {
         self.retain(|_, session| {
             now.duration_since(session.last_use) < MAX_IDLE_TIME && session.is_usable()
@@ -103,7 +103,7 @@ impl Pool {
         self.retain(|key, _| key.pod != *pod);
     }
 
-    /// Closes everything: the roots have changed, or the agent stops.
+    /// Closes all sessions. To be called when the roots or an identity have changed, or the worker retires.
     pub(crate) fn clear(&mut self) {
         self.retain(|_, _| false);
     }

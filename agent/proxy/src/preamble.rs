@@ -1,5 +1,5 @@
-//! The first bytes of a connection: of an inbound one, as many as it takes to tell mesh TLS from an
-//! application's bytes; of a captured one, what is there already.
+//! Reads the first bytes of a connection: of an inbound one, as many as it takes to tell mesh TLS from an
+//! application's bytes; of a captured one, what has already arrived.
 
 use std::{
     future::poll_fn,
@@ -16,14 +16,14 @@ use crate::{deadline::within, receive::poll_receive, scratch::Scratch};
 
 /// How long a client that must speak TLS may take to say hello.
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(10);
-/// How long a client from outside the mesh is given to speak first. A protocol in which the server
-/// speaks first costs it this much, once per connection.
+/// How long a client from outside the mesh is given to speak first. A protocol in which the server speaks first is
+/// delayed by this much, once per connection.
 pub(crate) const STRANGER_SILENCE: Duration = Duration::from_millis(100);
 /// The same for a pod that has just joined the mesh and may not be captured yet: long enough that its
 /// agent, busy with many handshakes, is not taken for a silent application.
 pub(crate) const NEWCOMER_SILENCE: Duration = Duration::from_secs(1);
 
-/// How much is read at once.
+/// Bytes that are read at once.
 const PIECE: usize = 2048;
 
 /// What a connection begins with, and the bytes that were read to find out.
@@ -32,8 +32,8 @@ pub(crate) struct FirstBytes {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Reads until the connection can be judged. A client that says nothing for `silence`, or ends before it
-/// spoke, is taken for an application's; without it, every client must speak.
+/// Reads until the connection can be judged. A client that says nothing for `silence`, or ends before it has spoken,
+/// is taken for an application. Without `silence`, a client that does not end must speak within [`HELLO_TIME`].
 pub(crate) async fn read_preamble(
     stream: &TcpStream,
     silence: Option<Duration>,
@@ -77,8 +77,8 @@ async fn read_more(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<usize>
     .await
 }
 
-/// What the application has sent by the time that its connection is accepted, if anything: it leaves
-/// in the same packet as the stream's opening.
+/// Returns what the application has sent by the time that its connection is accepted, if anything. It leaves in the
+/// same packet as the stream's OPEN.
 pub(crate) fn first_bytes(application: &TcpStream) -> Vec<u8> {
     Scratch::lend(|scratch| {
         match rustix::net::recv(application, &mut scratch.application[..], RecvFlags::DONTWAIT) {

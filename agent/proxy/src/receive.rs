@@ -7,11 +7,11 @@ use std::{
 
 use tokio::net::TcpStream;
 
-/// Reads into `room` what is there, at least a byte unless the other end has ended.
+/// Reads what has arrived into `room`: at least a byte, unless the other end has ended.
 ///
-/// tokio's own takes a short read for the last one there is and waits for more to arrive. But a read also ends before
-/// an urgent byte (`MSG_OOB`), and what has arrived behind it would stay where it is. To ask once more costs no
-/// more than to have the kernel say what is left (`TCP_INQ`): measured.
+/// After a short read, tokio's own reading assumes that nothing is left and waits for more to arrive. But a read also
+/// ends before an urgent byte (`MSG_OOB`), and what has arrived behind that would stay unread. Measured: to read once
+/// more costs no more than to ask the kernel what is left (`TCP_INQ`).
 pub(crate) fn poll_receive(
     cx: &mut Context<'_>,
     application: &TcpStream,

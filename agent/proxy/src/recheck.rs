@@ -12,9 +12,9 @@ use crate::{
 };
 
 impl Shared {
-    /// Judges every open connection by the snapshot in force and cuts those that it does not allow;
-    /// answers how many that were. To be called after the snapshot was replaced: a connection that
-    /// was judged by the old one is listed before it is judged, so none slips between the two.
+    /// Judges every open connection by the snapshot in force and cuts those that it does not allow. Returns how many
+    /// were cut. To be called after the snapshot was replaced: a connection is listed before it is judged, so this
+    /// finds each one that was judged by the old snapshot.
     pub fn recheck(&self) -> usize {
         let snapshot = self.snapshot();
         let refused =
@@ -22,11 +22,11 @@ impl Shared {
         refused.map(|live| live.cut(ResetReason::PolicyChanged)).count()
     }
 
-    /// Judges both ends of every open mesh connection by the trust in force and cuts those that it does not
-    /// carry any more; answers how many that were. To be called after trust was replaced: a connection
-    /// notes what it rests on before it asks for the trust of now, so none slips between the two.
+    /// Judges both ends of every open mesh connection by the trust in force and cuts those that it no longer accepts.
+    /// Returns how many were cut. To be called after trust was replaced: a connection notes its certificates before
+    /// it asks for current trust, so this finds each one that was judged by the old trust.
     pub fn recheck_trust(&self) -> usize {
-        // Thousands of connections rest on a few dozen certificates.
+        // Thousands of connections rest on a few dozen certificates: each chain is judged once.
         let mut judged: HashMap<Proof, bool> = HashMap::new();
         let trust = self.certificates.roots();
         let denied = trust.revocations().denied();
@@ -58,7 +58,8 @@ impl Shared {
     }
 }
 
-/// Policy binds at the server's side; a connection of a pod that the mesh forgot is nobody's.
+/// Returns whether the snapshot allows the connection. Policy binds at the server's side only. A connection of a pod
+/// that is no longer in the snapshot is not allowed.
 fn is_allowed(snapshot: &Snapshot, facts: &Facts) -> bool {
     let Some(member) = snapshot.member(&facts.pod) else {
         return false;

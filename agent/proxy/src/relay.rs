@@ -1,8 +1,8 @@
 //! Carries one stream between an application's socket and a mesh session.
 //!
-//! Hand-written polling rather than two copy loops: both directions share one task, so a byte that
-//! was read is written in the same turn, and nothing is allocated while both sockets keep up.
-//! Back-pressure is the rule that nothing is read for a socket that has not taken what it got.
+//! Hand-written polling rather than two copy loops: both directions share one task, so a byte that was read is
+//! written in the same turn, and nothing is allocated while both sockets keep up. Back-pressure comes from one rule:
+//! nothing is read for a socket that has not taken what it was given.
 
 mod broken;
 mod parting;
@@ -42,8 +42,8 @@ pub(crate) enum Outcome {
     Peer(ResetReason),
     /// The session failed.
     Broken(Broken),
-    /// The peer's agent closed the session before it saw this stream, of which only the head was
-    /// sent, and what is kept: it may begin again elsewhere.
+    /// The peer's agent closed the session before it saw this stream. Only the head and what is kept were sent, so
+    /// the stream may begin again on another session.
     Unseen,
     /// The stream was ended from outside.
     Cut(ResetReason),
@@ -66,19 +66,19 @@ pub(crate) struct Relay<'a> {
     from: Side,
     /// Application bytes that were read before the relay began.
     head: &'a [u8],
-    /// Told when the application has ended, if somebody waits for the session.
+    /// Told when the application has ended, for those who wait for the session.
     ending: Option<&'a Return<'a>>,
     /// Whether the application may still send.
     sending: bool,
-    /// What the application is still to get.
+    /// How far the peer's direction has come.
     incoming: Incoming,
-    /// Whether more was sent than is kept, or anything was heard.
+    /// Whether the stream cannot begin again: more was sent than is kept, or the peer has answered.
     committed: bool,
     /// Bytes of the application that were taken, and counted.
     taken: usize,
     /// What was sent after the head, as long as it may have to be sent again.
     kept: Option<&'a mut Vec<u8>>,
-    /// Bytes that the application's socket did not take yet.
+    /// Bytes that the application's socket has not taken yet.
     inbox: Vec<u8>,
 }
 
@@ -89,14 +89,14 @@ enum Incoming {
     Open,
     /// The peer has ended; the application is still to be told.
     Ended,
-    /// The application knows.
+    /// The application has been told.
     Told,
 }
 
-/// Bytes that are kept for a stream that may have to begin again.
+/// Most bytes that are kept for a stream that may have to begin again.
 const MAX_KEPT: usize = 4096;
 
-/// On which side of the mesh the application is: it decides whose bytes count as sent.
+/// Which side of the mesh an application is on. Decides whose bytes count as sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The application opened the connection.
@@ -108,7 +108,7 @@ pub(crate) enum Side {
 // === impl Relay ===
 
 impl<'a> Relay<'a> {
-    /// A stream between a local application and the session's peer.
+    /// Makes a relay for a stream between a local application and the session's peer.
     pub(crate) fn new(
         application: &'a mut TcpStream,
         session: &'a mut Session,
@@ -132,13 +132,14 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Announces through `ending` that the session is about to be free.
+    /// Makes the relay announce through `ending` that the session is about to be free.
     pub(crate) fn announcing(self, ending: &'a Return<'a>) -> Self {
         Self { ending: Some(ending), ..self }
     }
 
-    /// Keeps what the application sends until the peer has answered, so that the stream may begin again elsewhere:
-    /// an application often connects and sends in two steps, and its first bytes come after the head was read.
+    /// Makes the relay keep what the application sends, up to [`MAX_KEPT`], until the peer has answered: with it the
+    /// stream may begin again on another session. An application often connects and sends in two steps, and then its
+    /// first bytes come after the head was read.
     pub(crate) fn keeping(self, kept: &'a mut Vec<u8>) -> Self {
         Self { kept: Some(kept), ..self }
     }
@@ -184,7 +185,7 @@ impl<'a> Relay<'a> {
         !self.sending && self.incoming == Incoming::Told && self.session.queued() == 0
     }
 
-    /// Application to mesh. Ready means that something moved.
+    /// Moves bytes from application to mesh. Ready means that something moved.
     fn poll_up(
         &mut self,
         cx: &mut Context<'_>,
@@ -230,7 +231,7 @@ impl<'a> Relay<'a> {
         let length =
             ready!(poll_receive(cx, self.application, room)).map_err(Outcome::Application)?;
         let read = room.get(..length).unwrap_or_default();
-        // The end may be read again on another session; bytes cannot, unless they are kept.
+        // The end of the stream can be read again for another session; bytes cannot, unless they are kept.
         match &mut self.kept {
             Some(kept) if !self.committed && kept.len() + read.len() <= MAX_KEPT => {
                 kept.extend_from_slice(read);
@@ -241,7 +242,7 @@ impl<'a> Relay<'a> {
         Poll::Ready(Ok(length))
     }
 
-    /// From here on the stream cannot begin again.
+    /// Rules out that the stream begins again, and forgets what was kept.
     fn commit(&mut self) {
         self.committed = true;
         if let Some(kept) = self.kept.take() {
@@ -262,7 +263,7 @@ impl<'a> Relay<'a> {
         self.session.poll_flush(cx).map_err(Outcome::Broken)
     }
 
-    /// Mesh to application. Ready means that something moved.
+    /// Moves bytes from mesh to application. Ready means that something moved.
     fn poll_down(
         &mut self,
         cx: &mut Context<'_>,
@@ -305,7 +306,7 @@ impl<'a> Relay<'a> {
             match event {
                 Event::Data(bytes) => {
                     if let Err(outcome) = self.give(cx, bytes) {
-                        // What follows counts for the session, though not for the application.
+                        // What follows still matters to the session, though not to the application.
                         self.session.unread = plaintext.to_vec();
                         return Err(outcome);
                     }
@@ -316,7 +317,7 @@ impl<'a> Relay<'a> {
                     return Ok(());
                 }
                 Event::Reset(reason) => {
-                    // The peer's last word, too.
+                    // RESET is the peer's last word, too.
                     self.incoming = Incoming::Told;
                     self.session.unread = plaintext.to_vec();
                     return Err(Outcome::Peer(reason));

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-/// Whether it has begun, for those who look and those who wait.
+/// The beginning of a worker's retirement, to be asked about or waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Retirement {
     has_begun: AtomicBool,
@@ -24,7 +24,7 @@ impl Retirement {
     }
 
     pub(crate) async fn begun(&self) {
-        // Made before it is looked: a beginning in between wakes it.
+        // Made before the flag is read: it then hears of a beginning in between.
         let waiting = self.waiting.notified();
         if !self.has_begun() {
             waiting.await;

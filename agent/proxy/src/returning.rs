@@ -1,7 +1,7 @@
-//! Sessions that will be idle in a moment, because their client has nothing more to send.
+//! Waits for sessions that will be idle in a moment, because their client has nothing more to send.
 //!
-//! A client that closes one connection and opens the next at once comes before the server's end of the
-//! first has arrived. Waiting for that, well under a millisecond, is cheaper than another handshake.
+//! When a client closes one connection and opens the next at once, the server's END of the first has not arrived yet.
+//! Waiting for that, well under a millisecond, is cheaper than another handshake.
 
 use std::{
     collections::HashMap,
@@ -19,14 +19,14 @@ use crate::{pool::Key, session::Session};
 /// How long to wait for a session that is about to return; a handshake takes about half of it.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// What all workers know of sessions that are about to return.
+/// The sessions of all workers that are about to return to their pools.
 #[derive(Debug, Default)]
 pub(crate) struct Returning {
     expected: Mutex<HashMap<Key, usize>>,
     returned: Notify,
 }
 
-/// One stream's session; announced when its client has ended, returned when this is dropped.
+/// The return of one stream's session: announced when its client has ended, complete when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Return<'a> {
     returning: &'a Returning,
@@ -37,12 +37,12 @@ pub(crate) struct Return<'a> {
 // === impl Returning ===
 
 impl Returning {
-    /// The session of a stream that begins.
+    /// Prepares the return of the session of a stream that begins.
     pub(crate) fn of<'a>(&'a self, key: &'a Key) -> Return<'a> {
         Return { returning: self, key, announced: AtomicBool::new(false) }
     }
 
-    /// Waits for a session, as long as one is about to return that nobody else waits for.
+    /// Waits for a session, if one is about to return that nobody else waits for.
     pub(crate) async fn wait(
         &self,
         key: &Key,
@@ -63,7 +63,7 @@ impl Returning {
         timeout(PATIENCE, taken).await.ok()
     }
 
-    /// Takes one of the expected sessions away from those who come later.
+    /// Reserves one of the expected sessions. Returns whether there was one.
     fn claim(&self, key: &Key) -> bool {
         let mut expected = self.lock();
         match expected.get_mut(key) {
@@ -83,7 +83,7 @@ impl Returning {
 // === impl Return ===
 
 impl Return<'_> {
-    /// The client has ended: the session is free as soon as the server has.
+    /// Announces that the client has ended: the session is free as soon as the server has ended too.
     pub(crate) fn announce(&self) {
         if !self.announced.swap(true, Ordering::Relaxed) {
             *self.returning.lock().entry(self.key.clone()).or_default() += 1;

@@ -1,7 +1,7 @@
 //! Buffers that a worker lends to whichever connection is being polled.
 //!
-//! A connection that idles owns none of them: what it could not finish within one poll is copied to
-//! a buffer of its own, sized to the remainder.
+//! A connection owns none of them. What it could not finish within one poll is copied to a buffer of its own, sized
+//! to the remainder.
 
 use std::cell::Cell;
 
@@ -15,11 +15,11 @@ pub(crate) const READ_LENGTH: usize = 64 * 1024;
 /// The buffers of one worker.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    /// Application bytes on their way into the mesh, behind room for a frame header.
+    /// Room for a frame header, then application bytes on their way into the mesh.
     pub(crate) application: Vec<u8>,
-    /// Ciphertext as received, behind room for an incomplete record of before.
+    /// Room for an incomplete record that came before, then ciphertext as received.
     pub(crate) received: Vec<u8>,
-    /// Plaintext that came out of `received`.
+    /// Plaintext decrypted from `received`.
     pub(crate) plaintext: Vec<u8>,
     /// Ciphertext to be sent.
     pub(crate) outgoing: Vec<u8>,

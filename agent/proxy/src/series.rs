@@ -1,8 +1,8 @@
-//! What connections add up to, by who talks with whom: the numbers behind Istio's TCP metrics.
+//! Sums over connections, by who talks with whom: the numbers behind Istio's TCP metrics.
 //!
-//! A connection finds its series when it is listed and adds to it when it ends: nothing is counted per
-//! chunk. The bytes of connections that are open are added when somebody asks. There is a bound on series;
-//! beyond it connections add to one that says `other` of everything.
+//! A connection finds its series when it is listed and adds to it when it ends: nothing is counted per chunk. The
+//! bytes of open connections are added when somebody asks. The number of series is bounded; connections beyond the
+//! bound add to series whose ends and service are all `other`.
 
 use std::{
     collections::HashMap,
@@ -24,13 +24,13 @@ use crate::{
     session::Broken,
 };
 
-/// Series of the agent, about 2 KiB each. A node has some hundred pods, each with some dozen peers.
+/// Most series of the agent, about 2 KiB each. A node has about a hundred pods, each with about a dozen peers.
 const MAX_SERIES: usize = 4096;
 /// How long a series is kept after its last connection.
 const MAX_IDLE_TIME: Duration = Duration::from_mins(15);
-/// What stands for the values that were one too many.
+/// Stands for the values of connections beyond [`MAX_SERIES`].
 const OTHER: &str = "other";
-/// What stands for a value that is not known, as Istio's metrics have it.
+/// Stands for a value that is not known, as in Istio's metrics.
 const UNKNOWN: &str = "unknown";
 
 /// How a connection ended, in the words of Istio's `response_flags`.
@@ -51,20 +51,20 @@ pub enum Flags {
     CertRevoked,
 }
 
-/// Something that ends a connection before its time.
+/// A reason why a connection ended before its time.
 pub(crate) trait Ending: fmt::Display {
-    /// In Istio's words.
+    /// Returns how the connection ended, in Istio's words.
     fn flags(&self) -> Flags;
 }
 
 /// One end of a series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct End {
-    /// The workload: a pod's name without what its controller added.
+    /// The workload: a pod's name without the suffix that its controller added.
     pub workload: String,
     /// Its namespace.
     pub namespace: String,
-    /// Its identity, where a certificate or enrolment says it.
+    /// Its identity, if a certificate or enrolment tells it.
     pub principal: String,
     /// The label `app`.
     pub app: String,
@@ -108,14 +108,14 @@ struct Ended {
     received: AtomicU64,
 }
 
-/// The sums of one series and kind of end.
+/// The sums over those connections of one series that ended in the same way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
-    /// How these connections ended; those that are open have not.
+    /// How these connections ended. Open ones are counted under [`Flags::None`].
     pub flags: Flags,
     /// Connections that were opened; all of them are counted under [`Flags::None`].
     pub opened: u64,
-    /// Connections that ended so.
+    /// Connections that ended in this way.
     pub closed: u64,
     /// Bytes from client to server.
     pub sent: u64,
@@ -123,7 +123,7 @@ pub struct Sums {
     pub received: u64,
 }
 
-/// What tells series apart, cheap to make.
+/// What tells series apart; cheaper to make than [`Labels`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     reporter: Direction,
@@ -140,14 +140,14 @@ struct Key {
 #[derive(Debug)]
 pub struct SeriesTable {
     shards: Vec<Mutex<HashMap<Key, Arc<Series>>>>,
-    /// By direction and transport.
+    /// Series for connections beyond the bound, by direction and transport.
     others: Mutex<HashMap<(Direction, Transport), Arc<Series>>>,
 }
 
 // === impl Flags ===
 
 impl Flags {
-    /// All of them.
+    /// All flags, in the order of their numbers.
     pub const ALL: [Self; 6] = [
         Self::None,
         Self::Deny,
@@ -157,7 +157,7 @@ impl Flags {
         Self::CertRevoked,
     ];
 
-    /// Of a session that failed.
+    /// Returns the flags for a session that failed.
     pub(crate) fn of_broken(broken: &Broken) -> Self {
         match broken {
             Broken::Tls(_)
@@ -173,7 +173,7 @@ impl Flags {
         }
     }
 
-    /// Of a stream that either agent ended.
+    /// Returns the flags for a stream that either agent ended.
     pub(crate) fn of_reset(reason: ResetReason) -> Self {
         match reason {
             ResetReason::Denied | ResetReason::PolicyChanged => Self::Deny,
@@ -186,7 +186,7 @@ impl Flags {
         }
     }
 
-    /// As Istio writes it.
+    /// Returns the text that Istio writes.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "-",
@@ -207,7 +207,7 @@ impl Series {
         Self { labels, opened, ended, used: Mutex::new(Instant::now()) }
     }
 
-    /// The sums of each kind of end that has any.
+    /// Returns the sums for each way of ending that has any, and always those for [`Flags::None`].
     pub fn sums(&self) -> impl Iterator<Item = Sums> {
         let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
         Flags::ALL.into_iter().zip(&self.ended).filter_map(move |(flags, ended)| {
@@ -223,7 +223,7 @@ impl Series {
         self.touch();
     }
 
-    /// Adds what `live` has carried since it was last asked.
+    /// Adds what `live` has carried since the last call.
     fn carried(&self, live: &Live, flags: Flags) {
         if let Some(ended) = self.ended.get(flags as usize) {
             let (sent, received) = live.take_unreported();
@@ -260,7 +260,7 @@ impl SeriesTable {
         Self { shards, others: Mutex::default() }
     }
 
-    /// The series of a connection of this worker.
+    /// Returns the series of a connection of the given worker.
     pub(crate) fn of(&self, worker: usize, snapshot: &Snapshot, facts: &Facts) -> Arc<Series> {
         let source = snapshot.workload_of(facts.source.ip(), facts.source_identity.as_ref());
         let destination =
@@ -311,8 +311,8 @@ impl SeriesTable {
         Arc::clone(series)
     }
 
-    /// Every series, those of equal labels apart, with what `live` connections have carried by now. Forgets
-    /// what nobody has used for a while.
+    /// Adds what the `live` connections have carried by now and returns every series. Series with equal labels are
+    /// not merged. Forgets those that nobody has used for a while.
     pub fn all(&self, live: &[Arc<Live>]) -> Vec<Arc<Series>> {
         for live in live {
             if let Some(series) = live.series() {
@@ -323,7 +323,7 @@ impl SeriesTable {
         let mut all = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            // A connection that is open holds its series.
+            // An open connection holds a reference to its series.
             shard.retain(|_, series| Arc::strong_count(series) > 1 || !series.is_idle(now));
             all.extend(shard.values().cloned());
         }
@@ -369,7 +369,8 @@ impl End {
     }
 }
 
-/// A pod's name without what its controller added: the name of the Deployment, `DaemonSet` or `StatefulSet`.
+/// Returns a pod's name without the suffix that its controller added: the name of the Deployment, `DaemonSet` or
+/// `StatefulSet`.
 fn template_name(workload: &Workload) -> String {
     let name = workload.name.as_str();
     let parent = if let Some(hash) = workload.labels.get("pod-template-hash") {

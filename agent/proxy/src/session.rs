@@ -1,4 +1,4 @@
-//! One mutual-TLS connection to another agent, as it stands between and during streams.
+//! One mutual-TLS connection to another agent, between streams and during them.
 
 use std::{
     future::poll_fn,
@@ -49,7 +49,7 @@ pub enum Broken {
     /// The peer is not acceptable, or does not speak TLS.
     #[error("TLS with the peer's agent: {0}")]
     Tls(#[from] TlsError),
-    /// The peer must not be talked to.
+    /// The peer's certificate, or the protocol agreed inside TLS, is not acceptable.
     #[error("the peer's certificate: {0}")]
     Peer(#[from] PeerError),
     /// What was to be sent cannot be framed.
@@ -72,29 +72,29 @@ pub(crate) struct Session {
     tcp: TcpStream,
     channel: Channel,
     pub(crate) decoder: Decoder,
-    /// Ciphertext that the socket did not take yet.
+    /// Ciphertext that the socket has not taken yet.
     outbox: Vec<u8>,
-    /// An incomplete record.
+    /// An incomplete record that was received.
     partial: Vec<u8>,
     /// Bytes that were sent since the peer was last heard.
     ahead: usize,
     /// Plaintext that arrived behind the end of a stream: it belongs to the next.
     pub(crate) unread: Vec<u8>,
-    /// Whether the peer said `close_notify`.
+    /// Whether the peer has sent `close_notify`.
     closed: bool,
     /// Who the peer proved to be, and how.
     pub(crate) peer: Peer,
     /// When its last stream ended.
     pub(crate) last_use: Instant,
-    /// Joins it to its other end, if that is in this process.
+    /// Joins the session to its other end, if that is in this process.
     pub(crate) link: Option<Arc<Link>>,
 }
 
 // === impl Session ===
 
 impl Session {
-    /// Drives a handshake to its end. `received` is what the caller has read already. What is left to
-    /// be sent (a client's last flight, a server's tickets) waits to leave with the first stream.
+    /// Drives a handshake to its end. `received` is what the caller has already read. What is left to be sent (a
+    /// client's last flight, a server's tickets) waits to leave with the first stream.
     pub(crate) async fn handshake(
         mut tcp: TcpStream,
         mut channel: Channel,
@@ -110,7 +110,7 @@ impl Session {
             let progress = match step {
                 Ok(progress) => progress,
                 Err(error) => {
-                    // The alert tells the peer why; that it may not arrive changes nothing here.
+                    // The alert tells the peer why. If it does not arrive, nothing changes here.
                     drop(tcp.write_all(&outgoing).await);
                     return Err(error.into());
                 }
@@ -153,8 +153,8 @@ impl Session {
         })
     }
 
-    /// Whether the peer's certificates would still be accepted, to be asked before each stream: a session
-    /// can outlive a certificate or its root, and either end can be revoked or denied.
+    /// Checks that the peer's certificates would still be accepted. To be called before each stream: a session can
+    /// outlive a certificate or its root, and either end can be revoked or denied.
     pub(crate) fn still_trusted(
         &mut self,
         certificates: &CertStore,
@@ -163,7 +163,7 @@ impl Session {
         certificates.confirm(&mut self.peer, own)
     }
 
-    /// Waits for the next stream; answers the address of the client that it is for.
+    /// Waits for the next stream. Returns the address of the client that it is for.
     pub(crate) async fn next_stream(&mut self) -> Result<SocketAddr, Broken> {
         poll_fn(|cx| {
             Scratch::lend(|scratch| {
@@ -189,12 +189,12 @@ impl Session {
         Ok(self.channel.send(control.as_bytes(), &mut self.outbox)?)
     }
 
-    /// Bytes that wait for the socket.
+    /// Returns how many bytes wait for the socket.
     pub(crate) fn queued(&self) -> usize {
         self.outbox.len()
     }
 
-    /// Encrypts `plaintext` behind whatever is queued and hands the socket as much as it takes.
+    /// Encrypts `plaintext`, appends it to what is queued, and hands the socket as much as it takes.
     pub(crate) fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -240,7 +240,7 @@ impl Session {
         .await
     }
 
-    /// Reads once and leaves what came out in `scratch.plaintext`, which may be nothing.
+    /// Takes what is unread, or else reads once, and leaves the plaintext in `scratch.plaintext`. There may be none.
     pub(crate) fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -264,14 +264,14 @@ impl Session {
         }
     }
 
-    /// Ready when the peer has said something, which waits to be received, or the session has failed.
+    /// Ready when the peer has said something, which is kept in `unread`, or the session has failed.
     pub(crate) fn poll_answer(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<()> {
         loop {
             let received = ready!(self.poll_receive(cx, scratch));
             if received.is_err() {
                 return Poll::Ready(());
             }
-            // Else a ticket, or an incomplete record.
+            // Without plaintext, it was a ticket or an incomplete record.
             if !scratch.plaintext.is_empty() {
                 self.unread.clone_from(&scratch.plaintext);
                 return Poll::Ready(());
@@ -303,8 +303,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether a session that was put away may still carry a stream: anything that has arrived since
-    /// its last one can only be the peer's farewell, or a ticket.
+    /// Returns whether a session that was put away may still carry a stream. Tickets may have arrived since its last
+    /// one; anything else can only be the peer's farewell, which makes it unusable.
     pub(crate) fn is_usable(&mut self) -> bool {
         if self.closed || !self.unread.is_empty() || !self.decoder.is_between_frames() {
             return false;
@@ -332,14 +332,14 @@ impl Session {
         self.channel.awaits_tickets()
     }
 
-    /// Receives the tickets that have arrived: a stream that is handed over leaves them behind.
+    /// Receives the tickets that have arrived, which a stream that is handed over in memory leaves unread.
     pub(crate) async fn take_tickets(&mut self) {
         if !self.awaits_tickets() {
             return;
         }
-        // The runtime has to hear of them first.
+        // The runtime has to notice first that they have arrived.
         yield_now().await;
-        // Whatever else has arrived is kept, or comes again, when the session is to be used.
+        // Whatever else has arrived is kept for the next use of the session; a failure shows again then.
         poll_fn(|cx| match Scratch::lend(|scratch| self.poll_answer(cx, scratch)) {
             Poll::Ready(()) | Poll::Pending => Poll::Ready(()),
         })
@@ -351,7 +351,7 @@ impl Session {
         Ok(Self { tcp: TcpStream::from_std(self.tcp.into_std()?)?, ..self })
     }
 
-    /// Says farewell as far as the socket takes it at once; the socket closes with the session.
+    /// Says farewell, as far as the socket takes it at once, and closes the socket.
     pub(crate) fn close(mut self) {
         // What has arrived is read first: the kernel resets a connection that is closed over unread bytes, and lets go of
         // those that were still to be sent.
@@ -363,7 +363,7 @@ impl Session {
         }
     }
 
-    /// Tears the stream and the session down, telling the peer as far as the socket takes it at once.
+    /// Tears down the stream and the session, and tells the peer as far as the socket takes it at once.
     pub(crate) fn reset(mut self, reason: sluice_wire::ResetReason) {
         if self.queue(&Control::reset(reason)).is_ok() {
             drop(self.tcp.try_write(&self.outbox));
@@ -371,7 +371,7 @@ impl Session {
     }
 }
 
-/// The same bytes without room to spare: a session may keep them for as long as it idles.
+/// Returns the same bytes without spare capacity: a session may keep them for as long as it is idle.
 fn exact(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.shrink_to_fit();
     bytes

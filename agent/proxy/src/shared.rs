@@ -1,4 +1,4 @@
-//! What all workers read.
+//! State that all workers share.
 
 use std::{
     collections::HashMap,
@@ -22,15 +22,15 @@ use crate::{
     stats::StatsTable,
 };
 
-/// How long a pod's own agent may take to capture it once it is in the mesh. Until then its plaintext
-/// is judged like a stranger's, so that a pod that joins a PERMISSIVE mesh loses no connection.
+/// How long a pod's own agent may take to capture it once it is in the mesh. Until then its plaintext is judged like
+/// a stranger's: otherwise a pod that joins a PERMISSIVE mesh would lose connections.
 const CAPTURE_TIME: Duration = Duration::from_secs(5);
 
-/// What all workers read. Every part is replaced whole or counts; no lock is on the byte path.
+/// State that all workers share. Each part is replaced as a whole or is a counter; the byte path takes no locks.
 #[derive(Debug)]
 pub struct Shared {
     snapshot: ArcSwap<Snapshot>,
-    /// Pods that the last few snapshots brought into the mesh, and when.
+    /// Pods that recent snapshots brought into the mesh, and when.
     newcomers: ArcSwap<HashMap<WorkloadUid, Instant>>,
     /// Certificates of the local identities.
     pub certificates: Arc<CertStore>,
@@ -38,13 +38,13 @@ pub struct Shared {
     pub sockets: SocketTable,
     /// Open connections.
     pub live: LiveTable,
-    /// What connections add up to.
+    /// Sums over connections, by who talks with whom.
     pub series: SeriesTable,
-    /// What connections turned out to be.
+    /// Counts of what each pod's connections turned out to be.
     pub stats: StatsTable,
-    /// Sessions whose two ends may both be here.
+    /// Handshakes whose two ends may both be in this process.
     pub(crate) links: Links,
-    /// Streams that are being opened between pods of this node.
+    /// Limits on how many streams are being opened at once between pods of this node.
     pub(crate) turns: Turns,
     turn: AtomicUsize,
 }
@@ -52,7 +52,7 @@ pub struct Shared {
 // === impl Shared ===
 
 impl Shared {
-    /// Everything that workers need, for this many of them.
+    /// Makes the state for this many workers.
     pub fn new(
         snapshot: Arc<Snapshot>,
         certificates: Arc<CertStore>,
@@ -73,19 +73,19 @@ impl Shared {
         }
     }
 
-    /// Lists an open connection of this worker.
+    /// Lists an open connection of the given worker.
     pub(crate) fn list(&self, worker: usize, facts: Facts) -> Listed {
         let series = self.series.of(worker, &self.snapshot.load(), &facts);
         series.opened();
         self.live.list(worker, Live::of(facts, series))
     }
 
-    /// The mesh as it is now.
+    /// Returns the snapshot in force.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// Replaces the state of the mesh. To be called from one thread; [`Shared::recheck`] comes after.
+    /// Replaces the snapshot in force. To be called from one thread only, and to be followed by [`Shared::recheck`].
     pub fn set_snapshot(&self, snapshot: Arc<Snapshot>) {
         let now = Instant::now();
         let before = self.snapshot.load();
@@ -101,8 +101,9 @@ impl Shared {
         self.snapshot.store(snapshot);
     }
 
-    /// Whether whatever comes from `client` to the pod's address `local` must be mesh TLS: a pod of the
-    /// mesh has it, and has been in the mesh for long enough that its own agent must have captured it.
+    /// Returns whether what comes from `client` to the pod's address `local` must be mesh TLS:
+    /// [`Snapshot::expects_mesh`] says so, and the client's pod, where it is known, has been in the mesh long enough
+    /// for its own agent to have captured it.
     pub(crate) fn must_speak_mesh(
         &self,
         snapshot: &Snapshot,
@@ -119,7 +120,7 @@ impl Shared {
             .is_none_or(|since| since.elapsed() >= CAPTURE_TIME)
     }
 
-    /// A number that counts up, to spread connections over a service's endpoints.
+    /// Returns the next number of a count that spreads connections over a service's endpoints.
     pub(crate) fn turn(&self) -> usize {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }

@@ -17,7 +17,7 @@ use crate::{
 /// More than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Two ends of a connection.
+/// Returns the two ends of a connection.
 pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let socket = TcpSocket::new_v4().unwrap();
@@ -25,7 +25,7 @@ pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().await.unwrap().0)
 }
 
-/// Two ends of one session, in two processes, with an open stream.
+/// Returns the two ends of one session with an open stream, as if in two processes.
 pub(crate) async fn session_pair() -> (Session, Session) {
     let (near, mut far) = sessions(&Arc::default(), &Arc::default()).await;
     assert!(near.link.is_none() && far.link.is_none());
@@ -33,7 +33,7 @@ pub(crate) async fn session_pair() -> (Session, Session) {
     (near, far)
 }
 
-/// Two ends of one session, whose client and server know these links.
+/// Returns the two ends of one session, whose client knows the links `near` and whose server knows `far`.
 pub(crate) async fn sessions(near: &Arc<Links>, far: &Arc<Links>) -> (Session, Session) {
     let directory = tempfile::tempdir().unwrap();
     let domain: sluice_spiffe::TrustDomain = "cluster.local".parse().unwrap();
@@ -51,7 +51,7 @@ pub(crate) async fn sessions(near: &Arc<Links>, far: &Arc<Links>) -> (Session, S
     let address = client_tcp.peer_addr().unwrap().ip();
     let connect = Channel::connect(&client_identity, &server_id, address).unwrap();
     let accept = Channel::accept(&server_identity).unwrap();
-    // The client's last flight leaves with its first stream, so the server's end needs one to finish.
+    // The client's last flight leaves with its first stream, which the server's handshake therefore needs to finish.
     let links = Arc::clone(far);
     let server = tokio::spawn(async move {
         Session::handshake(server_tcp, accept, &server_identity, &links, Vec::new()).await
@@ -65,12 +65,12 @@ pub(crate) async fn sessions(near: &Arc<Links>, far: &Arc<Links>) -> (Session, S
     (client, server)
 }
 
-/// Takes the stream's beginning from the session.
+/// Takes the next stream's OPEN from the session.
 pub(crate) async fn opened(server: &mut Session) {
     server.next_stream().await.unwrap();
 }
 
-/// What a relay reports to.
+/// Returns a record for a relay to report to.
 pub(crate) fn live() -> Live {
     let address = ([127, 0, 0, 1], 1).into();
     Live::new(Facts {
@@ -85,12 +85,12 @@ pub(crate) fn live() -> Live {
     })
 }
 
-/// Bytes that differ from place to place.
+/// Returns bytes that differ from place to place.
 pub(crate) fn pattern(length: usize, seed: usize) -> Vec<u8> {
     (0..length).map(|position| u8::try_from((position * 31 + seed) % 251).unwrap()).collect()
 }
 
-/// Bytes of the task that carries a connection, for as long as it is open.
+/// Returns the size of the task that carries a connection for as long as it is open.
 fn size<A, B, C, D, F: Future>(_serve: fn(A, B, C, D) -> F) -> usize {
     size_of::<F>()
 }

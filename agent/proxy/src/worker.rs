@@ -30,10 +30,10 @@ use crate::{
     shared::Shared,
 };
 
-/// How often idle sessions are looked through.
+/// How often the pool is searched for idle sessions to close.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a connection knows of the worker that runs it.
+/// A worker, as the connections that it runs see it.
 #[derive(Debug)]
 pub(crate) struct Worker {
     index: usize,
@@ -62,7 +62,7 @@ pub struct StartError {
     source: std::io::Error,
 }
 
-/// Accepting on one listener lasts until this is dropped.
+/// Keeps one listener accepting until this is dropped.
 type Accepting = oneshot::Sender<()>;
 
 /// What a worker is told to do.
@@ -96,8 +96,8 @@ enum Side {
 // === impl Worker ===
 
 impl Worker {
-    /// An idle session for `key`: one of this worker's own, else one of another's, which costs two
-    /// system calls to take over, far less than a handshake.
+    /// Takes an idle session for `key`: one of this worker's own, or else another worker's. To take over another's
+    /// costs two system calls, far less than a handshake.
     fn take_session(&self, key: &Key) -> Option<Session> {
         let own = lock(self.pools.get(self.index)?).take(key);
         if own.is_some() {
@@ -108,7 +108,7 @@ impl Worker {
         taken.rehome().ok()
     }
 
-    /// As [`Worker::take_session`], also one that is about to become idle.
+    /// Takes an idle session as [`Worker::take_session`] does, or else waits for one that is about to become idle.
     pub(crate) async fn session(&self, key: &Key) -> Option<Session> {
         match self.take_session(key) {
             Some(session) => Some(session),
@@ -130,7 +130,7 @@ impl Worker {
         }
     }
 
-    /// Serves a connection that this worker has accepted, here or, if it has too many, elsewhere.
+    /// Serves a connection that this worker has accepted, or passes it on if this worker has too many.
     fn admit(self: &Arc<Self>, arrival: Arrival, stream: TcpStream) {
         let share = self.crew.assign(self.index);
         let worker = share.worker();
@@ -148,7 +148,7 @@ impl Worker {
     fn serve(self: &Arc<Self>, arrival: Arrival, stream: TcpStream, share: Share) {
         let Arrival { side, pod, peer } = arrival;
         let worker = Arc::clone(self);
-        // A task for each, so that neither takes the room of the other.
+        // Two kinds of task: one for both sides would always reserve the space of the larger.
         match side {
             Side::Outbound => tokio::spawn(async move {
                 outbound::serve(worker, pod, stream, peer).await;
@@ -161,7 +161,7 @@ impl Worker {
         };
     }
 
-    /// Returns once this worker takes nothing new any more, also no further stream of a session.
+    /// Waits until this worker takes nothing new any more, not even another stream of an open session.
     pub(crate) async fn retired(&self) {
         self.retirement.begun().await;
     }
@@ -206,18 +206,18 @@ impl Proxy {
         Ok(Self { shared, crew, departures: Mutex::default() })
     }
 
-    /// Closes idle sessions everywhere: the roots or an identity have changed.
+    /// Closes the idle sessions of all workers. To be called when the roots or an identity have changed.
     pub fn forget_sessions(&self) {
         self.crew.tell_all(|| Command::ForgetSessions);
     }
 
-    /// Takes nothing new any more: what waits in the listeners is accepted before they close, idle sessions are
-    /// closed, and others when their stream has ended. What is open goes on.
+    /// Makes the workers take nothing new any more. What waits in the listeners is accepted before they close. Idle
+    /// sessions are closed at once, others when their stream has ended. Open connections go on.
     pub fn retire(&self) {
         self.crew.tell_all(|| Command::Retire);
     }
 
-    /// Has all that is open end soon, by a reset. Says how many connections that is.
+    /// Makes all open connections end soon, by a reset. Returns how many there are.
     pub fn cut_all(&self) -> usize {
         let open = self.shared.live.all();
         for live in &open {
@@ -226,7 +226,8 @@ impl Proxy {
         open.len()
     }
 
-    /// Connections that are being served, from accept to close, sessions that wait for a stream included.
+    /// Returns how many connections are being served, from accept to close, including sessions that wait for a
+    /// stream.
     pub fn connections(&self) -> usize {
         self.crew.connections()
     }
@@ -281,7 +282,7 @@ async fn run(worker: &Arc<Worker>, mut queue: mpsc::UnboundedReceiver<Command>) 
             Some(command) = queue.recv() => match command {
                 Command::Add(pod, listeners) => {
                     let uid = pod.uid.clone();
-                    // What was there before is dropped, which ends it.
+                    // Drops what the pod had before, which ends accepting there.
                     pods.insert(uid, serve_pod(worker, &pod, listeners));
                 }
                 Command::Remove(pod) => {

@@ -1,4 +1,4 @@
-//! What a new state changes, as a line of the log.
+//! Describes what a new state changes, for the log.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -6,10 +6,10 @@ use sluice_policy::PolicyObject;
 
 use crate::mesh_file::MeshState;
 
-/// Names that a log line lists of each sort; the others are counted.
+/// How many names of each sort a log line lists; the others are counted.
 const MAX_NAMES: usize = 8;
 
-/// What differs between two states, by sort.
+/// The differences between two states, by sort.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Change {
     pods: Names,
@@ -17,7 +17,7 @@ pub(crate) struct Change {
     policies: Names,
 }
 
-/// `+` for what came, `-` for what went, `~` for what is another now.
+/// Names, with `+` for what came, `-` for what went and `~` for what has changed.
 type Names = Vec<String>;
 
 type Side<'a> = (&'a MeshState, &'a [PolicyObject]);

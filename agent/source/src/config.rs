@@ -21,26 +21,25 @@ pub use self::trust::{StaleCrls, TrustConfig};
 use self::{ca::WrittenCa, kube::WrittenKubernetes, trust::WrittenTrust};
 use crate::{FileError, Problem, names, yaml};
 
-/// Most worker threads that the datapath has listeners for.
+/// The most worker threads for which the datapath has listeners.
 const MAX_WORKERS: usize = 8;
 const MIN_DEFAULT_WORKERS: usize = 2;
-/// One worker serves about this many cores' applications.
+/// One worker serves the applications of about this many cores.
 const CORES_PER_WORKER: usize = 4;
 /// `sun_path` holds 108 bytes with the terminating zero (unix(7)).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_INSTANCE_BYTES: usize = 63;
 const NODE_VARIABLE: &str = "SLUICE_NODE";
 
-/// How an agent is set up. Relative paths in the file are relative to the file's directory; here they are
-/// joined with it.
+/// How an agent is set up. Paths that are relative in the file have been joined with the file's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentConfig {
-    /// Name of the agent's node, as the mesh state names it; the variable `SLUICE_NODE` when the file does
-    /// not say, so that one file serves every node of a cluster.
+    /// Name of the agent's node in the state of the mesh. If the file does not say, the variable `SLUICE_NODE` does:
+    /// one file can then serve every node of a cluster.
     pub node: String,
     /// Trust domain of the mesh; `cluster.local` by default.
     pub trust_domain: TrustDomain,
-    /// Names the pin directory, so that several agents can share a kernel; the node's name by default.
+    /// Name of the pin directory, which lets several agents share a kernel; the node's name by default.
     pub instance: String,
     /// Where state that outlives the agent is kept; `/var/lib/sluice` by default.
     pub state_dir: PathBuf,
@@ -51,10 +50,10 @@ pub struct AgentConfig {
     /// Where the node's processes are listed; `/proc` by default. An agent in a container has them
     /// mounted elsewhere.
     pub proc: PathBuf,
-    /// Mount point of cgroup v2; `None` has it looked up in `/proc/mounts`.
+    /// Mount point of cgroup v2, or a directory inside or above it; `None` has it looked up in `/proc/mounts`.
     pub cgroup: Option<PathBuf>,
-    /// The kubelet's cgroup v2, a directory below the mount point's; `None` has the kubelet looked for
-    /// among the node's processes.
+    /// The directory of the kubelet's cgroup (v2), below the mount point; `None` has the kubelet looked for among the
+    /// node's processes.
     pub kubelet_cgroup: Option<PathBuf>,
     /// Mount point of the BPF file system; `/sys/fs/bpf` by default.
     pub bpffs: PathBuf,
@@ -64,9 +63,9 @@ pub struct AgentConfig {
     pub log_level: String,
     /// Who issues certificates.
     pub ca: CaConfig,
-    /// The lifetime that certificates are asked for with; `None` leaves it at the default (24 h).
+    /// The lifetime to ask for in certificates; `None` leaves it at the default (24 h).
     pub certificate_ttl: Option<Duration>,
-    /// Who is believed.
+    /// The files that say who is believed.
     pub trust: TrustConfig,
     /// Where metrics and health are served (HTTP); `None` serves none.
     pub metrics: Option<SocketAddr>,
@@ -135,7 +134,7 @@ impl AgentConfig {
             reason: error.to_string(),
         };
         let text = fs::read_to_string(path).map_err(unreadable)?;
-        // Joined now: the agent may change its directory, and does change its namespaces.
+        // Made absolute now: the agent may change its directory, and does change its namespaces.
         let whole = std::path::absolute(path).map_err(unreadable)?;
         let this_node = std::env::var(NODE_VARIABLE).ok();
         Self::parse(path, whole.parent().unwrap_or(Path::new("/")), &text, this_node)
@@ -204,7 +203,7 @@ impl AgentConfig {
     }
 }
 
-/// The operator's socket and the CNI plugin's.
+/// Returns the paths of the operator's socket and the CNI plugin's.
 fn sockets(
     file: &Path,
     directory: &Path,

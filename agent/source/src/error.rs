@@ -1,4 +1,4 @@
-//! What can be wrong with a file: which, where, and what to do.
+//! What can be wrong with a file: which file, where in it, and what to do.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -29,7 +29,7 @@ pub enum FileError {
         /// What the YAML reader says; it names the field.
         message: String,
     },
-    /// The shape is right, a value is not.
+    /// The shape is right, but a value is not.
     #[error("{}:{line}: {field}: {problem}", file.display())]
     Content {
         /// The file.
@@ -51,7 +51,7 @@ pub enum FileError {
         file: PathBuf,
         /// The policy.
         object: ObjectId,
-        /// The file that has it.
+        /// The file that has it already.
         other: PathBuf,
     },
     /// The file holds nothing, as happens while it is written.
@@ -60,7 +60,7 @@ pub enum FileError {
         /// The file.
         file: PathBuf,
     },
-    /// The state is contradictory in a way that only the whole shows.
+    /// The state contradicts itself in a way that only the whole shows.
     #[error("{}: {error}", file.display())]
     Contradiction {
         /// The file.
@@ -85,7 +85,7 @@ pub enum Problem {
     /// Neither the file nor the environment says which node this is.
     #[error("name this node here, or in the variable SLUICE_NODE")]
     NoNode,
-    /// Neither letters, digits, nor `-`, `_`, `.`.
+    /// A name that cannot be a directory's.
     #[error("{0:?} cannot name a directory: letters, digits, '-', '_' and '.', at most 63")]
     NotAnInstance(String),
     /// Not a trust domain.
@@ -115,9 +115,9 @@ pub enum Problem {
     AddressTaken {
         /// The address.
         address: IpAddr,
-        /// Who has it.
+        /// Who has the address.
         owner: String,
-        /// Line on which it got it.
+        /// Line that gives it to them.
         first: u64,
     },
     /// No pod or service can have this address.
@@ -141,16 +141,16 @@ pub enum Problem {
     /// A mode of `ca` that does not exist.
     #[error("{0:?} is not a mode: embedded, pem, istio and spire are")]
     CaMode(String),
-    /// A field of `ca` that its mode lacks.
+    /// A field of `ca` that its mode needs is missing.
     #[error("missing: {0}")]
     CaNeeds(&'static str),
-    /// The address of a CA that is not one.
+    /// Not the address of a CA.
     #[error("{0:?} is not the address of a CA: write https://host:port")]
     CaAddress(String),
     /// A name that cannot be sent.
     #[error("{0:?} is empty or not visible ASCII: write the name without spaces")]
     NotVisibleAscii(String),
-    /// A lifetime of certificates that is none, too short or too long.
+    /// Not a lifetime of certificates, or one that is too short or too long.
     #[error("{0:?} is not a lifetime: write 60s to 8784h, such as 90m or 24h")]
     Lifetime(String),
     /// A field of `ca` that its mode does not have.
@@ -171,7 +171,7 @@ pub enum Problem {
 }
 
 impl FileError {
-    /// The line at fault, where there is one.
+    /// Returns the line at fault, if there is one.
     pub fn line(&self) -> Option<u64> {
         match self {
             Self::Syntax { line, .. } | Self::Content { line, .. } => Some(*line),

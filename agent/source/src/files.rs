@@ -16,17 +16,17 @@ pub(crate) struct Files {
     pub(crate) policies: Option<PathBuf>,
 }
 
-/// What the file system says about all of them; equal as long as nothing changed.
+/// What the file system says about all the files; equal as long as nothing has changed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     mesh: Stamp,
     policies: Option<Result<Vec<(PathBuf, Stamp)>, io::ErrorKind>>,
 }
 
-/// Identity, size and times of one file, links followed, or why they are not known.
+/// Identity, size and times of one file, after following links, or why they are not known.
 type Stamp = Result<[i128; 5], io::ErrorKind>;
 
-/// What they hold.
+/// The contents of the files.
 #[derive(Debug)]
 pub(crate) struct Contents {
     pub(crate) mesh: Result<String, FileError>,
@@ -37,7 +37,7 @@ pub(crate) struct Contents {
 /// One file of the directory of policies.
 #[derive(Debug)]
 pub(crate) struct PolicyText {
-    /// Its name within the directory, which names it across versions.
+    /// The file's name within the directory, which identifies it across versions.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) text: Result<String, FileError>,
@@ -46,7 +46,7 @@ pub(crate) struct PolicyText {
 // === impl Files ===
 
 impl Files {
-    /// `None` when the source of the mesh's state is another.
+    /// Returns the configured files, or `None` if the state of the mesh has another source.
     pub(crate) fn of(config: &AgentConfig) -> Option<Self> {
         match config.source.clone() {
             SourceConfig::Files { mesh, policies } => Some(Self { mesh, policies }),
@@ -74,7 +74,7 @@ impl Files {
         Contents { mesh: read(&self.mesh), policies }
     }
 
-    /// Whether `path` is one of the files, so that an unfinished write to it is worth waiting for.
+    /// Returns whether `path` is one of the files: an unfinished write to it is then worth waiting for.
     pub(crate) fn contain(&self, path: &Path) -> bool {
         let is_policy = || {
             self.policies.as_deref().is_some_and(|directory| {
@@ -85,8 +85,8 @@ impl Files {
         same_path(path, &self.mesh) || is_policy()
     }
 
-    /// Directories whose entries tell of changes: those of the files, and the one that holds the
-    /// directory of policies, which may itself be replaced.
+    /// Returns the directories to watch for changes: those of the files, and the one that holds the directory of
+    /// policies, which may itself be replaced.
     pub(crate) fn directories(&self) -> Vec<PathBuf> {
         let parent = |path: &Path| {
             // "policies/" and "policies" have the same parent.
@@ -103,8 +103,8 @@ impl Files {
     }
 }
 
-/// Policy files of a directory, by name. Hidden files are drafts of editors and Kubernetes' own links;
-/// other names are not policies.
+/// Returns the policy files of a directory, by name. Hidden files (drafts of editors, Kubernetes' own links) and those
+/// with other extensions are not policies.
 fn policy_files(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -148,7 +148,7 @@ fn same_path(a: &Path, b: &Path) -> bool {
     a.components().eq(b.components())
 }
 
-/// Whether nothing is left of a text but space and comments.
+/// Returns whether a text has nothing but white space, comments and document markers.
 pub(crate) fn is_blank(text: &str) -> bool {
     let is_nothing =
         |line: &str| matches!(line.trim(), "" | "---" | "...") || line.trim().starts_with('#');

@@ -1,5 +1,5 @@
-//! Copies of the last good version of every file, so that an agent that starts beside a bad file still
-//! knows what was in force.
+//! Copies of the last good version of every file. With them, an agent that starts beside a bad file still knows what
+//! was in force.
 
 use std::{
     collections::BTreeMap,
@@ -8,10 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// `<stateDir>/last-good/<instance>`: agents that share a state directory keep apart.
+/// The copies in `<stateDir>/last-good/<instance>`, which keeps agents that share a state directory apart.
 #[derive(Clone, Debug)]
 pub(crate) struct LastGood {
-    /// `None` keeps and knows nothing.
+    /// `None` if no copies are kept.
     directory: Option<PathBuf>,
 }
 
@@ -35,8 +35,8 @@ impl LastGood {
         }
     }
 
-    /// Texts by file name; `None` when no set of policies was ever kept, which is not the same as an
-    /// empty set.
+    /// Returns the texts by file name; `None` if no set of policies was ever kept, which is not the same as an empty
+    /// set.
     pub(crate) fn policies(&self) -> Option<BTreeMap<String, String>> {
         let entries = fs::read_dir(self.policies_path()?).ok()?;
         let copies = entries.filter_map(|entry| {
@@ -47,7 +47,7 @@ impl LastGood {
         Some(copies.collect())
     }
 
-    /// Makes the copies exactly these.
+    /// Makes these texts the kept copies, and removes all others.
     pub(crate) fn keep_policies<'a>(&self, texts: impl Iterator<Item = (&'a str, &'a str)>) {
         let Some(directory) = self.policies_path() else { return };
         let mut stale = self.policies().unwrap_or_default();
@@ -73,7 +73,7 @@ impl LastGood {
     }
 }
 
-/// Losing a copy does not change what is in force now, so it is said and survived.
+/// Logs that a copy could not be kept. That is no error: it does not change what is in force now.
 fn report(path: &Path, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(
@@ -88,7 +88,7 @@ fn create(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// A reader finds the old text or the new one, also after a crash in between.
+/// Replaces a file. A reader finds the old text or the new one, also after a crash in between.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     use io::Write;
 

@@ -8,10 +8,10 @@
 //!       | last good copies, under the state directory
 //! ```
 //!
-//! **Invariant: a fault never admits more.** A file that cannot be read or understood leaves its last good
-//! version in force, from memory or from the copy on disk. Where no version is known, an unknown mesh is no
-//! state at all, and an unknown policy denies every connection that it could be about. Only a file that is
-//! gone from a directory that can be read takes its policies with it.
+//! **Invariant: a fault never admits more.** A file that cannot be read or understood leaves its last good version in
+//! force, from memory or from the copy on disk. If no good version is known of the mesh, there is no state at all; if
+//! none is known of a policy, every connection that it could be about is denied. Policies go only with a file that is
+//! gone from a directory that can be read.
 #![forbid(unsafe_code)]
 
 mod change;

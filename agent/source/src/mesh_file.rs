@@ -16,7 +16,7 @@ use sluice_spiffe::{TrustDomain, WorkloadName};
 use self::exempt::WrittenBypass;
 use crate::{FileError, Problem, files::is_blank, names, yaml};
 
-/// What the file says, checked as far as it can be by itself.
+/// What the file says, checked as far as the file alone allows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MeshState {
     pub(crate) workloads: Vec<Workload>,
@@ -84,7 +84,7 @@ struct Port {
     target_port: Option<Spanned<u16>>,
 }
 
-/// Refuses what is listed twice, with the line of the first.
+/// Checks entries, and refuses what is listed twice with the line of the first.
 struct Checker<'a> {
     file: &'a Path,
     trust_domain: &'a TrustDomain,
@@ -155,7 +155,7 @@ impl Checker<'_> {
         }
         let account = WorkloadName {
             namespace: pod.namespace.value,
-            // As Kubernetes does for a pod that names none.
+            // As in Kubernetes, for a pod that names no account.
             service_account: pod
                 .service_account
                 .map_or_else(|| "default".to_owned(), |account| account.value),
@@ -234,7 +234,7 @@ impl Checker<'_> {
         })
     }
 
-    /// Addresses in canonical form: IPv4 as IPv4, however it was written.
+    /// Returns the addresses in canonical form: IPv4 as IPv4, however it was written.
     fn addresses(
         &mut self,
         field: &str,

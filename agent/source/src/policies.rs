@@ -1,4 +1,4 @@
-//! The directory of policies: per file the version in force, and what is denied for want of one.
+//! The directory of policies: the version of each file that is in force, and what is denied because there is none.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,10 +13,10 @@ use crate::{Consequence, FileError, SourceError, files::PolicyText};
 #[derive(Debug, Default)]
 pub(crate) struct PolicyFiles {
     directory: PathBuf,
-    /// By file name.
+    /// The versions in force, by file name.
     accepted: BTreeMap<String, Version>,
     withheld: Vec<Withheld>,
-    /// Whether any set was ever known, if only an empty one.
+    /// Whether any set of policies was ever known, even an empty one.
     known: bool,
 }
 
@@ -36,14 +36,14 @@ struct Sweep {
     changed: bool,
 }
 
-/// A file with a new text that could be read; whether its objects are its own is still open.
+/// A file with a new text that could be read. Whether another file has its objects already is still open.
 struct Candidate {
     file: PolicyText,
     version: Version,
     before: Option<Version>,
 }
 
-/// What a sweep found.
+/// The result of a sweep.
 #[derive(Debug)]
 pub(crate) struct Swept {
     pub(crate) errors: Vec<SourceError>,
@@ -54,7 +54,7 @@ pub(crate) struct Swept {
 // === impl PolicyFiles ===
 
 impl PolicyFiles {
-    /// Starts from copies of an earlier run. A copy that this version does not understand is no copy.
+    /// Starts from copies of an earlier run. A copy that this version does not understand is ignored.
     pub(crate) fn restore(directory: &Path, copies: Option<BTreeMap<String, String>>) -> Self {
         let known = copies.is_some();
         let accepted = copies.unwrap_or_default().into_iter().filter_map(|(name, text)| {
@@ -74,7 +74,7 @@ impl PolicyFiles {
         self.known = true;
         let mut sweep = Sweep::default();
         let mut candidates = Vec::new();
-        // First whatever stays as it is, so that it keeps its names against newcomers.
+        // Files that stay as they are come first: they keep their objects against newcomers.
         for file in files {
             let before = self.accepted.remove(&file.name);
             candidates.extend(sweep.keep_or_read(file, before));
@@ -82,7 +82,7 @@ impl PolicyFiles {
         for candidate in candidates {
             sweep.admit(candidate);
         }
-        // What was not taken over has no file any more.
+        // What is still in `accepted` has no file any more.
         let changed = sweep.changed || !self.accepted.is_empty() || sweep.withheld != self.withheld;
         self.accepted = sweep.next;
         self.withheld = sweep.withheld;
@@ -110,12 +110,12 @@ impl PolicyFiles {
         &self.withheld
     }
 
-    /// Names and texts of the versions in force.
+    /// Returns the names and texts of the versions in force.
     pub(crate) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
         self.accepted.iter().map(|(name, version)| (name.as_str(), version.text.as_str()))
     }
 
-    /// Whether any set of policies is known, if only an empty one.
+    /// Returns whether any set of policies is known, even an empty one.
     pub(crate) fn are_known(&self) -> bool {
         self.known
     }
@@ -124,7 +124,7 @@ impl PolicyFiles {
 // === impl Sweep ===
 
 impl Sweep {
-    /// Settles a file that did not change or cannot be read; one with a new text is handed back.
+    /// Settles a file that did not change or cannot be read. Returns one with a new text as a candidate.
     fn keep_or_read(&mut self, file: PolicyText, mut before: Option<Version>) -> Option<Candidate> {
         let text = match &file.text {
             Ok(text) => text,
@@ -169,7 +169,8 @@ impl Sweep {
         }
     }
 
-    /// The version before, unless its names have been taken meanwhile; else nothing passes.
+    /// Falls back to the version before. If there is none, or its objects have been taken meanwhile, everything that
+    /// the file could be about is denied.
     fn fall_back(&mut self, file: &PolicyText, before: Option<Version>, error: FileError) {
         let before = before.filter(|before| self.claim(file, &before.objects).is_ok());
         let consequence = if let Some(before) = before {
@@ -183,7 +184,7 @@ impl Sweep {
         self.errors.push(SourceError { error, consequence });
     }
 
-    /// Makes the objects this file's own, or names the file that has one of them.
+    /// Makes the objects this file's own. The error names the file that already has one of them.
     fn claim(&mut self, file: &PolicyText, objects: &[PolicyObject]) -> Result<(), FileError> {
         for object in objects {
             if let Some(other) = self.owners.get(object.id()) {

@@ -42,10 +42,10 @@ struct Published {
     policies: Vec<PolicyObject>,
 }
 
-/// What came of taking over new contents.
+/// The result of taking over new contents.
 #[derive(Debug)]
 pub(crate) struct Taken {
-    /// A new snapshot and what it changes.
+    /// A new snapshot and what it changes, if anything did.
     pub(crate) snapshot: Option<(Arc<Snapshot>, Change)>,
     pub(crate) errors: Vec<SourceError>,
     pub(crate) findings: Vec<Finding>,
@@ -104,7 +104,7 @@ impl State {
             }
         }
         if snapshot.is_none() && changed {
-            // It was built before, so it can be built again: only the policies are others.
+            // The mesh was built before, so it can be built again: only the policies differ.
             snapshot = self.mesh.as_ref().and_then(|mesh| self.build(&mesh.state, &set).ok());
         }
         let snapshot = snapshot.filter(|_| changed).map(|snapshot| self.publish(snapshot, objects));

@@ -12,18 +12,18 @@ use crate::FileError;
 pub struct SourceStatus {
     /// Counts the snapshots that were published; 0 while nothing is known yet.
     pub version: u64,
-    /// When the last one was published.
+    /// When the last snapshot was published.
     pub loaded_at: Option<SystemTime>,
     /// Everything that is wrong on disk right now.
     pub errors: Vec<SourceError>,
-    /// What policies in force do otherwise than their authors may expect.
+    /// Where policies in force do something else than their authors may expect.
     pub findings: Vec<Finding>,
 }
 
 /// Something wrong on disk, and what is in force instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceError {
-    /// What and where.
+    /// What is wrong, and where.
     pub error: FileError,
     /// What follows from it.
     pub consequence: Consequence,
@@ -32,7 +32,7 @@ pub struct SourceError {
 /// What is in force instead of a faulty file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consequence {
-    /// The version before it.
+    /// The last good version of the file.
     LastGoodStays,
     /// Nothing is known of the mesh yet: pods that are captured stay so, and none is added.
     NoState,
@@ -45,7 +45,7 @@ pub enum Consequence {
 pub struct StatusHandle(pub(crate) watch::Receiver<Arc<SourceStatus>>);
 
 impl StatusHandle {
-    /// The status now.
+    /// Returns the current status.
     pub fn status(&self) -> Arc<SourceStatus> {
         Arc::clone(&self.0.borrow())
     }

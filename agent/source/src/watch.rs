@@ -33,7 +33,7 @@ mod directories;
 
 use directories::Directories;
 
-/// Calm after the last event before the files are read: an editor's save is several events.
+/// How long it must be calm after the last event before the files are read: an editor's save is several events.
 const CALM: Duration = Duration::from_millis(50);
 /// Longest wait for calm: others may write in the same directory all the time.
 const MAX_UNREST: Duration = Duration::from_millis(500);
@@ -44,8 +44,8 @@ const POLL: Duration = Duration::from_secs(2);
 /// How often files that change while they are read are read again before the next poll.
 const READ_ATTEMPTS: usize = 20;
 
-/// The source that reads files: what it says, and what it says about itself. It follows the files until
-/// every receiver of its snapshots is dropped.
+/// The source that reads files: the mesh, and the source's own status. It follows the files until every receiver of its
+/// snapshots is dropped.
 #[derive(Clone, Debug)]
 pub struct FileSource {
     /// The mesh; `None` while nothing is known of it yet.
@@ -87,8 +87,8 @@ struct Follower {
 // === impl FileSource ===
 
 impl FileSource {
-    /// Reads the files and follows their changes. What can be read now is there when this returns. A bad
-    /// file is no error: the agent has to live with it until it is mended.
+    /// Reads the files and follows their changes. What can be read now is published before this returns. A bad file is
+    /// no error: the agent has to live with it until it is mended.
     pub fn watch(config: &AgentConfig) -> Result<Self, StartError> {
         let files = Files::of(config).ok_or(StartError::NotFiles)?;
         let last_good = LastGood::new(&config.state_dir, &config.instance);
@@ -96,8 +96,8 @@ impl FileSource {
         Self::follow(files, state)
     }
 
-    /// As [`Self::watch`] for the mesh file alone. No copy of it is kept, so that nothing is known after a start
-    /// beside a bad file: for who must not act on what an earlier run knew.
+    /// Does what [`Self::watch`] does for the mesh file alone. No copy of the file is kept, for callers that must not
+    /// act on what an earlier run knew: after a start beside a bad file, nothing is known.
     pub fn watch_mesh(mesh: &Path, trust_domain: &TrustDomain) -> Result<Self, StartError> {
         let files = Files { mesh: mesh.to_owned(), policies: None };
         let state = State::restore(trust_domain, LastGood::none(), &files);
@@ -110,7 +110,7 @@ impl FileSource {
         let (status, status_out) = watch::channel(Arc::new(SourceStatus::default()));
         let mut follower = Follower {
             state,
-            // Before the first look, so that no change falls between the two.
+            // Watched before the first look, so that no change falls between the two.
             directories: Directories::watch(files.directories(), sender),
             files,
             seen: None,
@@ -151,7 +151,8 @@ impl Follower {
         }
     }
 
-    /// `None` after `patience`. Lost events are as good as one that concerns nothing: the poll follows.
+    /// Returns the next event, or `None` after `patience`. Lost events count as none: the next poll sees what they were
+    /// about.
     fn next_event(&self, patience: Duration) -> Option<Event> {
         match self.events.recv_timeout(patience) {
             Ok(Ok(event)) => Some(event),
@@ -161,14 +162,14 @@ impl Follower {
             }
             Err(mpsc::RecvTimeoutError::Timeout) => None,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                // No watcher: inotify is not to be had, and polling is all there is.
+                // There is no watcher, because inotify is not available: only polling is left.
                 thread::sleep(patience);
                 None
             }
         }
     }
 
-    /// Whether the event may mean a change. Reading the files makes events too, which must not.
+    /// Returns whether the event may mean a change. Our own reading of the files causes events too, which do not.
     fn note(&mut self, event: &Event) -> bool {
         let ours = event.paths.iter().filter(|path| self.files.contain(path)).cloned();
         match event.kind {
@@ -190,7 +191,7 @@ impl Follower {
         }
     }
 
-    /// Half a file may well be valid, and half the policies admit more than all of them.
+    /// Waits until writers are done. Half a file may well be valid, and half the policies admit more than all of them.
     fn wait_for_calm(&mut self) {
         let started = Instant::now();
         while started.elapsed() < MAX_UNFINISHED {
@@ -234,7 +235,7 @@ impl Follower {
             status.loaded_at = Some(SystemTime::now());
             let version = status.version;
             tracing::info!(version, pods = snapshot.members().len(), %change, "mesh state changed");
-            // The status first: who sees the snapshot can look up its version.
+            // The status comes first: whoever sees the snapshot can look up its version.
             self.status.send_replace(Arc::new(status));
             self.snapshots.send_replace(Some(snapshot));
         } else {
@@ -242,7 +243,7 @@ impl Follower {
         }
     }
 
-    /// Logs what is new among errors and findings, and what of it is over.
+    /// Logs the errors and findings that are new, and those that no longer hold.
     fn say(&mut self, status: &SourceStatus) {
         let mut now = BTreeSet::new();
         for error in &status.errors {

@@ -1,4 +1,4 @@
-//! One YAML document into one value, with faults named by file and line.
+//! Reads one YAML document into one value, with faults named by file and line.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use serde::de::DeserializeOwned;
 
 use crate::{FileError, Problem};
 
-/// A mesh of 100,000 pods has about 2 million; the reader's own limit is for texts from strangers.
+/// The most nodes that a document may have. A mesh of 100,000 pods has about 2 million; the reader's own limit is meant
+/// for texts from strangers.
 const MAX_NODES: usize = 10_000_000;
 
-/// Reads `text`, the contents of `file`. Fields that `T` does not know are its own affair
-/// (`deny_unknown_fields`).
+/// Reads `text`, the contents of `file`. `T` itself decides about fields that it does not know (`deny_unknown_fields`).
 pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, FileError> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {

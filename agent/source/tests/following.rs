@@ -30,7 +30,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Starts nothing yet.
+    /// Makes the directory, and starts nothing yet.
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
         fs::create_dir(directory.path().join("policies")).unwrap();
@@ -49,7 +49,7 @@ impl Scene {
         scene
     }
 
-    /// Starts the source, or starts it anew, as an agent that was restarted.
+    /// Starts the source, or starts it anew as a restarted agent does.
     fn start(&mut self) {
         let config = AgentConfig::load(&self.path("agent.yaml")).unwrap();
         self.source = Some(FileSource::watch(&config).unwrap());
@@ -59,7 +59,7 @@ impl Scene {
         self.directory.path().join(name)
     }
 
-    /// As editors do: a new file, renamed over the old one.
+    /// Replaces a file as editors do: a new file is renamed over the old one.
     fn replace(&self, name: &str, text: &str) {
         let draft = self.path(".draft");
         fs::write(&draft, text).unwrap();
@@ -106,7 +106,7 @@ impl Scene {
         snapshot.member_at(address.parse().unwrap()).unwrap().policy.mode(80)
     }
 
-    /// A plaintext connection to a pod.
+    /// Returns the verdict on a plaintext connection to a pod.
     fn verdict(&self, pod: &str) -> Verdict {
         let snapshot = self.snapshot().expect("a state");
         let member =
@@ -138,7 +138,7 @@ fn changes_on_disk_are_applied_live() {
     let scene = Scene::started(MESH, &[]);
     assert_eq!((scene.pods(), scene.mode("shop/web"), scene.status().version), (2, PERMISSIVE, 1));
 
-    // In place and by renaming, both files, a new one and one that goes.
+    // Both files change, in place and by renaming; a policy file is new, and goes again.
     fs::write(scene.path("policies/mtls.yaml"), peer("shop", "STRICT")).unwrap();
     let took = scene.wait("STRICT", |scene| scene.mode("shop/web") == STRICT);
     assert!(took < Duration::from_secs(1), "took {took:?}");
@@ -176,7 +176,7 @@ fn a_bad_mesh_file_keeps_the_last_good_state_and_names_the_line() {
     assert_eq!((scene.pods(), scene.status().version), (2, 1));
     assert_eq!(scene.status().errors[0].error.line(), Some(3));
 
-    // Policies go on changing meanwhile.
+    // Policies can still change meanwhile.
     scene.replace("policies/mtls.yaml", &peer("pay", "STRICT"));
     scene.wait("STRICT", |scene| scene.mode("pay/db") == STRICT);
     // An empty file is a file that is being written, not an empty mesh: pods would leave it.
@@ -202,7 +202,7 @@ fn a_bad_policy_file_keeps_its_last_good_version_only() {
     scene.replace("policies/b.yaml", &peer("pay", "DISABLE"));
     scene.wait("DISABLE", |scene| scene.mode("pay/db") == MtlsMode::Disable);
     assert_eq!(scene.mode("shop/web"), STRICT);
-    // Emptied is not deleted; deleted is.
+    // An emptied file is not a deleted one.
     fs::write(scene.path("policies/a.yaml"), "").unwrap();
     scene.wait_for_error("a.yaml: is empty", Consequence::LastGoodStays);
     assert_eq!(scene.mode("shop/web"), STRICT);
@@ -217,7 +217,7 @@ fn a_policy_that_never_was_good_denies_what_it_could_be_about() {
     scene.wait_for_error("a.yaml:4:", Consequence::Denied);
     assert!(scene.is_unknown("shop/web"));
     assert_eq!(scene.verdict("pay/db"), Verdict::Allow);
-    // Without its outline, it could be about anything.
+    // Without its outline, the policy could be about anything.
     scene.replace("policies/a.yaml", "kind: [\n");
     scene.wait("mesh-wide", |scene| scene.is_unknown("pay/db"));
     assert!(scene.is_unknown("shop/web"));
@@ -238,7 +238,7 @@ fn a_new_empty_file_denies_nothing() {
 #[test]
 fn one_policy_has_one_file() {
     let scene = Scene::started(MESH, &[("b.yaml", &peer("shop", "STRICT"))]);
-    // The file that had it first keeps it, whatever their names.
+    // The file that had the policy first keeps it, whatever the files' names.
     scene.replace("policies/a.yaml", &peer("shop", "PERMISSIVE"));
     scene.wait_for_error(
         "a.yaml: PeerAuthentication shop/default is already defined in",
@@ -276,7 +276,7 @@ fn a_restart_beside_bad_files_knows_what_was_in_force() {
     scene.replace("policies/a.yaml", "kind: [\n");
     fs::remove_file(scene.path("policies/b.yaml")).unwrap();
     scene.start();
-    // Bad files as they last were; the deleted one is deleted.
+    // Bad files stay as they last were; the deleted one is gone.
     assert_eq!(
         (scene.pods(), scene.mode("shop/web"), scene.mode("pay/db")),
         (2, STRICT, PERMISSIVE)
@@ -286,13 +286,13 @@ fn a_restart_beside_bad_files_knows_what_was_in_force() {
         scene.status().errors.iter().all(|error| error.consequence == Consequence::LastGoodStays)
     );
 
-    // And again, from copies of copies, with the directory of policies gone altogether.
+    // A second restart starts from copies of copies, with the directory of policies gone altogether.
     scene.source = None;
     fs::remove_file(scene.path("mesh.yaml")).unwrap();
     fs::remove_dir_all(scene.path("policies")).unwrap();
     scene.start();
     assert_eq!((scene.pods(), scene.mode("shop/web")), (2, STRICT));
-    // The directory comes back: another one, at the same path, empty.
+    // Another directory takes its place at the same path, empty.
     fs::create_dir(scene.path("policies")).unwrap();
     scene.wait("empty directory", |scene| scene.mode("shop/web") == PERMISSIVE);
     scene.replace("policies/c.yaml", &peer("shop", "STRICT"));
@@ -348,7 +348,7 @@ fn a_slow_writer_is_waited_for() {
     let half = whole.split("---").next().unwrap();
     let mut file = fs::File::create(scene.path("policies/a.yaml")).unwrap();
     file.write_all(half.as_bytes()).unwrap();
-    // Half of it is valid, and is not to be believed while the file is open.
+    // Half of the file is valid, but must not be believed while the file is open.
     thread::sleep(Duration::from_millis(400));
     assert_eq!((scene.mode("pay/db"), scene.status().version), (STRICT, 1));
     file.write_all(whole.strip_prefix(half).unwrap().as_bytes()).unwrap();

@@ -1,16 +1,16 @@
-//! The identifiers themselves: `spiffe://<trust domain>/<path>`.
+//! SPIFFE identifiers: `spiffe://<trust domain>/<path>`.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// SPIFFE-ID section 2.3: longer identifiers must not be accepted.
+/// Longest identifier that may be accepted (SPIFFE-ID section 2.3).
 const MAX_ID_BYTES: usize = 2048;
-/// SPIFFE-ID section 2.1: a trust domain name is at most 255 bytes.
+/// Longest name of a trust domain (SPIFFE-ID section 2.1).
 const MAX_TRUST_DOMAIN_BYTES: usize = 255;
 const SCHEME: &str = "spiffe://";
 
-/// Why a text is not a SPIFFE identity.
+/// Why a string is not a SPIFFE identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdError {
@@ -33,7 +33,7 @@ pub enum IdError {
 #[serde(try_from = "String", into = "String")]
 pub struct TrustDomain(Arc<str>);
 
-/// A whole identity, such as `spiffe://cluster.local/ns/default/sa/web`.
+/// A SPIFFE identity, such as `spiffe://cluster.local/ns/default/sa/web`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SpiffeId {
@@ -44,7 +44,7 @@ pub struct SpiffeId {
 // === impl TrustDomain ===
 
 impl TrustDomain {
-    /// The name as text, without scheme.
+    /// Returns the name, without a scheme.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -96,27 +96,27 @@ impl fmt::Debug for TrustDomain {
 // === impl SpiffeId ===
 
 impl SpiffeId {
-    /// The whole identifier, scheme included.
+    /// Returns the whole identifier, including the scheme.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The identifier without `spiffe://`, the form in which Istio's policies write principals.
+    /// Returns the identifier without `spiffe://`, the form in which Istio's policies write principals.
     pub fn principal(&self) -> &str {
         self.text.strip_prefix(SCHEME).unwrap_or(&self.text)
     }
 
-    /// The trust domain's name.
+    /// Returns the trust domain's name.
     pub fn trust_domain(&self) -> &str {
         self.text.get(SCHEME.len()..self.domain_end).unwrap_or("")
     }
 
-    /// Whether the identity belongs to `domain`.
+    /// Returns whether the identity belongs to `domain`.
     pub fn is_in(&self, domain: &TrustDomain) -> bool {
         self.trust_domain() == domain.as_str()
     }
 
-    /// The path with its leading slash; empty for the identity of the trust domain itself.
+    /// Returns the path with its leading slash, or an empty string for the identity of the trust domain itself.
     pub fn path(&self) -> &str {
         self.text.get(self.domain_end..).unwrap_or("")
     }

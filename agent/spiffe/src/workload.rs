@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{IdError, SpiffeId, TrustDomain};
 
-/// The namespace and service account that an identity names; what a certificate is issued for.
+/// The namespace and service account that an identity names. Certificates are issued for this pair.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkloadName {
     /// Kubernetes namespace.
@@ -16,7 +16,7 @@ pub struct WorkloadName {
 }
 
 impl WorkloadName {
-    /// The identity of this workload in `domain`.
+    /// Returns the identity of this workload in `domain`.
     ///
     /// # Errors
     ///
@@ -25,7 +25,7 @@ impl WorkloadName {
         format!("spiffe://{domain}/ns/{}/sa/{}", self.namespace, self.service_account).parse()
     }
 
-    /// Reads the mapping backwards; `None` for any other path layout.
+    /// Returns the workload that `id` names, or `None` if its path has another layout.
     pub fn of(id: &SpiffeId) -> Option<Self> {
         let mut segments = id.path().split('/');
         match (

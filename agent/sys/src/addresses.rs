@@ -16,7 +16,7 @@ const IFA_LOCAL: u16 = 2;
 /// Size of `struct ifaddrmsg`, which precedes the attributes.
 const IFADDRMSG: usize = 8;
 
-/// The addresses of `netns` by which others can reach it: neither loopback nor link-local ones.
+/// Returns the addresses by which others can reach `netns`: neither loopback nor link-local ones.
 pub fn addresses(netns: &Netns) -> Result<Vec<IpAddr>> {
     let request = Message { kind: RTM_GETADDR, body: vec![0; IFADDRMSG] };
     let answers =
@@ -24,8 +24,8 @@ pub fn addresses(netns: &Netns) -> Result<Vec<IpAddr>> {
     Ok(answers.iter().filter_map(address_of).filter(reachable).collect())
 }
 
-/// On a point-to-point link `IFA_ADDRESS` is the other end and `IFA_LOCAL` ours; IPv6 has only the
-/// former unless there is a peer.
+/// Reads one address. On a point-to-point link `IFA_ADDRESS` is the other end and `IFA_LOCAL` ours;
+/// IPv6 has only the former unless there is a peer.
 fn address_of(message: &Message) -> Option<IpAddr> {
     let of_kind = |wanted| {
         message.attributes(IFADDRMSG).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)

@@ -1,4 +1,4 @@
-//! The TCP sockets of a namespace, and the end of some: `sock_diag(7)`.
+//! Lists and destroys the TCP connections of a namespace: `sock_diag(7)`.
 
 use std::{collections::HashSet, fs, io, net::SocketAddr};
 
@@ -14,14 +14,14 @@ use crate::{
     netlink::{Channel, Message},
 };
 
-/// A TCP connection of some namespace.
+/// A TCP connection in a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// The namespace's end. An IPv6 socket that speaks IPv4 shows the IPv4 addresses.
+    /// The end in the namespace. An IPv6 socket that speaks IPv4 shows IPv4 addresses.
     pub local: SocketAddr,
     /// The other end.
     pub remote: SocketAddr,
-    /// Number of the socket's inode; 0 when no process holds it (not accepted yet, or closed).
+    /// The socket's inode number; 0 if no process holds the socket (not accepted yet, or closed).
     pub inode: u32,
     /// The kernel's name for the socket, never used twice while the machine runs (`SO_COOKIE`).
     pub cookie: u64,

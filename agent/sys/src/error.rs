@@ -25,7 +25,7 @@ pub enum Error {
     /// A thread could not enter a namespace.
     #[error("cannot enter a network namespace: {0}; the agent needs CAP_SYS_ADMIN")]
     Enter(#[source] io::Error),
-    /// Processes of pods may not be looked into.
+    /// The agent may not examine pods' processes.
     #[error(
         "the network namespaces of pods' processes cannot be opened: {0}; the agent needs CAP_SYS_PTRACE"
     )]
@@ -36,13 +36,13 @@ pub enum Error {
     /// The code that ran inside the namespace panicked.
     #[error("BUG: a task inside a network namespace panicked")]
     Panicked,
-    /// The kernel does not tell a namespace's cookie.
+    /// A namespace's cookie could not be read.
     #[error("cannot read a network namespace's cookie: {0}; Linux 5.14 or newer is needed")]
     Cookie(#[source] io::Error),
     /// A netlink conversation failed.
     #[error("cannot {what} over netlink: {source}{}", needs_net_admin(source))]
     Netlink {
-        /// What was asked.
+        /// What the request was for.
         what: &'static str,
         /// What the kernel said.
         source: io::Error,
@@ -55,7 +55,7 @@ pub enum Error {
     NotVeth {
         /// Name of the link inside the pod.
         link: String,
-        /// Its kind as `ip -d link` shows it; `device` for one without.
+        /// The link's kind as `ip -d link` shows it; `device` if it has none.
         kind: String,
     },
     /// A veth whose other end is not where the agent can guard it.
@@ -85,9 +85,9 @@ pub enum Error {
         "processes {first} and {second} both look like this node's kubelet: name its cgroup (`kubelet:`)"
     )]
     SeveralKubelets {
-        /// One of them.
+        /// Process ID of one of them.
         first: u32,
-        /// Another.
+        /// Process ID of another.
         second: u32,
     },
     /// The limit on open files cannot be raised.
@@ -95,7 +95,7 @@ pub enum Error {
     OpenFiles(#[source] io::Error),
 }
 
-/// What a refusal by netlink asks for.
+/// Names the missing capability if netlink refused for lack of permission.
 fn needs_net_admin(source: &io::Error) -> &'static str {
     if source.kind() == io::ErrorKind::PermissionDenied {
         "; the agent needs CAP_NET_ADMIN"

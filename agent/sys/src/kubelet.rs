@@ -1,8 +1,9 @@
 //! Finds the node's kubelet among its processes, and the cgroup v2 that it is in.
 //!
-//! Names of processes can be borrowed. The kubelet counts as found only when one process has its name,
-//! is in the node's own network namespace (that of the calling thread), and is in no pod's cgroup in any
-//! hierarchy: a pod on the host's network is in the first, but never out of the second.
+//! Any process can take the kubelet's name. The kubelet counts as found only if exactly one process has
+//! its name, is in the node's own network namespace (that of the calling thread), and is in no pod's
+//! cgroup in any hierarchy. A pod on the host's network is in that namespace too, but always in a pod's
+//! cgroup.
 
 use std::{
     collections::HashMap,
@@ -22,20 +23,22 @@ const INITIAL_PIDS: u64 = 0xefff_fffc;
 /// The node's kubelet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubelet {
-    /// Its process, as the list of processes numbers it.
+    /// Its process ID, as in the process list.
     pub process: u32,
-    /// When it started, in ticks since boot: tells it from a later process of the same number.
+    /// When it started, in ticks since boot; distinguishes it from a later process with the same
+    /// ID.
     pub started: u64,
-    /// Its cgroup v2, below the hierarchy's root as the node's first process sees it; `None` where there
-    /// is no such hierarchy.
+    /// Path of its cgroup v2, below the hierarchy's root as the node's first process sees it; `None` if
+    /// there is no such hierarchy.
     pub cgroup: Option<PathBuf>,
     /// Whether that cgroup holds nothing but the kubelet and its children.
     pub has_own_cgroup: bool,
-    /// Whether the number is that of the initial PID namespace, which the kernel's programs see.
+    /// Whether the process ID is from the initial PID namespace, which is the one that the kernel
+    /// programs see.
     pub is_initial: bool,
 }
 
-/// What is known of a process.
+/// What the process list says about a process.
 struct Process {
     id: u32,
     parent: u32,
@@ -44,11 +47,12 @@ struct Process {
     cgroups: String,
 }
 
-/// The kubelet, by its process name; `proc` is the node's process list. `None` when there is none.
+/// Finds the kubelet by its process name in `proc`, the node's process list. Returns `None` if
+/// there is none.
 ///
 /// # Errors
 ///
-/// When the list cannot be read, or several processes could be the kubelet.
+/// If the list cannot be read, or several processes could be the kubelet.
 pub fn find(proc: &Path, name: &str) -> Result<Option<Kubelet>> {
     let found = in_first_cgroup_namespace(proc, || processes(proc))??;
     let own = fs::metadata("/proc/thread-self/ns/net").ok().map(|own| own.ino());
@@ -81,8 +85,8 @@ pub fn find(proc: &Path, name: &str) -> Result<Option<Kubelet>> {
     }))
 }
 
-/// Whether a kubelet that was found before is still that process, in the same cgroup: much cheaper than
-/// to look for it again.
+/// Whether a kubelet found earlier is still the same process in the same cgroup. Much cheaper than
+/// [`find`].
 pub fn is_still_there(proc: &Path, kubelet: &Kubelet) -> bool {
     let look = || {
         let process = process(proc, kubelet.process)?;
@@ -104,7 +108,7 @@ fn processes(proc: &Path) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// What is known of a process; `None` if it has ended.
+/// Reads what the list says about a process; `None` if it has ended.
 fn process(proc: &Path, id: u32) -> Option<Process> {
     let directory = proc.join(id.to_string());
     let status = fs::read_to_string(directory.join("stat")).ok()?;
@@ -113,13 +117,14 @@ fn process(proc: &Path, id: u32) -> Option<Process> {
     Some(Process { id, parent, started, name: name.to_owned(), cgroups })
 }
 
-/// Name, parent and start of a process (`proc_pid_stat(5)`). The name may hold anything, brackets too.
+/// Reads name, parent and start of a process (`proc_pid_stat(5)`). The name may contain anything, even
+/// brackets.
 fn parse_stat(text: &str) -> Option<(&str, u32, u64)> {
     let (head, tail) = text.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
     let mut fields = tail.split_ascii_whitespace();
     let parent = fields.nth(1)?.parse().ok()?;
-    // Field 22 of all; the parent was field 4.
+    // Field 22 of the whole line; the parent was field 4.
     let started = fields.nth(17)?.parse().ok()?;
     Some((name, parent, started))
 }
@@ -130,7 +135,8 @@ fn unified(cgroups: &str) -> Option<&str> {
 }
 
 fn descends(mut process: u32, ancestor: u32, parents: &HashMap<u32, u32>) -> bool {
-    // A list that changes while it is read may have a loop; no process is that deep.
+    // A list that changes while it is read may contain a loop. No chain of parents is longer than
+    // this.
     for _ in 0..parents.len() {
         if process == ancestor {
             return true;
@@ -148,15 +154,17 @@ fn namespace(proc: &Path, process: u32, kind: &str) -> Option<u64> {
     Some(fs::metadata(path).ok()?.ino())
 }
 
-/// Runs `task` where the paths of cgroups are as the node's first process sees them: an agent in a
-/// container has a cgroup namespace of its own. Where that cannot be entered, they are taken as they are.
+/// Runs `task` in the cgroup namespace of the node's first process, because cgroup paths are to be as
+/// that process sees them, and an agent in a container has a cgroup namespace of its own. If the first
+/// process's cannot be entered, paths are taken as the agent sees them.
 fn in_first_cgroup_namespace<T: Send>(proc: &Path, task: impl FnOnce() -> T + Send) -> Result<T> {
     let namespace = File::open(proc.join("1/ns/cgroup")).ok();
     thread::scope(|scope| {
         let inside = move || {
             if let Some(namespace) = &namespace {
                 let kind = Some(LinkNameSpaceType::ControlGroup);
-                // What is not seen from there is at worst a cgroup that does not exist here.
+                // If this fails, the kubelet's path at worst names a cgroup that does not exist
+                // here.
                 rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)
                     .unwrap_or_default();
             }
@@ -177,7 +185,7 @@ mod tests {
 
     use super::*;
 
-    /// A process with a name of its own, which ends with the test.
+    /// A process with a chosen name, which ends with the test.
     struct Sleeper(Child);
 
     impl Sleeper {

@@ -11,8 +11,8 @@ use crate::Netns;
 pub(crate) struct Namespace(String);
 
 impl Namespace {
-    /// `name` is made unique to this process. Without root nothing here can be tested, and a test that
-    /// is silently skipped looks like one that passed.
+    /// Makes `name` unique to this process. Panics without root, because a test that is silently
+    /// skipped looks like one that passed.
     pub(crate) fn new(name: &str) -> Self {
         assert!(rustix::process::geteuid().is_root(), "run these tests as root");
         let name = format!("ss{}-{name}", process::id());

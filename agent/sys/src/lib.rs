@@ -1,7 +1,7 @@
 //! Linux without BPF: network namespaces, sockets, netlink, limits.
 //!
-//! Nothing here knows the mesh. What enters a namespace does so on a thread of its own
-//! ([`Netns::run`]) or on a thread that is a declared nomad ([`nomad`]); every other thread of the
+//! Nothing here knows the mesh. Code enters a namespace only on a thread made for that
+//! ([`Netns::run`]) or on a thread that is declared a nomad ([`nomad`]); every other thread of the
 //! process stays in the node's namespace for good.
 
 mod addresses;
@@ -26,5 +26,5 @@ pub use error::Error;
 pub use netns::{Netns, NetnsId};
 pub use veth::VethLink;
 
-/// What every fallible function of this crate answers.
+/// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -4,11 +4,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{Error, Result};
 
-/// What we ask for: every proxied connection holds two descriptors, every pod some dozens. It is the
-/// value of `fs.nr_open` that every distribution ships, above which the kernel refuses.
+/// The limit that the agent asks for: every proxied connection holds two descriptors, every pod some
+/// dozens. It equals `fs.nr_open` as every distribution ships it, above which the kernel refuses.
 const WANTED: u64 = 1_048_576;
 
-/// Raises the limit on open files as far as the process may, and says how far.
+/// Raises the limit on open files as far as the process may, and returns the new limit.
 pub fn raise_nofile() -> Result<u64> {
     let present = getrlimit(Resource::Nofile);
     let hard = present.maximum.unwrap_or(WANTED);

@@ -14,7 +14,7 @@ use netlink_sys::{Socket, SocketAddr};
 
 use crate::{Error, Netns, Result};
 
-/// How often a dump that raced with a change is begun anew.
+/// How often a dump is tried while changes interrupt it.
 const DUMP_ATTEMPTS: usize = 8;
 
 /// A message whose meaning the caller knows: its type and what follows the netlink header.
@@ -34,19 +34,19 @@ pub(crate) struct Channel {
 #[derive(Default)]
 struct Conversation {
     answers: Vec<Message>,
-    /// The table changed while it was being read.
+    /// Whether the table changed while it was being read.
     inconsistent: bool,
 }
 
 // === impl Channel ===
 
 impl Channel {
-    /// A channel to the namespace of the calling thread.
+    /// Opens a channel to the namespace of the calling thread.
     pub(crate) fn here(protocol: isize) -> Result<Self> {
         Self::new(protocol).map_err(|source| Error::Netlink { what: "open a channel", source })
     }
 
-    /// A channel to `netns`; it may be used on any thread.
+    /// Opens a channel to `netns`, which may be used on any thread.
     pub(crate) fn inside(netns: &Netns, protocol: isize) -> Result<Self> {
         netns.run(|| Self::here(protocol))?
     }
@@ -58,7 +58,7 @@ impl Channel {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Every object of a kind.
+    /// Returns every object of the requested kind.
     pub(crate) fn dump(&mut self, what: &'static str, request: &Message) -> Result<Vec<Message>> {
         for _ in 0..DUMP_ATTEMPTS {
             match self.exchange(request, NLM_F_DUMP) {
@@ -70,7 +70,7 @@ impl Channel {
         Err(Error::Netlink { what, source })
     }
 
-    /// The answer to one question; empty when the kernel merely agrees.
+    /// Sends one request and returns the answer, which is empty if the kernel merely acknowledges.
     pub(crate) fn ask(&mut self, request: &Message) -> io::Result<Vec<Message>> {
         self.exchange(request, NLM_F_ACK)
     }
@@ -107,7 +107,7 @@ impl Channel {
 // === impl Conversation ===
 
 impl Conversation {
-    /// Takes in one datagram; true when it ends the conversation.
+    /// Takes in one datagram. Returns true if it ends the conversation.
     fn take(&mut self, datagram: &[u8], sequence: u32) -> io::Result<bool> {
         let mut rest = datagram;
         while !rest.is_empty() {
@@ -141,8 +141,8 @@ impl Conversation {
 // === impl Message ===
 
 impl Message {
-    /// The attributes that follow a fixed part of `skip` bytes, as (type, value). One that does not
-    /// parse ends them.
+    /// The attributes that follow a fixed part of `skip` bytes, as (type, value). They end at the
+    /// first one that does not parse.
     pub(crate) fn attributes(&self, skip: usize) -> impl Iterator<Item = (u16, &[u8])> {
         attributes(self.body.get(skip..).unwrap_or_default())
     }

@@ -17,16 +17,17 @@ use rustix::{
 
 use crate::{Error, Result, nomad, option};
 
-/// Where the kernel says from which ports it chooses, for both families.
+/// File that holds the range of ports from which the kernel chooses, for both families.
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// From which it does unless told otherwise.
+/// The kernel's default for that range.
 const DEFAULT_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
 /// An open network namespace. Clones share one descriptor; while one lives, the namespace does too.
 #[derive(Clone)]
 pub struct Netns(Arc<Inner>);
 
-/// What a namespace is called in the file system of namespaces; may be used again after its end.
+/// Identifies a namespace by its file; another namespace may have the same identity once this one
+/// is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId {
     /// Device number of the file system.
@@ -49,7 +50,7 @@ impl Netns {
     ///
     /// # Errors
     ///
-    /// Besides what the file system may refuse: [`Error::OwnNamespace`] when the path leads to the
+    /// Besides errors of the file system, [`Error::OwnNamespace`] if the path leads to the
     /// namespace of the calling thread or of the agent. Enrolling that one would capture the node.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -65,19 +66,19 @@ impl Netns {
         Ok([nomad::home()?, &Self::current()?].iter().any(|own| own.cookie() == self.cookie()))
     }
 
-    /// The namespace that the calling thread is in.
+    /// Returns the namespace that the calling thread is in.
     pub fn current() -> Result<Self> {
         Self::open_any("/proc/thread-self/ns/net".as_ref())
     }
 
-    /// The namespace at `path`, whichever it is.
+    /// Opens the namespace at `path`, even if it is the agent's own.
     pub(crate) fn open_any(path: &Path) -> Result<Self> {
         let file =
             File::open(path).map_err(|source| Error::Open { path: path.to_owned(), source })?;
         Self::from_file(file, path)
     }
 
-    /// The namespace that an open file stands for; `path` names it in errors.
+    /// Wraps an open namespace file; `path` names it in errors.
     pub(crate) fn from_file(file: File, path: &Path) -> Result<Self> {
         let failed = |source| Error::Open { path: path.to_owned(), source };
         let status = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
@@ -99,19 +100,20 @@ impl Netns {
         self.0.cookie
     }
 
-    /// What the namespace's files are called; compare it to learn what a path leads to now.
+    /// Device and inode of the namespace's file. Compare them to learn which namespace a path leads
+    /// to now.
     pub fn id(&self) -> NetnsId {
         self.0.id
     }
 
-    /// Runs `task` inside the namespace, on a thread that exists for nothing else, and waits for it:
-    /// whatever becomes of the task, no thread that outlives it has changed namespaces.
+    /// Runs `task` inside the namespace, on a thread made for it, and waits. Even if the task fails,
+    /// no thread that outlives it has changed namespaces.
     pub fn run<T: Send>(&self, task: impl FnOnce() -> T + Send) -> Result<T> {
         in_namespace(self.as_fd(), task)
     }
 
-    /// The ports from which the kernel chooses for a socket that has none, as they were when this handle was
-    /// first asked; Linux's default if that cannot be read.
+    /// Returns the ports from which the kernel chooses for a socket that has none, as they were when this
+    /// handle was first asked; Linux's default if they cannot be read.
     pub fn ports(&self) -> &RangeInclusive<u16> {
         self.0.ports.get_or_init(|| {
             let range = self.run(|| fs::read_to_string(PORT_RANGE));
@@ -160,8 +162,8 @@ fn parse(range: &str) -> Option<RangeInclusive<u16>> {
     (!range.is_empty()).then_some(range)
 }
 
-/// A socket of any kind tells the cookie of the namespace that it was made in; a Unix one can always
-/// be made.
+/// Asks a new socket: a socket of any kind knows the cookie of the namespace where it was made. A
+/// Unix one can always be made.
 fn cookie_of_calling_thread() -> Result<u64> {
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,

@@ -31,20 +31,20 @@ pub fn home() -> Result<&'static Netns> {
     Ok(HOME.get_or_init(|| opened))
 }
 
-/// Moves the calling thread into `netns`, at the cost of a comparison when it is already there.
+/// Moves the calling thread into `netns`. If it is there already, that costs only a comparison.
 pub fn enter(netns: &Netns) -> Result<()> {
     if CURRENT.get() == Some(netns.cookie()) {
         return Ok(());
     }
-    // Whatever becomes of the move, the old value is no longer to be trusted.
+    // Even if the move fails, the old value can no longer be trusted.
     CURRENT.set(None);
     netns.enter()?;
     CURRENT.set(Some(netns.cookie()));
     Ok(())
 }
 
-/// Moves the calling thread home when it is, or may be, in `netns`: called on every worker when a pod
-/// goes, so that no thread keeps its namespace alive.
+/// Moves the calling thread home if it is, or may be, in `netns`. Called on every worker when a pod
+/// goes, so that no thread keeps the pod's namespace alive.
 pub fn leave(netns: &Netns) -> Result<()> {
     match CURRENT.get() {
         Some(current) if current != netns.cookie() => Ok(()),

@@ -1,4 +1,4 @@
-//! Socket options that no crate of ours wraps.
+//! Socket options that none of our dependencies wraps.
 #![expect(unsafe_code, reason = "getsockopt and setsockopt take pointers")]
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-/// The value of an option that is eight bytes long.
+/// Reads an option that is eight bytes long.
 pub(crate) fn get_u64(socket: impl AsFd, level: c_int, name: c_int) -> io::Result<u64> {
     let mut value = 0_u64;
     let mut length = size_of_length::<u64>()?;

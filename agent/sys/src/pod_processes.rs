@@ -1,9 +1,9 @@
 //! Finds a pod's network namespace by its processes: the kubelet names their cgroup after the pod's UID, which is not
 //! the API server's if the pod is a static one.
 //!
-//! The UID of a cgroup alone is not trusted: a namespace counts as the pod's only if it has all of the
-//! pod's addresses and is not the node's own. Of a cgroup path only the first component that names a pod
-//! counts, because what lies below it may have been made by the pod itself.
+//! The UID in a cgroup's name alone is not trusted: a namespace counts as the pod's only if it has all
+//! of the pod's addresses and is not the node's own. Only the first component of a cgroup path that
+//! names a pod counts, because the pod itself may have made what lies below it.
 //!
 //! Nor are addresses: a process of a pod can make a namespace (`unshare -Urn`) and give it the pod's. What it cannot
 //! give it is a veth pair to the node, so a namespace with one comes first. Once a pod's namespace is known, only that
@@ -39,8 +39,8 @@ pub struct Sought<'a> {
     pub static_uid: Option<&'a str>,
     /// What its namespace must have; without an address nothing is found.
     pub addresses: &'a [IpAddr],
-    /// Its namespace, when that has been found before: taken as it is, whatever addresses it has now. A
-    /// pod that may change its own addresses would otherwise seem to have gone.
+    /// Its namespace, if found before, which is accepted whatever addresses it has now. Otherwise a pod
+    /// that may change its own addresses would seem to have gone.
     pub known: Option<NetnsId>,
 }
 
@@ -60,8 +60,8 @@ enum Fit {
 ///
 /// # Errors
 ///
-/// When the list cannot be read, or nothing was found and processes of pods in `sought` may not be looked into. A
-/// process that cannot be examined for another reason is passed over: it may have ended.
+/// If the list cannot be read, or if nothing was found and the agent lacks permission to examine a process of a
+/// pod in `sought`. A process that cannot be examined for another reason is passed over: it may have ended.
 pub fn find<'a>(proc: &Path, sought: &[Sought<'a>]) -> Result<HashMap<&'a str, Netns>> {
     let unreadable = |source| Error::Processes { path: proc.to_owned(), source };
     let mut search = Search::new(sought);
@@ -119,7 +119,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Looks at one process. Only what concerns the agent itself is an error.
+    /// Examines one process. Fails only for reasons that concern the agent itself.
     fn examine(&mut self, directory: &Path) -> Result<()> {
         let Some(process) = Process::open(directory) else { return Ok(()) };
         let Some(cgroups) = process.cgroups() else { return Ok(()) };
@@ -190,13 +190,13 @@ impl Sought<'_> {
 }
 
 fn has_all(netns: &Netns, wanted: &[IpAddr]) -> bool {
-    // A namespace that cannot be asked is not known to be the pod's.
+    // A namespace whose addresses cannot be listed is not known to be the pod's.
     addresses(netns).is_ok_and(|found| {
         !wanted.is_empty() && wanted.iter().all(|address| found.contains(address))
     })
 }
 
-/// One process, by a descriptor of its directory.
+/// One process, held by a descriptor of its directory.
 struct Process<'a> {
     directory: &'a Path,
     handle: rustix::fd::OwnedFd,
@@ -231,21 +231,22 @@ impl<'a> Process<'a> {
     }
 }
 
-/// Whether `/proc/<pid>/cgroup` puts a process below the pods, in any of its lines.
+/// Whether any line of `/proc/<pid>/cgroup` puts a process below the pods' cgroup.
 pub(crate) fn is_in_pod(cgroups: &str) -> bool {
     let below = |line: &str| line.split('/').any(|component| component.starts_with("kubepods"));
     pod_uid(cgroups).is_some() || cgroups.lines().any(below)
 }
 
-/// The pod that `/proc/<pid>/cgroup` names, in any of its lines (cgroups(7): `id:controllers:path`). On a
-/// hybrid node some hierarchies may not know of pods; those that do agree.
+/// Returns the UID of the pod that any line of `/proc/<pid>/cgroup` names (cgroups(7):
+/// `id:controllers:path`). On a hybrid node some hierarchies may not know of pods; those that do agree.
 fn pod_uid(cgroups: &str) -> Option<String> {
     let mut paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.find_map(|path| path.split('/').find_map(uid_of_component))
 }
 
-/// `pod<uid>` as kubelet's cgroupfs driver writes it, or `kubepods-<class>-pod<uid>.slice` as its systemd
-/// driver does, with `_` for each `-` of the UID, because systemd reads those as levels.
+/// Reads `pod<uid>` as the kubelet's cgroupfs driver writes it, or `kubepods-<class>-pod<uid>.slice` as
+/// its systemd driver does. The latter has `_` for each `-` of the UID, because systemd reads `-` as a
+/// level.
 fn uid_of_component(component: &str) -> Option<String> {
     if let Some(slice) = component.strip_suffix(".slice") {
         let (_, uid) = slice.rsplit_once("-pod")?;
@@ -254,7 +255,7 @@ fn uid_of_component(component: &str) -> Option<String> {
     component.strip_prefix("pod").filter(|uid| is_uid(uid)).map(str::to_owned)
 }
 
-/// A UUID, or the 32 hexadecimal digits that name a static pod.
+/// Whether this is a UUID, or the 32 hexadecimal digits that name a static pod.
 fn is_uid(text: &str) -> bool {
     (32..=36).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-' || byte == b'_')

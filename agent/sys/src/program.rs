@@ -1,4 +1,4 @@
-//! What of the program itself lies in memory.
+//! The part of the program itself that is in memory.
 #![expect(
     unsafe_code,
     reason = "only the loader knows where it put the program, and tells it by a callback"
@@ -9,10 +9,11 @@ use std::{
     ops::Range,
 };
 
-/// Drops code and constants from memory, whatever was read of them so far; the kernel brings back from its page cache,
-/// page by page, what is needed again. Most of what an agent read by the time that it serves was for its start alone.
+/// Drops all code and constants from memory; the kernel brings back from its page cache, page by page, what is needed
+/// again. Most of what an agent has read by the time it serves was needed only to start.
 ///
-/// Answers how many bytes it went over. A failure costs memory and nothing else, so there is none.
+/// Returns how many bytes it dropped. It reports no errors, because a failure costs memory and
+/// nothing else.
 pub fn drop_read_only_pages() -> usize {
     let mut segments: Vec<Range<usize>> = Vec::new();
     // SAFETY: the callback has the signature that the loader expects and gets the vector that lives
@@ -21,7 +22,7 @@ pub fn drop_read_only_pages() -> usize {
     segments.iter().map(drop_pages).sum()
 }
 
-/// Notes the segments of one program or library that the loader never writes to.
+/// Collects the segments of one program or library that the loader never writes to.
 unsafe extern "C" fn collect(
     object: *mut libc::dl_phdr_info,
     _size: usize,
@@ -33,11 +34,12 @@ unsafe extern "C" fn collect(
     let segments = unsafe { &mut *segments.cast::<Vec<Range<usize>>>() };
     // SAFETY: a name is either missing or a string that ends with zero.
     let name = (!object.dlpi_name.is_null()).then(|| unsafe { CStr::from_ptr(object.dlpi_name) });
-    // The program has no name; what the kernel maps by itself, such as the vDSO, has one without a path.
+    // The program itself has no name. What the kernel maps by itself, such as the vDSO, has a name that
+    // is not a path.
     if name.is_some_and(|name| !matches!(name.to_bytes().first(), None | Some(b'/'))) {
         return 0;
     }
-    // SAFETY: the object has so many headers there.
+    // SAFETY: the object has `dlpi_phnum` headers at `dlpi_phdr`.
     let headers =
         unsafe { std::slice::from_raw_parts(object.dlpi_phdr, usize::from(object.dlpi_phnum)) };
     for header in headers {
@@ -52,14 +54,15 @@ unsafe extern "C" fn collect(
     0
 }
 
-/// Whole pages only: a page at the edge may be shared with a segment that is written to.
+/// Drops the whole pages of a segment and returns how many bytes that was. A page at the edge may
+/// be shared with a segment that is written to.
 fn drop_pages(segment: &Range<usize>) -> usize {
     let page = rustix::param::page_size();
     let (start, end) = (segment.start.next_multiple_of(page), segment.end / page * page);
     let Some(length) = end.checked_sub(start) else { return 0 };
     let address = std::ptr::with_exposed_provenance_mut(start);
     // SAFETY: a private mapping of a file that nothing has written to reads the same after its pages were dropped, so
-    // that neither code nor constants change under anyone. Relocations are all in segments that are writable.
+    // neither code nor constants change for anyone. All relocations are in writable segments.
     let dropped =
         unsafe { rustix::mm::madvise(address, length, rustix::mm::Advice::LinuxDontNeed) };
     if dropped.is_ok() { length } else { 0 }
@@ -69,7 +72,7 @@ fn drop_pages(segment: &Range<usize>) -> usize {
 mod tests {
     use super::*;
 
-    /// KiB of files that are mapped and in memory.
+    /// Resident memory of mapped files, in KiB.
     fn resident() -> usize {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();

@@ -1,4 +1,4 @@
-//! From a pod's links to the other ends of its veth pairs, where the guard sits.
+//! Finds the other ends of a pod's veth pairs, where the guard sits.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -9,10 +9,10 @@ use crate::{
     netlink::{Channel, Message, attributes},
 };
 
-/// Kinds whose packets come out in the pod again: into its own stack, or on another of its links. That
-/// holds as long as what they sit on is in the pod too; when it is not, `IFLA_LINK_NETNSID` says so.
-/// Kernels with the tunnel modules put the fallback devices `tunl0`, `sit0`, `gre0`... into every
-/// namespace, so they are no oddity.
+/// Kinds of link whose packets come out in the pod again: in its own stack, or on another of its
+/// links. That holds only if the link's lower device is in the pod too; if it is not,
+/// `IFLA_LINK_NETNSID` says so. Kernels with the tunnel modules put the fallback devices `tunl0`,
+/// `sit0`, `gre0`... into every namespace, so these are nothing unusual.
 const INSIDE: [&str; 16] = [
     "bridge",
     "dummy",
@@ -61,20 +61,20 @@ struct Link {
     flags: u32,
     name: String,
     kind: String,
-    /// Index of the device that it is paired with or sits on.
+    /// Index of the device that the link is paired with or sits on.
     lower: Option<u32>,
-    /// The namespace of that device, when it is another one.
+    /// Number of the lower device's namespace, if it is another one.
     lower_namespace: Option<i32>,
 }
 
-/// The veth pairs by which `pod` is tied to the namespace of the calling thread. Each is checked from
-/// both ends: the other end exists here, is a veth, and points back to that very link of that very
+/// Returns the veth pairs that connect `pod` to the calling thread's namespace. Each is checked from
+/// both ends: the other end exists here, is a veth, and points back to that very link in that very
 /// namespace.
 ///
 /// # Errors
 ///
-/// [`Error::NotVeth`] or [`Error::PeerElsewhere`] for a link, up or down, by which packets could leave
-/// the pod without passing one of these pairs.
+/// [`Error::NotVeth`] or [`Error::PeerElsewhere`] for a link, up or down, through which packets could
+/// leave the pod without passing one of these pairs.
 pub fn host_peers(pod: &Netns) -> Result<Vec<VethLink>> {
     let mut outside = Channel::here(NETLINK_ROUTE)?;
     exits(pod)?.into_iter().map(|link| host_peer(&mut outside, pod, link)).collect()
@@ -149,7 +149,7 @@ fn link_here(channel: &mut Channel, index: u32) -> Result<Option<Link>> {
     }
 }
 
-/// The number by which the channel's namespace knows `pod`; links that lead there carry it.
+/// Returns the number by which the channel's namespace knows `pod`; links that lead there carry it.
 fn namespace_number(channel: &mut Channel, pod: &Netns) -> Result<Option<i32>> {
     let mut body = vec![0; RTGENMSG];
     body.extend_from_slice(&8_u16.to_ne_bytes());
@@ -198,7 +198,7 @@ impl Link {
         Some(link)
     }
 
-    /// Whether packets that it takes may come out anywhere but in the pod itself.
+    /// Whether packets sent on this link may come out anywhere but in the pod itself.
     fn may_lead_out(&self) -> bool {
         let inside = self.lower_namespace.is_none()
             && (self.kind == "veth" || INSIDE.contains(&self.kind.as_str()));

@@ -46,7 +46,7 @@ async fn main() {
 
     let mut place = 0;
     row("sluice, full", span, || {
-        // A new address each time: nothing to resume there.
+        // A new address each time, so there is nothing to resume.
         place += 1;
         assert!(!sluice(&client, &server, Ipv4Addr::from_bits(place).into()));
     });
@@ -59,7 +59,7 @@ async fn main() {
     std::fs::remove_dir_all(directory).unwrap();
 }
 
-/// Counts by the CPU time of this thread, so that other programs disturb it less.
+/// Measures by the CPU time of this thread, which other programs disturb less.
 fn row(name: &str, span: Duration, mut handshake: impl FnMut()) {
     let (started, cpu, mut count) = (Instant::now(), cpu_time(), 0_u32);
     while started.elapsed() < span {
@@ -75,7 +75,7 @@ fn cpu_time() -> Duration {
     Duration::from_nanos(statistics.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// One handshake with a byte each way; whether it was resumed.
+/// Makes one handshake and sends a byte each way. Returns whether a session was resumed.
 fn sluice(client_identity: &Identity, server_identity: &Identity, place: IpAddr) -> bool {
     let mut client = Channel::connect(client_identity, server_identity.id(), place).unwrap();
     let mut server = Channel::accept(server_identity).unwrap();
@@ -108,7 +108,7 @@ struct Bare {
 
 impl Bare {
     fn new() -> Self {
-        // The same key exchange as ours; what is compared is everything around it.
+        // The same key exchange as ours, so that only what is around it is compared.
         let provider = Arc::new(CryptoProvider {
             kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519],
             ..aws_lc_rs::default_provider()

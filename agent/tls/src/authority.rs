@@ -1,4 +1,4 @@
-//! What an operator wants to know of an authority: whose, and for how long.
+//! What an operator is shown of an authority: its name, serial number and validity.
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -11,7 +11,7 @@ use crate::{
 /// The readable part of an authority's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorityStatus {
-    /// Its distinguished name.
+    /// The authority's distinguished name.
     pub subject: String,
     /// The serial number, in lower-case hexadecimal.
     pub serial: String,
@@ -22,7 +22,7 @@ pub struct AuthorityStatus {
 }
 
 impl AuthorityStatus {
-    /// Reads it.
+    /// Reads these fields from an authority's certificate.
     pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, SvidError> {
         let certificate = svid::parse(certificate)?;
         Ok(Self {
@@ -35,16 +35,16 @@ impl AuthorityStatus {
 }
 
 impl TrustBundle {
-    /// The roots of all trust domains that are known.
+    /// Returns the roots of all known trust domains.
     pub fn authorities(&self) -> Vec<AuthorityStatus> {
         let roots = self.domains().flat_map(|domain| self.roots(domain));
-        // A certificate that could not be read would not be a root.
+        // Nothing is dropped: a bundle accepts only certificates that can be read.
         roots.filter_map(|root| AuthorityStatus::read(root).ok()).collect()
     }
 }
 
 impl Identity {
-    /// The authorities between the certificate and its root.
+    /// Returns the authorities between the certificate and its root.
     pub fn authorities(&self) -> Vec<AuthorityStatus> {
         let above = self.chain().iter().skip(1);
         above.filter_map(|certificate| AuthorityStatus::read(certificate).ok()).collect()

@@ -1,15 +1,14 @@
-//! A value that the two ends of one TLS connection share, and nobody else.
+//! A value that only the two ends of one TLS connection share.
 //!
-//! Derived from the exporter secret of TLS 1.3 (RFC 8446 section 7.5), as the channel binding of RFC 9266
-//! is: it covers the whole handshake with both certificates, so an attacker who stands between two
-//! connections has two values. Two ends that find the same value in one memory are the ends of one
-//! connection.
+//! The value is derived from the exporter secret of TLS 1.3 (RFC 8446 section 7.5), as the channel binding of RFC 9266
+//! is. The secret covers the whole handshake with both certificates, so an attacker between two connections has two
+//! different values. If two ends in one process hold the same value, they are the ends of one connection.
 
 use sha2::{Digest, Sha256};
 
 const PURPOSE: &[u8] = b"sluice: both ends are in this process";
 
-/// What both ends of one TLS connection, and only they, know. Never to leave the process.
+/// A value that only the two ends of one TLS connection know. It must never leave the process.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Binding([u8; 32]);
 

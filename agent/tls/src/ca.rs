@@ -49,7 +49,7 @@ pub enum CaError {
     File {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -106,7 +106,7 @@ pub enum CaError {
         /// What is wrong.
         source: SvidError,
     },
-    /// The certificate is not one that may issue others now, or not with this key.
+    /// The certificate may not issue others now, or not with this key.
     #[error("the CA certificate in {} {fault}", path.display())]
     Unfit {
         /// The certificate's file.
@@ -127,10 +127,10 @@ pub enum CaError {
     Root {
         /// The certificate's file.
         path: PathBuf,
-        /// What is wrong with which root.
+        /// Which root is faulty, and why.
         source: RootError,
     },
-    /// The authority could not issue a certificate to try itself by.
+    /// The authority could not issue the certificate by which it is tested.
     #[error("the CA certificate in {} cannot issue: {source}", path.display())]
     Trial {
         /// The certificate's file.
@@ -147,7 +147,7 @@ pub enum CaError {
 pub struct LocalCa {
     domain: TrustDomain,
     issuer: rcgen::Issuer<'static, KeyPair>,
-    /// What goes with every leaf: the authority and those above it, without self-signed ones.
+    /// The certificates that go with every leaf: the authority and those above it, without self-signed ones.
     intermediates: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
     not_after: UnixTime,
@@ -161,29 +161,29 @@ struct Material {
     key: KeyPair,
     /// The authority first, then those above it.
     chain: Vec<CertificateDer<'static>>,
-    /// Empty: the self-signed certificates of `chain`.
+    /// The roots that peers trust; if empty, the self-signed certificates of `chain`.
     roots: Vec<CertificateDer<'static>>,
 }
 
 // === impl LocalCa ===
 
 impl LocalCa {
-    /// The roots that peers must trust to believe what is issued here.
+    /// Returns the roots that peers must trust to believe what is issued here.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
     }
 
-    /// The same as one PEM text.
+    /// Returns the roots as one PEM text.
     pub fn roots_pem(&self) -> String {
         self.roots.iter().map(request::pem_of).collect()
     }
 
-    /// Last second of the authority's own certificate.
+    /// Returns the last second of validity of the authority's own certificate.
     pub fn not_after(&self) -> UnixTime {
         self.not_after
     }
 
-    /// Issues what [`Self::sign_for`] does for a request whose signer is known.
+    /// Reads the CSR of `request`, then does what [`Self::sign_for`] does.
     pub fn sign(&self, request: &CertRequest) -> Result<IssuedChain, IssueError> {
         let CertRequest { id, csr, ttl } = request;
         let read = SigningRequest::from_der(csr)
@@ -223,8 +223,8 @@ impl LocalCa {
         Ok(authority)
     }
 
-    /// Has a certificate for nobody judged as a peer would, so that a chain beside other roots, as a
-    /// reader meets it between two writes, is found here and not at every handshake.
+    /// Issues a certificate for nobody and judges it as a peer would. A chain that does not fit its roots, as a reader
+    /// may find between two writes, is thus noticed here and not at every handshake.
     fn try_out(&self, path: &Path) -> Result<(), CaError> {
         let trial = |source| CaError::Trial { path: path.to_owned(), source: Box::new(source) };
         let bundle = TrustBundle::new(self.domain.clone(), self.roots.iter().cloned())
@@ -252,7 +252,7 @@ impl std::fmt::Debug for LocalCa {
     }
 }
 
-/// What is wrong with an authority's certificate, wherever it was read.
+/// What is wrong with an authority's certificate, whichever file it was read from.
 enum Fault {
     Unreadable(SvidError),
     Unfit(&'static str),
@@ -293,7 +293,7 @@ fn check_authority(
     Err(Fault::Unfit(fault))
 }
 
-/// Everything of a leaf but its name, key and serial number.
+/// Returns all parameters of a leaf but its name, key and serial number.
 fn leaf_params(not_before: UnixTime, not_after: UnixTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.not_before = date(not_before);
@@ -307,7 +307,7 @@ fn leaf_params(not_before: UnixTime, not_after: UnixTime) -> CertificateParams {
     params
 }
 
-/// 127 random bits: positive, and never the same twice.
+/// Returns a serial number with 126 random bits: positive, and never the same twice.
 fn random_serial() -> SerialNumber {
     let mut bytes = [0; 16];
     if provider().secure_random.fill(&mut bytes).is_err() {
@@ -318,7 +318,7 @@ fn random_serial() -> SerialNumber {
     SerialNumber::from_slice(&bytes)
 }
 
-/// `time` as X.509 writes it; at most the end of year 9999, as RFC 5280 demands.
+/// Returns `time` as X.509 writes it, at most the end of year 9999, as RFC 5280 demands.
 fn date(time: UnixTime) -> OffsetDateTime {
     const LAST: i64 = 253_402_300_799;
     let seconds = i64::try_from(time.as_secs()).unwrap_or(LAST).min(LAST);

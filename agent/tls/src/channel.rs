@@ -1,8 +1,8 @@
 //! A TLS connection without sockets: ciphertext and plaintext go in and out through buffers.
 //!
-//! Built on rustls' unbuffered connections, so that an idle connection owns no buffers: whoever does
-//! the I/O lends them. Handshakes, tickets and key updates are driven here; the caller only moves
-//! bytes. What comes after the handshake needs little of what rustls keeps: see [`records`].
+//! It is built on rustls' unbuffered connections, so an idle connection owns no buffers: whoever does the I/O lends
+//! them. Handshakes, tickets and key updates are driven here; the caller only moves bytes. After the handshake little
+//! of rustls' state is needed: see [`records`].
 
 mod drive;
 mod keys;
@@ -24,42 +24,43 @@ use crate::{
     witness::{self, TrafficSecrets},
 };
 
-/// The most ciphertext that one record can be (RFC 8446 section 5.2, with its header).
+/// The length of the longest encrypted record, header included (RFC 8446 section 5.2).
 pub const MAX_RECORD_LENGTH: usize = 5 + 0x4000 + 256;
-/// The most that a handshake message may take on the wire. rustls bounds the message (64 KiB), but
-/// in pieces of one byte that is a megabyte, which nobody should get for free.
+/// The most bytes that a handshake message may take on the wire. rustls bounds the message itself (64 KiB), but in
+/// pieces of one byte it would take a megabyte, which nobody should get for free.
 const MAX_HELD: usize = 128 * 1024;
 
 /// One end of a TLS connection.
 pub struct Channel {
     end: End,
-    /// What rustls has read but not yet done with: the first records of a handshake message that is
-    /// spread over several. rustls refers to them by position and panics when they are not at the
-    /// front of what it is shown, so every step must show them. Nearly always empty.
+    /// Bytes that rustls has read but not yet consumed: the first records of a handshake message that is spread over
+    /// several. rustls refers to them by position and panics unless they are at the front of its input, so every step
+    /// must pass them. Nearly always empty.
     held: Vec<u8>,
-    /// Shared with the other end; known once the server's flight is.
+    /// The value shared with the other end; set once the server's flight is made or, at the client, processed.
     binding: Option<Box<Binding>>,
-    /// What keys follow from, until [`Records`] has them.
+    /// The secrets from which keys are derived, until [`Records`] takes them over.
     secrets: Option<Box<TrafficSecrets>>,
-    /// Whether the caller knows who the peer is.
+    /// Whether the caller has asked who the peer is; rustls is kept until then.
     introduced: bool,
-    /// Why the connection cannot go on.
+    /// The error after which the connection cannot go on.
     failed: Option<Error>,
 }
 
 enum End {
     Client(Box<UnbufferedClientConnection>),
     Server(Box<UnbufferedServerConnection>),
-    /// Either of them after the handshake.
+    /// Either end after its handshake, without rustls.
     Settled(Box<Records>),
-    /// None any more: it has failed.
+    /// No connection any more: taking over from rustls has failed.
     Lost,
 }
 
-/// What a run over received bytes came to.
+/// The result of processing received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Ciphertext bytes that were taken from the front of the input; the rest is an incomplete record.
+    /// The number of ciphertext bytes taken from the front of the input; the rest is an incomplete record or handshake
+    /// message.
     pub taken: usize,
     /// Whether the handshake is over.
     pub established: bool,
@@ -84,7 +85,7 @@ impl Channel {
         Ok(Self::over(End::Client(Box::new(connection))))
     }
 
-    /// Awaits a connection from any workload that `identity` is to trust.
+    /// Creates the server's end of a connection from any workload that `identity` trusts.
     ///
     /// # Errors
     ///
@@ -98,16 +99,15 @@ impl Channel {
         Self { end, held, binding, secrets, introduced: false, failed: None }
     }
 
-    /// Takes what was received: plaintext is appended to `plaintext`, and what must be answered
-    /// (handshake, tickets, alerts) to `outgoing`. Decrypts in place, so `received` is scribbled over.
-    /// An empty `received` starts a client's handshake.
+    /// Processes received bytes: appends their plaintext to `plaintext`, and any answer (handshake, tickets, alerts) to
+    /// `outgoing`. Decrypts in place, so `received` is overwritten. An empty `received` starts a client's handshake.
     ///
-    /// What was not taken must come first in the next `received`, as this left it.
+    /// The next `received` must begin with the bytes that were not taken, as this call left them.
     ///
     /// # Errors
     ///
-    /// When the peer is not acceptable or not TLS; `outgoing` then ends with the alert that says so,
-    /// and nothing can be received or sent any more.
+    /// When the peer is not acceptable or does not speak TLS. `outgoing` then ends with the alert that says so, and
+    /// nothing more can be received or sent.
     pub fn receive(
         &mut self,
         received: &mut [u8],
@@ -161,8 +161,8 @@ impl Channel {
         Ok(progress)
     }
 
-    /// Lets go of rustls once all that it is needed for is over: nothing of the handshake is under way,
-    /// and a client has its tickets, which come before any data.
+    /// Lets go of rustls once it is no longer needed: no part of the handshake is under way, and a client has received
+    /// its tickets, which come before any data.
     fn settle(&mut self, heard: bool) -> Result<(), Error> {
         let is_over = match &self.end {
             End::Client(connection) => {
@@ -194,7 +194,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Whether this is a client's end whose tickets have not been received.
+    /// Returns whether this is a client's end whose tickets have not been received.
     #[must_use]
     pub fn awaits_tickets(&self) -> bool {
         matches!(self.end, End::Client(_))
@@ -217,7 +217,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Appends a `close_notify`: the peer knows then that nothing was cut off.
+    /// Appends a `close_notify` to `outgoing`, which tells the peer that nothing was cut off.
     ///
     /// # Errors
     ///
@@ -234,8 +234,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Who is at the other end, once the handshake is over; to be asked before a byte is believed, and
-    /// once: what the answer follows from is let go of afterwards.
+    /// Returns who is at the other end, once the handshake is over. Must be called before any byte is believed, and
+    /// only once: the state that the answer comes from is released afterwards.
     ///
     /// # Errors
     ///
@@ -248,12 +248,12 @@ impl Channel {
         };
         let peer = identity.peer(connection)?;
         self.introduced = true;
-        // Whoever uses the connection again is told.
+        // A failure to settle is reported by the next use of the connection.
         self.failed = self.failed.take().or(self.settle(false).err());
         Ok(peer)
     }
 
-    /// Whether this end opened the connection.
+    /// Returns whether this end opened the connection.
     pub fn is_client(&self) -> bool {
         match &self.end {
             End::Client(_) => true,
@@ -262,14 +262,14 @@ impl Channel {
         }
     }
 
-    /// Takes what the other end alone knows as well. A server has it before its flight is sent, so before
-    /// the client can have it, which does when its handshake is over.
+    /// Takes the value that only the two ends of this connection share. The server has it before it sends its flight
+    /// and the client once its handshake is complete, so the server always has it first.
     pub fn take_binding(&mut self) -> Option<Binding> {
         self.binding.take().map(|binding| *binding)
     }
 
-    /// Keeps what rustls has read but not taken. `rest` begins with a whole record only then: a
-    /// record that rustls has not read is one that is not whole, until the peer has closed.
+    /// Keeps what rustls has read but not consumed. Only then does `rest` begin with a whole record: until the peer has
+    /// closed, rustls reads every record that is whole.
     fn hold(&mut self, rest: &[u8], closed: bool) {
         if begins_with_whole_record(rest) && !closed {
             rest.clone_into(&mut self.held);
@@ -299,7 +299,7 @@ fn records(
     Ok(Box::new(Records::take_over(suite, is_client, secrets, extracted)?))
 }
 
-/// RFC 8446 section 5.1: type, version, length, and as many bytes.
+/// Returns whether `bytes` begin with a type, a version, a length and that many bytes (RFC 8446 section 5.1).
 fn begins_with_whole_record(bytes: &[u8]) -> bool {
     match bytes {
         [_, _, _, high, low, body @ ..] => {

@@ -1,7 +1,7 @@
 //! The one source of time for every expiry decision: verification, issuing, renewal.
 //!
-//! Nothing else in this crate asks the operating system for the time of day, so a test can move the
-//! clock and a jump of the machine's clock has one place to arrive.
+//! Nothing else in this crate asks the operating system for the time of day. A test can therefore move the clock, and a
+//! jump of the machine's clock arrives in one place only.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use rustls_pki_types::UnixTime;
 
 /// Tells the time of day, in whole seconds since 1970.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// Now. It may run backwards when the machine's clock is set.
+    /// Returns the time of day. It may go backwards when the machine's clock is set.
     fn now(&self) -> UnixTime;
 }
 
@@ -45,12 +45,12 @@ impl Clock for SystemClock {
 
 #[cfg(any(test, feature = "test-util"))]
 impl TestClock {
-    /// A clock that shows the machine's time once and then stands still.
+    /// Creates a clock that shows the machine's present time and then stands still.
     pub fn started_now() -> Arc<Self> {
         Self::at(SystemClock.now())
     }
 
-    /// A clock that shows `time`.
+    /// Creates a clock that shows `time`.
     pub fn at(time: UnixTime) -> Arc<Self> {
         Arc::new(Self(time.as_secs().into()))
     }
@@ -87,17 +87,17 @@ impl TimeProvider for RustlsTime {
     }
 }
 
-/// `time` + `by`, at most the last moment there is.
+/// Returns `time` + `by`, or the last representable second if that is later.
 pub(crate) fn after(time: UnixTime, by: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(time.as_secs().saturating_add(by.as_secs())))
 }
 
-/// `time` - `by`, at least 1970.
+/// Returns `time` - `by`, or 1970 if that is earlier.
 pub(crate) fn before(time: UnixTime, by: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(time.as_secs().saturating_sub(by.as_secs())))
 }
 
-/// How long it is from `earlier` to `later`; zero when `later` is past.
+/// Returns the time from `earlier` to `later`; zero if `later` comes before `earlier`.
 pub(crate) fn between(earlier: UnixTime, later: UnixTime) -> Duration {
     Duration::from_secs(later.as_secs().saturating_sub(earlier.as_secs()))
 }

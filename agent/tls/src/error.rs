@@ -1,4 +1,4 @@
-//! What goes wrong on a connection, in words that say who was refused and why.
+//! Connection errors, in words that say who was refused and why.
 
 use std::{error, fmt};
 
@@ -8,12 +8,12 @@ use crate::verify::VerifyError;
 
 /// A failed handshake or a broken connection.
 ///
-/// rustls shows the verdict of a verifier as a data structure; this shows it as a sentence.
+/// rustls prints a verifier's verdict as a data structure; this type prints it as a sentence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TlsError(Error);
 
 impl TlsError {
-    /// Why the peer's certificate was refused, if that is what went wrong.
+    /// Returns why the peer's certificate was refused, or `None` if something else went wrong.
     pub fn refusal(&self) -> Option<&VerifyError> {
         if let Error::InvalidCertificate(CertificateError::Other(OtherError(error))) = &self.0 {
             error.downcast_ref()

@@ -1,4 +1,4 @@
-//! Whom a client expects, in the form of a server name.
+//! The identity that a client expects, encoded as a server name.
 //!
 //! rustls keys its session cache by server name. Putting the expected identity there makes it
 //! impossible to resume a session with a server that was believed to be somebody else. The name is a
@@ -10,9 +10,9 @@ use rustls_pki_types::{DnsName, ServerName};
 use sha2::{Digest, Sha256};
 use sluice_spiffe::SpiffeId;
 
-/// The server name that stands for `id` at `place`, such as `<32 hex digits>.<32>.<32>.sluice`: two
-/// labels of the identity's hash, one of the address. A session ticket is good only with the agent
-/// that issued it, so workloads of one identity on several nodes need a name for each.
+/// Returns the server name for `id` at `place`: `<32 hex digits>.<32>.<32>.sluice`, where two labels are the identity's
+/// hash and one is the address. A session ticket is good only with the agent that issued it, so workloads of one
+/// identity on several nodes need a name each.
 pub(crate) fn expected_name(id: &SpiffeId, place: IpAddr) -> ServerName<'static> {
     let mut name = prefix_of(id);
     let bits = match place {
@@ -23,7 +23,7 @@ pub(crate) fn expected_name(id: &SpiffeId, place: IpAddr) -> ServerName<'static>
     dns_name(name)
 }
 
-/// Whether `name` was made for `id`, at whatever place.
+/// Returns whether `name` was made for `id`, at any place.
 pub(crate) fn is_name_of(name: &ServerName<'_>, id: &SpiffeId) -> bool {
     matches!(name, ServerName::DnsName(name) if name.as_ref().starts_with(&prefix_of(id)))
 }
@@ -47,7 +47,7 @@ fn push(text: &mut String, more: std::fmt::Arguments<'_>) {
 }
 
 fn dns_name(name: String) -> ServerName<'static> {
-    // Labels of 32 hexadecimal digits are always a DNS name; the other arm matches no identity.
+    // Labels of 32 hexadecimal digits always form a DNS name; the fallback matches no identity.
     DnsName::try_from(name)
         .map_or_else(|_| ServerName::IpAddress(IpAddr::from([0; 4]).into()), ServerName::DnsName)
 }

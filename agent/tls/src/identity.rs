@@ -37,9 +37,8 @@ use crate::{
 /// The protocol that agents speak inside TLS.
 pub const ALPN: &[u8] = b"sluice/1";
 
-/// Tickets that a server sends after a handshake: one to replace the one that was used up, the others so
-/// that a burst of new connections can resume, at less than half the CPU of full handshakes. Each costs
-/// about 5 us at both ends together.
+/// Tickets that a server sends after a handshake. One replaces the ticket that was used up; the others let a burst of
+/// new connections resume, at less than half the CPU of full handshakes. Each costs about 5 us at both ends together.
 pub(crate) const TICKETS_PER_HANDSHAKE: usize = 4;
 
 /// Counts the certificates that this process has had.
@@ -58,14 +57,14 @@ pub struct Identity {
     /// Narrowed to those.
     trust: Trust,
     tickets: Arc<dyn ProducesTickets>,
-    /// What our clients can resume.
+    /// The sessions that our clients can resume.
     sessions: Arc<Sessions>,
     chains: Chains,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
 
-/// What peers are judged by.
+/// The roots and the clock by which peers are judged.
 #[derive(Clone)]
 pub(crate) struct Trust {
     pub(crate) bundle: Arc<TrustBundle>,
@@ -81,16 +80,16 @@ pub struct Peer {
     pub id: SpiffeId,
     /// The chain it presented, leaf first; for [`crate::CertStore::still_vouched`].
     pub chain: Arc<[CertificateDer<'static>]>,
-    /// Whether it resumed a session instead of presenting the chain anew.
+    /// Whether the peer resumed a session instead of presenting the chain anew.
     pub resumed: bool,
     /// Between which moments every certificate of its path is valid.
     pub(crate) valid: (UnixTime, UnixTime),
     /// When a connection that is kept for reuse should give way to a new one; see
     /// [`crate::CertStore::may_reuse`].
     pub(crate) reuse_until: UnixTime,
-    /// The generation of trust that it was judged by.
+    /// The generation of trust by which the peer was last judged.
     pub(crate) generation: u64,
-    /// Which of our certificates it was shown.
+    /// The number of our certificate that the peer was shown.
     pub(crate) shown: u64,
 }
 
@@ -101,7 +100,7 @@ pub enum PeerError {
     /// There is no verified peer before the end of the handshake.
     #[error("the handshake is not complete")]
     Handshaking,
-    /// The peer was asked for before, and nothing is kept to answer again.
+    /// Who the peer is was asked before, and what the answer needs is not kept.
     #[error("who the peer is was asked before")]
     Forgotten,
     /// The two ends have not agreed on the protocol inside TLS.
@@ -117,10 +116,9 @@ pub enum PeerError {
 impl Identity {
     /// Makes the configurations for what was `certified`, whose chain `svid` was read from.
     ///
-    /// `predecessor` is what this replaces. Sessions that our server handed out survive a renewal;
-    /// a change of roots gets new ticket keys, so that nobody resumes what the old roots vouched for.
-    /// Sessions of our clients never survive: their tickets hold the old certificate, and the server
-    /// would go on judging us by it.
+    /// `predecessor` is the identity that this one replaces. Sessions that our server handed out survive a renewal. A
+    /// change of roots brings new ticket keys, so nobody resumes what the old roots vouched for. Our clients' sessions
+    /// never survive: their tickets hold the old certificate, and the server would go on judging us by it.
     pub(crate) fn new(
         svid: Svid,
         certified: Certified,
@@ -151,7 +149,7 @@ impl Identity {
         })
     }
 
-    /// The same certificate, judging peers by `trust`.
+    /// Returns the same certificate with peers judged by `trust`.
     pub(crate) fn with_trust(&self, trust: Trust) -> Result<Self, Error> {
         let (key, federates_with) = (self.key.clone(), self.federates_with.clone());
         let certified = Certified { key, federates_with };
@@ -159,7 +157,7 @@ impl Identity {
         Ok(Self { number: self.number, ..same })
     }
 
-    /// Tells this certificate from every other one of this process.
+    /// Returns the number that tells this certificate from every other one of this process.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
@@ -174,35 +172,34 @@ impl Identity {
         &self.svid.id
     }
 
-    /// The readable part of the certificate.
+    /// Returns the readable part of the certificate.
     pub fn svid(&self) -> &Svid {
         &self.svid
     }
 
-    /// The chain that peers are shown, leaf first.
+    /// Returns the chain that peers are shown, leaf first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.key.cert
     }
 
-    /// The generation of roots that peers are judged by; see [`crate::CertStore::roots_changed`].
+    /// Returns the generation of the roots by which peers are judged; see [`crate::CertStore::roots_changed`].
     pub fn roots_generation(&self) -> u64 {
         self.trust.generation
     }
 
-    /// Whether the certificate may be shown to peers now.
+    /// Returns whether the certificate is within its validity now.
     pub fn is_valid(&self) -> bool {
         self.svid.is_valid_at(self.trust.clock.now())
     }
 
-    /// Waits a moment if a connection to `expected` at `place` would make a full handshake although one
-    /// that is under way will bring tickets. To be followed by [`crate::Channel::connect`] at once, which
-    /// takes the ticket.
+    /// Waits a moment if a connection to `expected` at `place` would make a full handshake while another one that will
+    /// bring tickets is under way. Call [`crate::Channel::connect`] right after this: it takes the ticket.
     pub async fn acquaintance(&self, expected: &SpiffeId, place: IpAddr) {
         self.sessions.acquaintance(&expected_name(expected, place)).await;
     }
 
-    /// Begins a connection that succeeds only with the workload `expected`. Sessions are remembered
-    /// for each `place` apart, because each can be resumed only with the agent that it was made with.
+    /// Begins a connection that succeeds only with the workload `expected`. Sessions are remembered separately for each
+    /// `place`, because a session can be resumed only with the agent that it was made with.
     pub(crate) fn client_connection(
         &self,
         expected: &SpiffeId,
@@ -218,10 +215,10 @@ impl Identity {
         UnbufferedServerConnection::new(self.server.clone())
     }
 
-    /// Who is at the other end of a connection made here, once its handshake is complete.
+    /// Returns who is at the other end of a connection made here, once its handshake is complete.
     ///
-    /// To be asked before the first byte is believed: a resumed session brings the certificates of
-    /// an earlier handshake along, and rustls does not look at their dates again.
+    /// Must be called before the first byte is believed: a resumed session brings along the certificates of an earlier
+    /// handshake, and rustls does not check their dates again.
     pub(crate) fn peer(&self, connection: &CommonState) -> Result<Peer, PeerError> {
         let chain = connection.peer_certificates();
         let (Some(kind), false) = (connection.handshake_kind(), connection.is_handshaking()) else {
@@ -264,8 +261,8 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Half of what is left until `last`. Workloads renew their certificates at half life at the latest, so
-/// whoever makes a new connection by then meets the successor, and nothing hangs on the old one when its
+/// Returns the moment halfway from `now` to `last`. Workloads renew their certificates at about half life. So a
+/// connection made after that moment meets the successor, and nothing depends on the old certificate any more when its
 /// root is taken away.
 pub(crate) fn half_life(now: UnixTime, last: UnixTime) -> UnixTime {
     after(now, between(now, last) / 2)

@@ -44,16 +44,16 @@ pub struct CertRequest {
 /// The certificates of an authority's answer.
 #[derive(Debug, Clone)]
 pub struct IssuedChain {
-    /// The leaf first, then every intermediate up to, and without, the root.
+    /// The leaf, then every intermediate up to the root, which is not included.
     pub certificates: Vec<CertificateDer<'static>>,
 }
 
-/// What an authority gives out.
+/// What an authority answers a request with.
 #[derive(Debug)]
 pub enum Issued {
     /// A certificate for the key of the request.
     Signed(IssuedChain),
-    /// A certificate with a key that the authority made; that of the request is of no use.
+    /// A certificate with a key that the authority made. The key of the request is not used.
     Made {
         /// The certificates.
         chain: IssuedChain,
@@ -79,10 +79,10 @@ pub struct MadeKey(Zeroizing<Vec<u8>>);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IssueError {
-    /// The authority will not, and says which rule forbids it.
+    /// The authority refuses, and says which rule forbids the certificate.
     #[error("the CA refuses a certificate for {id}: {rule}")]
     Refused {
-        /// For whom it was asked.
+        /// The identity that was asked for.
         id: SpiffeId,
         /// The rule, in the authority's words.
         rule: String,
@@ -90,7 +90,7 @@ pub enum IssueError {
     /// The authority cannot be reached, or broke off.
     #[error("the CA cannot be asked for a certificate for {id}: {source}")]
     Unreachable {
-        /// For whom it was asked.
+        /// The identity that was asked for.
         id: SpiffeId,
         /// What happened.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -98,15 +98,15 @@ pub enum IssueError {
     /// The authority did not answer in time.
     #[error("the CA did not answer for {id} within {} ms", after.as_millis())]
     TimedOut {
-        /// For whom it was asked.
+        /// The identity that was asked for.
         id: SpiffeId,
-        /// How long was waited.
+        /// How long the store waited for the answer.
         after: Duration,
     },
-    /// What came is not a chain of certificates in the order that was agreed.
+    /// The answer is not a chain of certificates in the order that was agreed.
     #[error("the CA's answer for {id} is not a certificate chain: {source}")]
     Malformed {
-        /// For whom it was asked.
+        /// The identity that was asked for.
         id: SpiffeId,
         /// What is wrong with it.
         source: ChainError,
@@ -114,15 +114,15 @@ pub enum IssueError {
     /// Making a key, a request or a certificate failed.
     #[error("a certificate for {id} could not be made: {source}")]
     Signing {
-        /// For whom.
+        /// The identity that was asked for.
         id: SpiffeId,
         /// What the library reported.
         source: rcgen::Error,
     },
-    /// The certificate that came would be refused by every peer, so it is not used.
+    /// Every peer would refuse the certificate that came, so it is not used.
     #[error("the CA issued a certificate for {id} that peers would refuse: {source}")]
     Unusable {
-        /// For whom it was asked.
+        /// The identity that was asked for.
         id: SpiffeId,
         /// Why it would be refused.
         source: VerifyError,
@@ -130,22 +130,22 @@ pub enum IssueError {
     /// The certificate that came is for somebody else.
     #[error("the CA was asked for a certificate for {id}, but issued one for {issued}")]
     WrongIdentity {
-        /// For whom it was asked.
+        /// The identity that was asked for.
         id: SpiffeId,
-        /// For whom it came.
+        /// The identity that the certificate names.
         issued: SpiffeId,
     },
     /// The certificate that came does not belong to our key, or the key cannot be used.
     #[error("the certificate that the CA issued for {id} does not fit its key: {source}")]
     WrongKey {
-        /// For whom it was asked.
+        /// The identity that was asked for.
         id: SpiffeId,
         /// What rustls found.
         source: rustls::Error,
     },
 }
 
-/// The answer of an [`Issuer`], when it comes.
+/// The future that yields an [`Issuer`]'s answer.
 pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>>;
 
 /// A certificate authority as the store sees it.
@@ -153,17 +153,18 @@ pub trait Issuer: Send + Sync {
     /// Asks for one certificate. The future may be dropped when the answer is no longer wanted.
     fn issue(&self, request: CertRequest) -> Issuing<'_>;
 
-    /// Follows what the authority does for `id` of its own accord; from the first pod of `id`, before anything
-    /// is issued, until the last has left, when the answer is dropped. `None`, as here, if it only ever answers.
+    /// Follows what the authority does for `id` unasked. The store calls this for the first pod of `id`, before
+    /// anything is issued, and drops the answer when the last pod has left. The default is `None`, for an authority
+    /// that only ever answers.
     fn follow(&self, _id: &SpiffeId) -> Option<Box<dyn News>> {
         None
     }
 }
 
-/// What an authority does for one identity of its own accord.
+/// Tells of what an authority does for one identity unasked.
 pub trait News: Send {
-    /// Waits until there is something else to be had for the identity than [`Issuer::issue`] last answered. May be
-    /// dropped and asked again.
+    /// Waits until the authority has something other for the identity than [`Issuer::issue`] last answered. The future
+    /// may be dropped, and asked for again.
     fn wait(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
@@ -176,7 +177,7 @@ pub(crate) struct PendingKey {
 // === impl CertRequest ===
 
 impl CertRequest {
-    /// The signing request as PEM, as CAs elsewhere want it.
+    /// Returns the signing request as PEM, the form that external CAs expect.
     pub fn csr_pem(&self) -> String {
         pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", self.csr.as_ref()))
     }
@@ -221,13 +222,13 @@ impl PendingKey {
 // === impl MadeKey ===
 
 impl MadeKey {
-    /// Takes the key over, unread.
+    /// Takes over the key without parsing it.
     pub fn new(pkcs8: Vec<u8>) -> Self {
         Self(Zeroizing::new(pkcs8))
     }
 
     fn load(&self) -> Result<Arc<dyn SigningKey>, rustls::Error> {
-        // Borrowed: the provider's own way to load a key keeps a copy that nobody wipes.
+        // Borrowed, because the provider's own way to load a key keeps a copy that nobody wipes.
         any_supported_type(&PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.0.as_slice())))
     }
 }
@@ -238,7 +239,7 @@ impl std::fmt::Debug for MadeKey {
     }
 }
 
-/// `id` as a subject alternative name.
+/// Returns `id` as a subject alternative name.
 pub(crate) fn uri_name(id: &SpiffeId) -> Result<SanType, rcgen::Error> {
     Ok(SanType::URI(id.as_str().try_into()?))
 }

@@ -5,8 +5,9 @@
 //!     │ one per local workload
 //!     └──> Identity ──> client and server connections, judged by ──> TrustBundle at Clock's time
 //! ```
-//! Both ends of a connection prove an X.509-SVID. A client succeeds only with the one workload that
-//! it means to reach; a server only with workloads of its own trust domain or a federated one.
+//! Each end of a connection proves itself by an X.509-SVID. A client accepts only the one workload
+//! that it means to reach; a server accepts only workloads of its own trust domain or a federated
+//! one.
 #![forbid(unsafe_code)]
 
 mod authority;

@@ -20,7 +20,7 @@ use crate::verify::{Verified, VerifyError};
 const MAX_CHAINS: usize = 256;
 const MAX_LENGTH: usize = 512 * 1024;
 
-/// What a chain says.
+/// The contents of a chain.
 #[derive(Clone)]
 pub(crate) struct Presented {
     pub(crate) id: SpiffeId,
@@ -29,7 +29,7 @@ pub(crate) struct Presented {
     pub(crate) valid: (UnixTime, UnixTime),
 }
 
-/// The chains that were presented lately, by their hash under a key that no peer knows.
+/// The chains that were presented recently, by their hash under a key that no peer knows.
 #[derive(Default)]
 pub(crate) struct Chains {
     hasher: RandomState,

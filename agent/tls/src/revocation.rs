@@ -1,4 +1,4 @@
-//! What is believed no longer: revocation lists of the authorities, and identities that an operator denies.
+//! Who is no longer believed: authorities' revocation lists, and identities that an operator denies.
 //!
 //! A list (RFC 5280 section 5) counts for a certificate when it bears the name of the certificate's issuer
 //! and that issuer's key signed it. Several authorities may share a name while a root is rotated, so the key
@@ -19,19 +19,20 @@ pub use self::{
 /// What happens while a revocation list is past its `nextUpdate`, or cannot be read any more.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CrlPolicy {
-    /// The last good list stays in force. Whoever looks after it is warned.
+    /// The last good list stays in force. The operator is warned.
     #[default]
     KeepLastGood,
-    /// Nobody whose certificate the list could be about is believed.
+    /// Nobody is believed whose certificate could be on the list.
     Refuse,
 }
 
-/// Everything that takes belief away from a certificate that would otherwise be accepted.
+/// Everything that makes us refuse a certificate that would otherwise be accepted.
 #[derive(Debug, Clone, Default)]
 pub struct Revocations {
     policy: CrlPolicy,
     crls: Vec<Held>,
-    /// Why nobody is believed, while a list cannot be read of which not even the issuer is known.
+    /// Why a list cannot be read, if not even its issuer is known. With [`CrlPolicy::Refuse`] nobody is believed
+    /// meanwhile.
     blind: Option<String>,
     denied: Arc<DenyList>,
 }
@@ -39,7 +40,7 @@ pub struct Revocations {
 #[derive(Debug, Clone)]
 struct Held {
     crl: Arc<Crl>,
-    /// Whether the list is one that ought to have been replaced by now.
+    /// Whether the list should have been replaced by now.
     lapsed: bool,
 }
 
@@ -51,7 +52,7 @@ pub(crate) enum Withdrawn {
         /// Its serial number, in lower-case hexadecimal.
         serial: String,
     },
-    /// By policy, because nothing current is known about it.
+    /// Policy refuses it, because nothing current is known about it.
     Unknown {
         /// What is not known.
         reason: String,
@@ -61,38 +62,38 @@ pub(crate) enum Withdrawn {
 // === impl Revocations ===
 
 impl Revocations {
-    /// Nothing revoked yet.
+    /// Creates revocations without any list.
     pub fn new(policy: CrlPolicy, denied: Arc<DenyList>) -> Self {
         Self { policy, crls: Vec::new(), blind: None, denied }
     }
 
-    /// Adds a list; `lapsed` when it ought to have been replaced by now.
+    /// Adds a list. `lapsed` says that it should have been replaced by now.
     pub fn add(&mut self, crl: Arc<Crl>, lapsed: bool) {
         self.crls.push(Held { crl, lapsed });
     }
 
-    /// Notes that a list cannot be read whose issuer is not known: with [`CrlPolicy::Refuse`] nobody is
-    /// believed from here on.
+    /// Records that a list cannot be read and that its issuer is not known. With [`CrlPolicy::Refuse`] nobody is
+    /// believed from then on.
     pub fn blinded(&mut self, reason: String) {
         self.blind = Some(reason);
     }
 
-    /// What happens to lists that are out of date.
+    /// Returns what happens while a list is out of date.
     pub fn policy(&self) -> CrlPolicy {
         self.policy
     }
 
-    /// The lists.
+    /// Returns the revocation lists.
     pub fn crls(&self) -> impl Iterator<Item = &Crl> {
         self.crls.iter().map(|held| &*held.crl)
     }
 
-    /// The identities that are denied.
+    /// Returns the identities that are denied.
     pub fn denied(&self) -> &DenyList {
         &self.denied
     }
 
-    /// Judges one certificate of a path that is otherwise good, below `issuer`.
+    /// Judges one certificate, issued by `issuer`, of a path that is otherwise good.
     pub(crate) fn check(
         &self,
         certificate: &webpki::Cert<'_>,

@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RootError {
-    /// A trust domain without roots could not verify anybody; say so now rather than at every
+    /// No root was given. Without roots nobody could be verified; this error says so at once rather than at every
     /// handshake.
     #[error("there is no root certificate for trust domain {0}: give at least one")]
     Empty(TrustDomain),
@@ -38,7 +38,7 @@ pub enum RootError {
         /// What is wrong with it.
         source: webpki::Error,
     },
-    /// It is the certificate of somebody who may not sign others.
+    /// The certificate belongs to somebody who may not sign others.
     #[error(
         "{subject:?} was given as a root of trust domain {domain}, but is not a CA certificate"
     )]
@@ -53,7 +53,7 @@ pub enum RootError {
     Pem(#[source] io::Error),
 }
 
-/// The roots that the local trust domain, and each federated one, is verified against.
+/// The roots against which the local trust domain and each federated one are verified.
 ///
 /// The roots of one trust domain never vouch for another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,12 +70,12 @@ pub struct TrustBundle {
 pub(crate) struct DomainRoots {
     /// Sorted, so that the same set in another order is the same bundle.
     certificates: Vec<CertificateDer<'static>>,
-    /// In the order of `certificates`.
+    /// The trust anchors of `certificates`, in the same order.
     pub(crate) anchors: Vec<TrustAnchor<'static>>,
     dates: Vec<(UnixTime, UnixTime)>,
 }
 
-/// Every certificate of a PEM text.
+/// Reads every certificate of a PEM text.
 pub fn certificates_of_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, RootError> {
     CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
@@ -85,7 +85,7 @@ pub fn certificates_of_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, R
 // === impl TrustBundle ===
 
 impl TrustBundle {
-    /// A bundle for `local` alone; several roots at once are how a root is rotated.
+    /// Creates a bundle for `local` alone. Several roots at once allow a root to be rotated.
     pub fn new(
         local: TrustDomain,
         roots: impl IntoIterator<Item = CertificateDer<'static>>,
@@ -94,7 +94,7 @@ impl TrustBundle {
         Ok(Self::of_local(local, own))
     }
 
-    /// A bundle that nobody passes: the roots of `local` are not known yet.
+    /// Creates a bundle that accepts nobody, for as long as the roots of `local` are not known.
     pub fn without_roots(local: TrustDomain) -> Self {
         let none = DomainRoots { certificates: vec![], anchors: vec![], dates: vec![] };
         Self::of_local(local, none)
@@ -153,27 +153,27 @@ impl TrustBundle {
         self
     }
 
-    /// Who is revoked or denied.
+    /// Returns who is revoked or denied.
     pub fn revocations(&self) -> &Revocations {
         &self.revocations
     }
 
-    /// The trust domain that this agent's own workloads belong to.
+    /// Returns the trust domain of this agent's own workloads.
     pub fn local(&self) -> &TrustDomain {
         &self.local
     }
 
-    /// The trust domains that are known: the local one and the federated ones.
+    /// Returns the known trust domains: the local one and the federated ones.
     pub fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.domains.keys()
     }
 
-    /// The roots of `domain`; empty for a domain that is neither local nor federated.
+    /// Returns the roots of `domain`; none if it is neither local nor federated.
     pub fn roots(&self, domain: &TrustDomain) -> &[CertificateDer<'static>] {
         self.domains.get(domain).map_or(&[], |roots| &roots.certificates)
     }
 
-    /// When the root that expires first does so.
+    /// Returns the earliest expiry of any root.
     pub fn first_expiry(&self) -> Option<UnixTime> {
         let dates = self.domains.values().flat_map(|roots| &roots.dates);
         dates.map(|(_, not_after)| *not_after).min()
@@ -224,7 +224,7 @@ impl DomainRoots {
             .max_by_key(|(_, last)| *last)
     }
 
-    /// A root's certificate.
+    /// Returns the certificate of the root that `anchor` was made from.
     pub(crate) fn certificate(&self, anchor: &TrustAnchor<'_>) -> Option<&CertificateDer<'static>> {
         let mut roots = self.anchors.iter().zip(&self.certificates);
         roots.find(|(root, _)| *root == anchor).map(|(_, certificate)| certificate)

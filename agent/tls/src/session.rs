@@ -1,12 +1,12 @@
 //! The sessions that one identity's clients can resume.
 //!
-//! Differs from rustls' own cache in two ways: what is bounded is the number of tickets, not of
-//! servers, so that many connections to one server can each have one; and a session is forgotten
-//! well before the certificate that the server was verified by expires, because resuming it would skip
-//! the check that finds this out, and would hold on to a certificate that the server has replaced.
+//! It differs from rustls' own cache in two ways. It bounds the number of tickets, not of servers, so many connections
+//! to one server can each have one. And it forgets a session well before the server's certificate expires: resuming
+//! skips the check that would notice the expiry, and would prolong the use of a certificate that the server has since
+//! replaced.
 //!
-//! A burst of connections to a server that is not known yet would make as many full handshakes. So all
-//! but the first wait a moment for the tickets of the first: see [`Sessions::acquaintance`].
+//! A burst of connections to a server that is not known yet would need as many full handshakes. So all but the first
+//! wait a moment for the tickets of the first: see [`Sessions::acquaintance`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -29,22 +29,22 @@ use crate::{clock::Clock, identity::half_life};
 
 /// Tickets kept per identity, about 2 KiB each.
 const MAX_TICKETS: usize = 256;
-/// How long a connection waits for the tickets of others: some round trips within a data centre, and
-/// little beside a server that does not answer.
+/// How long a connection waits for the tickets of others: several round trips within a data centre, and a small delay
+/// if the server does not answer.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// Sessions by server name, that is by expected identity.
+/// Sessions by server name, which stands for an expected identity at an address.
 pub(crate) struct Sessions {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
-    /// Tells those in [`Sessions::acquaintance`] of new tickets.
+    /// Wakes those who wait in [`Sessions::acquaintance`] when tickets arrive.
     arrived: Notify,
 }
 
 #[derive(Default)]
 struct State {
     servers: HashMap<ServerName<'static>, Server>,
-    /// Tickets in all of `servers`.
+    /// The number of tickets in all `servers` together.
     tickets: usize,
     /// Counts uses, to find the server that was used least recently.
     tick: u64,
@@ -53,10 +53,10 @@ struct State {
 #[derive(Default)]
 struct Server {
     group: Option<NamedGroup>,
-    /// When half of the time has passed that the certificates of this server were still good for.
+    /// The end of the first half of the server certificates' remaining validity; tickets are not used after it.
     until: Option<UnixTime>,
     tickets: VecDeque<Tls13ClientSessionValue>,
-    /// When a handshake began whose tickets are still to come.
+    /// When the last handshake began; for [`PATIENCE`] others wait for its tickets.
     met: Option<Instant>,
     used: u64,
 }
@@ -68,14 +68,14 @@ impl Sessions {
         Self { clock, state: Mutex::default(), arrived: Notify::new() }
     }
 
-    /// Waits until a handshake with `name` had better begin: at once when a session can be resumed or
-    /// nobody else is making the server's acquaintance, otherwise when tickets arrive, but not for long.
+    /// Waits until a handshake with `name` should begin. Returns at once if a session can be resumed or no other
+    /// handshake is making this server's acquaintance; otherwise when tickets arrive, after [`PATIENCE`] at the latest.
     pub(crate) async fn acquaintance(&self, name: &ServerName<'static>) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let arrived = self.arrived.notified();
             tokio::pin!(arrived);
-            // Before the look at the state, so that no ticket arrives unnoticed in between.
+            // Registered before the state is checked, so that no ticket arrives unnoticed in between.
             arrived.as_mut().enable();
             if self.lock().may_begin(name) || timeout_at(deadline, arrived).await.is_err() {
                 return;
@@ -83,7 +83,7 @@ impl Sessions {
         }
     }
 
-    /// Notes that a full handshake verified `name` by certificates that are valid `until` then.
+    /// Records that a full handshake verified `name` by certificates that are valid until `until`.
     pub(crate) fn server_verified(&self, name: &ServerName<'_>, until: UnixTime) {
         let until = half_life(self.clock.now(), until);
         self.lock().edit(&name.to_owned(), |server| {
@@ -158,7 +158,7 @@ impl fmt::Debug for Sessions {
 // === impl State ===
 
 impl State {
-    /// Whether a handshake with `name` need not wait for another's tickets; it is then one that others wait for.
+    /// Returns whether a handshake with `name` need not wait for another's tickets. If so, others now wait for its own.
     fn may_begin(&mut self, name: &ServerName<'static>) -> bool {
         let mut begins = false;
         self.edit(name, |server| {

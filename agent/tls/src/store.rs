@@ -55,7 +55,7 @@ pub struct CertStore {
 pub struct CertStatus {
     /// The local workload.
     pub identity: SpiffeId,
-    /// Its current certificate, valid or not; `None` until the first one came.
+    /// The workload's current certificate, valid or not; `None` until the first one has come.
     pub certificate: Option<Svid>,
     /// When the next certificate will be asked for.
     pub next_renewal: UnixTime,
@@ -70,7 +70,7 @@ pub enum WaitError {
     /// No local pod has this identity.
     #[error("no pod of this node has the identity {0}")]
     Unknown(SpiffeId),
-    /// There was none in time.
+    /// No valid certificate came in time.
     #[error(
         "no valid certificate for {id} within {} ms; the last request: {}",
         waited.as_millis(),
@@ -79,7 +79,7 @@ pub enum WaitError {
     TimedOut {
         /// The local workload.
         id: SpiffeId,
-        /// How long was waited.
+        /// How long the caller waited.
         waited: Duration,
         /// Why the last request failed.
         last_error: Option<String>,
@@ -101,7 +101,7 @@ struct Shared {
     /// every entry's certificate.
     claims: Mutex<Claims>,
     permits: Semaphore,
-    /// When each identity was last asked for, also across `forget` and `want`.
+    /// When a certificate of each identity was last asked for; outlives `forget` and `want`.
     asked: Mutex<HashMap<SpiffeId, tokio::time::Instant>>,
 }
 
@@ -116,7 +116,7 @@ impl Default for Settings {
 // === impl CertStore ===
 
 impl CertStore {
-    /// A store without certificates. Its requests run on the runtime that this is called in.
+    /// Creates a store without certificates. Its requests run on the runtime that this is called in.
     ///
     /// # Panics
     ///
@@ -159,8 +159,7 @@ impl CertStore {
         self.shared.entries.store(Arc::new(entries));
     }
 
-    /// Counts one local pod of `id` less; with the last one its key is dropped. Connections that
-    /// are established go on.
+    /// Counts one local pod of `id` less. When the last one leaves, the key is dropped. Established connections go on.
     pub fn forget(&self, id: &SpiffeId) {
         let mut claims = lock(&self.shared.claims);
         let Some(count) = claims.get_mut(id) else { return };
@@ -177,12 +176,12 @@ impl CertStore {
         }
     }
 
-    /// The current certificate of `id`, if there is one that is valid now.
+    /// Returns the current certificate of `id`, if there is one that is valid now.
     pub fn get(&self, id: &SpiffeId) -> Option<Arc<Identity>> {
         self.shared.entries.load().get(id)?.usable()
     }
 
-    /// As [`Self::get`], waiting up to `limit` for the authority.
+    /// Does what [`Self::get`] does, but waits up to `limit` for the authority.
     pub async fn wait(&self, id: &SpiffeId, limit: Duration) -> Result<Arc<Identity>, WaitError> {
         let Some(entry) = self.shared.entries.load().get(id).cloned() else {
             return Err(WaitError::Unknown(id.clone()));
@@ -209,7 +208,7 @@ impl CertStore {
         }
     }
 
-    /// Every local identity, sorted, for the operator.
+    /// Returns the state of every local identity, sorted, for the operator.
     pub fn status(&self) -> Vec<CertStatus> {
         let now = self.shared.clock.now();
         let entries = self.shared.entries.load();
@@ -218,25 +217,25 @@ impl CertStore {
         status
     }
 
-    /// Judges peers by `bundle` from now on. Sessions made under the old roots cannot be resumed;
-    /// live connections are the caller's to check again, see [`Self::roots_changed`]. The same
-    /// bundle again changes nothing. Returns whether it changed.
+    /// Judges peers by `bundle` from now on. Sessions made under the old roots cannot be resumed. The caller must check
+    /// live connections again, see [`Self::roots_changed`]. Returns whether the roots changed; the same bundle again
+    /// changes nothing.
     pub fn set_roots(&self, bundle: TrustBundle) -> bool {
         self.shared.set_roots(bundle)
     }
 
-    /// The roots that peers are judged by.
+    /// Returns the roots by which peers are judged.
     pub fn roots(&self) -> Arc<TrustBundle> {
         self.shared.trust.load().bundle.clone()
     }
 
-    /// Shows the generation of the roots: after each change, every live connection is to be asked
-    /// about with [`Self::still_trusted`].
+    /// Returns a receiver for the generation of the roots. After each change, every live connection must be checked
+    /// with [`Self::still_vouched`].
     pub fn roots_changed(&self) -> watch::Receiver<u64> {
         self.shared.generation.subscribe()
     }
 
-    /// Judges the chain that a peer presented earlier by the roots and the time of now.
+    /// Judges a chain that a peer presented earlier, by the roots and the time of now.
     pub fn still_trusted(&self, chain: &[CertificateDer<'_>]) -> Result<SpiffeId, VerifyError> {
         let trust = self.shared.trust.load();
         let now = self.shared.clock.now();
@@ -280,7 +279,7 @@ impl Shared {
             }
             let now = self.clock.now();
             if verify::verify_in_any_role(&trust.bundle, current.chain(), now).is_err() {
-                // Peers with the same roots refuse it; the authority may issue from a new one by now.
+                // Peers with the same roots refuse this certificate; the authority may issue from a new root by now.
                 entry.renew_at(Next::At(now));
             }
         }
@@ -295,7 +294,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Locks, also after a panic of another holder: every change below is complete or absent.
+/// Locks `mutex` even if another holder has panicked: every change under a lock is complete or absent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

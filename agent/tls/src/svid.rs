@@ -19,7 +19,7 @@ pub enum SvidError {
     /// The peer presented no certificate at all.
     #[error("no certificate was presented")]
     Missing,
-    /// Not DER, or an extension that is not what its type demands.
+    /// The certificate is not DER, or an extension is not what its type demands.
     #[error("the certificate cannot be read: {0}")]
     Encoding(String),
     /// A subject alternative name is not the text that its type demands.
@@ -68,8 +68,8 @@ pub struct Svid {
 // === impl Svid ===
 
 impl Svid {
-    /// Reads a leaf and refuses it unless it is shaped as an X.509-SVID. Who signed it, and when it
-    /// is valid, is not asked here.
+    /// Reads a leaf and refuses it unless it has the form of an X.509-SVID. Its signature and its validity are not
+    /// checked here.
     pub fn read(leaf: &CertificateDer<'_>) -> Result<Self, SvidError> {
         let certificate = parse(leaf)?;
         let id = workload_id(&certificate)?;
@@ -83,7 +83,7 @@ impl Svid {
         })
     }
 
-    /// Whether `now` lies within the validity, both ends included.
+    /// Returns whether `now` lies within the validity, both ends included.
     pub fn is_valid_at(&self, now: UnixTime) -> bool {
         self.not_before <= now && now <= self.not_after
     }
@@ -102,7 +102,7 @@ pub(crate) fn unix(time: ASN1Time) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-/// The only URI among the subject alternative names; `None` when there is no URI.
+/// Returns the only URI among the subject alternative names, or `None` if there is no URI.
 pub(crate) fn only_uri<'a>(
     certificate: &'a X509Certificate<'_>,
 ) -> Result<Option<&'a str>, SvidError> {
@@ -114,7 +114,7 @@ pub(crate) fn only_uri<'a>(
     for name in &extension.value.general_names {
         match name {
             GeneralName::URI(uri) => uris.push(*uri),
-            // It may have been a URI that another verifier would read.
+            // Refused, because another verifier might read a URI in it.
             GeneralName::Invalid(..) => return Err(SvidError::Name),
             GeneralName::OtherName(..)
             | GeneralName::RFC822Name(_)
@@ -159,7 +159,7 @@ fn check_usage(certificate: &X509Certificate<'_>, id: &SpiffeId) -> Result<(), S
     Err(SvidError::KeyUsage { id: id.clone(), fault })
 }
 
-/// Whether the key usage of an authority lets it sign certificates; `None` when it has none.
+/// Returns whether the key usage of an authority lets it sign certificates; `None` if it has no key usage.
 pub(crate) fn may_sign(certificate: &X509Certificate<'_>) -> Result<Option<bool>, SvidError> {
     let usage = certificate
         .key_usage()

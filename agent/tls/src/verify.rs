@@ -1,8 +1,9 @@
-//! Verification of a peer: an X.509-SVID of a trust domain we know, of the workload we expect.
+//! Verifies that a peer is a workload of a trust domain that we know, and the one that we expect.
 //!
-//! A certificate is judged in this order: the shape of its leaf ([`Svid::read`]); the roots of the
-//! trust domain that its identity names, and no others; RFC 5280 path validation by webpki at the
-//! injected time; the shape of the authorities on the path (X509-SVID section 3.2).
+//! A chain is judged in this order: the shape of its leaf ([`Svid::read`]); the list of denied
+//! identities; the roots of the trust domain that its identity names, and no others; RFC 5280 path
+//! validation by webpki at the injected time; the shape of the authorities on the path (X509-SVID
+//! section 3.2); revocation lists.
 
 mod handshake;
 
@@ -57,12 +58,12 @@ pub enum VerifyError {
     Path {
         /// Who the peer says it is.
         id: SpiffeId,
-        /// The time that was used.
+        /// The time at which it was judged.
         at: UnixTime,
         /// What webpki found.
         source: webpki::Error,
     },
-    /// A certificate on the path is not one that may vouch for this identity.
+    /// An authority on the path may not vouch for this identity.
     #[error("the certificate of {id} was issued through an authority that {fault}")]
     Authority {
         /// Who the peer says it is.
@@ -76,12 +77,12 @@ pub enum VerifyError {
         /// Who the peer says it is.
         id: SpiffeId,
     },
-    /// An authority took a certificate of the path back.
+    /// An authority has revoked a certificate on the path.
     #[error("the certificate of {id} is revoked: its issuer lists number {serial}")]
     Revoked {
         /// Who the peer says it is.
         id: SpiffeId,
-        /// The serial number that is listed: the leaf's, or an authority's above it.
+        /// The serial number that is listed: that of the leaf or of an authority above it.
         serial: String,
     },
     /// Policy demands a current revocation list, and there is none.
@@ -89,7 +90,7 @@ pub enum VerifyError {
     Unknown {
         /// Who the peer says it is.
         id: SpiffeId,
-        /// Why not.
+        /// Why it is not known.
         reason: String,
     },
     /// The server is a workload, but not the one that was dialled.
@@ -100,7 +101,7 @@ pub enum VerifyError {
     },
 }
 
-/// Which end of the connection the peer is; decides the extended key usage that it needs.
+/// Which end of the connection the peer is. Decides the extended key usage that the peer needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerRole {
     /// The peer dialled us.
@@ -109,7 +110,7 @@ pub enum PeerRole {
     Server,
 }
 
-/// A peer that was believed.
+/// The result of a verification that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verified {
     pub(crate) svid: Svid,
@@ -139,7 +140,7 @@ pub(crate) fn verify_path(
     verify(bundle, leaf, intermediates, role, now)
 }
 
-/// As [`verify_chain`] for a peer whose role is no longer known: it must be fit for one of them.
+/// Does what [`verify_chain`] does, for a peer whose role is no longer known: either role suffices.
 pub(crate) fn verify_in_any_role(
     bundle: &TrustBundle,
     chain: &[CertificateDer<'_>],
@@ -176,7 +177,7 @@ fn verify(
         PeerRole::Client => KeyUsage::client_auth(),
         PeerRole::Server => KeyUsage::server_auth(),
     };
-    // Path building goes on after a refused path, so the reason for the last one is kept aside.
+    // webpki tries other paths after a refused one, so the last reason is kept aside.
     let fault = Cell::new(None);
     let valid = Cell::new((svid.not_before, svid.not_after));
     let judge = |path: &VerifiedPath<'_>| {
@@ -244,7 +245,7 @@ fn check_authorities(
     Ok((first, last))
 }
 
-/// Asks for each certificate of a path whether the authority above it took it back.
+/// Checks that no certificate of a path was revoked by the authority above it.
 fn check_revocation(
     path: &VerifiedPath<'_>,
     bundle: &TrustBundle,
@@ -261,8 +262,8 @@ fn check_revocation(
     Ok(())
 }
 
-/// An authority may bear a SPIFFE identity: then one without a path, and the one that issues leaves
-/// is of the leaves' trust domain. (An authority may sign an authority of another domain.)
+/// Checks an authority's URI. If it is a SPIFFE identity, it must have no path. The authority that
+/// issued the leaf must also be of the leaf's trust domain; one higher up need not be.
 fn check_authority_name(uri: &str, leaf_domain: Option<&str>) -> Result<(), &'static str> {
     if !uri.starts_with("spiffe:") {
         return Ok(());

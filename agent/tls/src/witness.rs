@@ -1,8 +1,8 @@
-//! The secrets of a handshake that rustls has no method for.
+//! Collects the handshake secrets that rustls has no method for.
 //!
-//! rustls' unbuffered connections have no exporter, and give traffic keys away but not the secrets that
-//! the next keys follow from. What they have is the hook for key logs, which is called with all of these,
-//! on the thread that drives the handshake.
+//! rustls' unbuffered connections have no exporter. They give out traffic keys, but not the secrets from which the next
+//! keys are derived. They do call the hook for key logs with all of these secrets, on the thread that drives the
+//! handshake.
 
 use std::cell::RefCell;
 
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::binding::Binding;
 
-/// Names in the NSS key log format.
+/// Labels of the secrets in the NSS key log format.
 const CLIENT: &str = "CLIENT_TRAFFIC_SECRET_0";
 const EXPORTER: &str = "EXPORTER_SECRET";
 const SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
@@ -19,13 +19,13 @@ const SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
 /// A secret of TLS 1.3's key schedule, as long as the suite's hash.
 pub(crate) type Secret = Zeroizing<Box<[u8]>>;
 
-/// What the keys of both directions follow from (RFC 8446 section 7.3).
+/// The secrets from which the keys of both directions are derived (RFC 8446 section 7.3).
 pub(crate) struct TrafficSecrets {
     pub(crate) client: Secret,
     pub(crate) server: Secret,
 }
 
-/// What was seen of a handshake.
+/// The secrets that one step of a handshake has logged.
 #[derive(Default)]
 pub(crate) struct Seen {
     binding: Option<Binding>,
@@ -33,7 +33,7 @@ pub(crate) struct Seen {
     server: Option<Secret>,
 }
 
-/// Notes the secrets of the handshake that is being driven on this thread.
+/// A key log that records the secrets of the handshake being driven on this thread.
 #[derive(Debug)]
 pub(crate) struct Witness;
 
@@ -41,9 +41,9 @@ thread_local! {
     static SEEN: RefCell<Seen> = const { RefCell::new(Seen { binding: None, client: None, server: None }) };
 }
 
-/// Runs a step of a handshake; what was seen meanwhile, if the step came to the secrets.
+/// Runs a step of a handshake. Returns its outcome, and the secrets if this step derived them.
 pub(crate) fn watch<T>(step: impl FnOnce() -> T) -> (T, Option<(Binding, TrafficSecrets)>) {
-    // What an earlier step left, of whichever connection, is not of this one.
+    // Discards what an earlier step, perhaps of another connection, has left.
     SEEN.take();
     let outcome = step();
     let seen = match SEEN.take() {

@@ -1,10 +1,10 @@
-//! Frames as they are read: from slices of any size, without copying stream bytes.
+//! Decodes frames from slices of any size, without copying stream bytes.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::frame::{FrameType, HEADER_LENGTH, MAX_CONTROL_LENGTH, ProtocolError, ResetReason};
 
-/// What the peer said.
+/// What the peer sent: a control frame, or bytes of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A stream begins, on behalf of this client.
@@ -17,7 +17,7 @@ pub enum Event<'a> {
     Reset(ResetReason),
 }
 
-/// Takes plaintext as it comes and yields [`Event`]s. Keeps at most one control frame.
+/// Turns plaintext, in pieces of any size, into [`Event`]s. Keeps at most one control frame.
 #[derive(Debug, Default)]
 pub struct Decoder {
     /// An incomplete header or control frame.
@@ -30,8 +30,8 @@ pub struct Decoder {
 // === impl Decoder ===
 
 impl Decoder {
-    /// Takes the next event from the front of `input`; `None` when more bytes are needed, in which
-    /// case `input` is empty afterwards.
+    /// Takes the next event from the front of `input`. Returns `None` if more bytes are needed; `input` is then
+    /// empty.
     ///
     /// # Errors
     ///
@@ -58,7 +58,7 @@ impl Decoder {
         }
     }
 
-    /// Whether the decoder stands between two frames, so that an end of input loses nothing.
+    /// Returns whether the decoder is between two frames: if so, nothing is lost when the input ends here.
     pub fn is_between_frames(&self) -> bool {
         self.filled == 0 && self.data_left == 0
     }
@@ -70,7 +70,7 @@ impl Decoder {
         (!data.is_empty()).then_some(Event::Data(data))
     }
 
-    /// Moves bytes from `input` until `wanted` are there.
+    /// Moves bytes from `input` to `partial`, up to `wanted` in all. Returns whether `partial` holds that many.
     fn fill(&mut self, wanted: usize, input: &mut &[u8]) -> bool {
         let missing = wanted.saturating_sub(self.filled);
         let (part, rest) = input.split_at(missing.min(input.len()));

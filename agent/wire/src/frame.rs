@@ -1,15 +1,15 @@
-//! Frames as they are written, and the vocabulary of the protocol.
+//! The frames of `sluice/1` and their encoding.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Bytes before a frame's payload.
+/// Length of the header before a frame's payload.
 pub const HEADER_LENGTH: usize = 4;
-/// The most payload that a frame's 24-bit length can announce.
+/// The longest payload that a frame's 24-bit length field can announce.
 pub const MAX_PAYLOAD_LENGTH: usize = 0x00ff_ffff;
 /// The longest whole frame other than DATA: OPEN with an IPv6 address.
 pub const MAX_CONTROL_LENGTH: usize = HEADER_LENGTH + 19;
 
-/// What a frame is.
+/// The type of a frame: its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameType {
@@ -17,9 +17,9 @@ pub enum FrameType {
     Open = 1,
     /// Bytes of the stream.
     Data = 2,
-    /// The sender will send no more on this stream; empty.
+    /// The sender will send no more on this stream; no payload.
     End = 3,
-    /// The stream is torn down; one byte of reason.
+    /// The stream is torn down; the payload is one byte, the reason.
     Reset = 4,
 }
 
@@ -74,7 +74,8 @@ pub struct Control {
     length: usize,
 }
 
-/// The header of a DATA frame of `length` bytes; `None` when a frame cannot hold as many.
+/// Returns the header of a DATA frame with `length` bytes of payload, or `None` if that is more than
+/// [`MAX_PAYLOAD_LENGTH`].
 pub fn data_header(length: usize) -> Option<[u8; HEADER_LENGTH]> {
     header(FrameType::Data, length)
 }
@@ -143,7 +144,7 @@ impl std::fmt::Display for ResetReason {
 // === impl Control ===
 
 impl Control {
-    /// A stream begins, on behalf of `client`.
+    /// Makes an OPEN frame: a stream begins, on behalf of `client`.
     pub fn open(client: SocketAddr) -> Self {
         let mut frame = Self::start(FrameType::Open);
         match client.ip() {
@@ -160,19 +161,19 @@ impl Control {
         frame.finish()
     }
 
-    /// The sender has no more bytes for this stream.
+    /// Makes an END frame: the sender has no more bytes for this stream.
     pub fn end() -> Self {
         Self::start(FrameType::End).finish()
     }
 
-    /// The stream is torn down.
+    /// Makes a RESET frame: the stream is torn down for this reason.
     pub fn reset(reason: ResetReason) -> Self {
         let mut frame = Self::start(FrameType::Reset);
         frame.push(&[reason as u8]);
         frame.finish()
     }
 
-    /// The frame's bytes.
+    /// Returns the encoded frame.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or(&[])
     }
@@ -192,7 +193,7 @@ impl Control {
     }
 
     fn finish(mut self) -> Self {
-        // A control payload is at most 19 bytes, so the low byte of the length holds it.
+        // A control payload is at most 19 bytes, so its length fits into the low byte of the length field.
         if let (Some(low), Ok(payload)) =
             (self.bytes.get_mut(3), u8::try_from(self.length - HEADER_LENGTH))
         {

@@ -2,7 +2,7 @@
 
 use crate::ALPN;
 
-/// More than any ClientHello of ours needs; a longer one is not ours.
+/// Limit for a ClientHello, more than a mesh agent's ever needs; a longer one is an application's.
 pub const MAX_HELLO_LENGTH: usize = RECORD_HEADER + 0x4000;
 
 const RECORD_HEADER: usize = 5;
@@ -13,7 +13,7 @@ const EXTENSION_ALPN: u16 = 16;
 /// What the first bytes of a connection are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preamble {
-    /// Too few bytes to tell; only ever said of a prefix of a TLS ClientHello.
+    /// Too few bytes to tell. Returned only for a prefix of a TLS ClientHello.
     Undecided,
     /// A ClientHello that offers `sluice/1`.
     Mesh,
@@ -21,8 +21,8 @@ pub enum Preamble {
     Application,
 }
 
-/// Judges the first bytes of a connection. A mesh agent sends its ClientHello as one record, so a
-/// hello that is cut over several records is an application's.
+/// Judges the first bytes of a connection. A mesh agent sends its ClientHello as one record, so one that is split
+/// over several records is an application's.
 pub fn classify(bytes: &[u8]) -> Preamble {
     let Some((&kind, _)) = bytes.split_first() else {
         return Preamble::Undecided;
@@ -48,7 +48,8 @@ pub fn classify(bytes: &[u8]) -> Preamble {
     }
 }
 
-/// Walks a ClientHello (RFC 8446 section 4.1.2) to its ALPN extension; `None` when it is malformed.
+/// Walks a ClientHello (RFC 8446 section 4.1.2) to its ALPN extension. Returns whether that lists `sluice/1`, or
+/// `None` if the ClientHello is malformed.
 fn offers_mesh(record: &[u8]) -> Option<bool> {
     let mut message = Cursor(record);
     message.take(1)?;
@@ -104,7 +105,7 @@ mod tests {
 
     use super::*;
 
-    /// A minimal ClientHello with the given protocols.
+    /// Makes a minimal ClientHello that offers the given protocols.
     fn hello(protocols: &[&[u8]]) -> Vec<u8> {
         let names: Vec<u8> = protocols
             .iter()

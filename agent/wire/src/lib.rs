@@ -1,4 +1,4 @@
-//! Bytes on the wire: the sluice/1 framing and what a first flight tells.
+//! The wire format: `sluice/1` framing, and what the first bytes of a connection say about it.
 //!
 //! Inside a mutual-TLS connection, `sluice/1` carries one application stream at a time:
 //!
@@ -10,7 +10,7 @@
 //!             RESET(any other reason) ends the stream and the connection
 //! ```
 //!
-//! A stream is over when both sides have said their last; the connection may then carry the next OPEN. The
+//! A stream is over when both sides have sent END or RESET; the connection may then carry the next OPEN. The
 //! destination is not in the frames: it is the address that was dialled. This crate does no I/O.
 #![forbid(unsafe_code)]
 

@@ -7,7 +7,7 @@ use core::{
 
 /// An IP address, IPv4 mapped into IPv6 (`::ffff:a.b.c.d`), in network order.
 ///
-/// Kept as the kernel's contexts keep it, four words of network-order bytes: BPF has no unaligned
+/// Stored as in the kernel's contexts, as four words of network-order bytes: BPF has no unaligned
 /// loads, and sixteen single bytes would be read one by one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +27,7 @@ const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 const ONE: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
 
 impl IpKey {
-    /// `::`, also what stands for "no address".
+    /// `::`, which also stands for "no address".
     pub const UNSPECIFIED: Self = Self { words: [0; 4] };
 
     /// Maps an IPv4 address, one word of network-order bytes.

@@ -1,8 +1,8 @@
-//! What the kernel counts of a pod's connections.
+//! The kernel's counts of a pod's connections.
 
 use core::mem::size_of;
 
-/// Counts of one pod since its enrolment; per CPU in the kernel, summed by the agent.
+/// Counts of one pod since its enrolment. The kernel keeps them per CPU; the agent sums them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {

@@ -1,17 +1,18 @@
-//! What of an enrolled pod's traffic the mesh leaves alone: opt-outs, and the kubelet's probes.
+//! The part of an enrolled pod's traffic that the mesh leaves alone: opt-outs, and the kubelet's
+//! probes.
 
 use core::mem::{offset_of, size_of};
 
 use crate::IpKey;
 
-/// Kinds of exemption that a pod has at all. Each record that a hook looks up anyway carries it, so
-/// that a pod without any costs nothing.
+/// The kinds of exemption that a pod has. Records that a hook looks up anyway carry this set, so a
+/// pod without exemptions costs nothing.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exemptions(u32);
 
 impl Exemptions {
-    /// None.
+    /// No exemption.
     pub const NONE: Self = Self(0);
     /// Inbound ports that are the application's own.
     pub const INBOUND_PORTS: Self = Self(1);
@@ -22,26 +23,26 @@ impl Exemptions {
     /// Ports that the kubelet may probe.
     pub const PROBES: Self = Self(8);
 
-    /// These and `more`, if `present`.
+    /// Adds `more` if `present`.
     #[must_use]
     pub const fn with(self, more: Self, present: bool) -> Self {
         if present { Self(self.0 | more.0) } else { self }
     }
 
-    /// These, except those that are not in `kept` too.
+    /// Keeps only the kinds that are in `kept` too.
     #[must_use]
     pub const fn and(self, kept: Self) -> Self {
         Self(self.0 & kept.0)
     }
 
-    /// Whether there is any of `wanted`.
+    /// Whether the set has any of `wanted`.
     #[must_use]
     #[inline(always)]
     pub const fn has(self, wanted: Self) -> bool {
         self.0 & wanted.0 != 0
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     #[must_use]
     #[inline(always)]
     pub const fn is_none(self) -> bool {
@@ -49,14 +50,14 @@ impl Exemptions {
     }
 }
 
-/// What a port of a pod is exempt for.
+/// The purpose for which a pod's port is exempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PortUse {
-    /// Connections to it are left to the application.
+    /// Connections to the port are left to the application.
     Inbound,
-    /// Connections of the pod to it, wherever, are left alone.
+    /// The pod's connections to this port, at any address, are left alone.
     Outbound,
-    /// The kubelet may probe it.
+    /// The kubelet may probe the port.
     Probe,
 }
 
@@ -100,7 +101,7 @@ impl PortKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PodNetwork {
-    /// Slot and family: `::/0` is not to hold the mapped addresses of IPv4.
+    /// Slot and family. The family keeps `::/0` from matching IPv4-mapped addresses.
     owner: u32,
     address: IpKey,
 }
@@ -108,10 +109,10 @@ pub struct PodNetwork {
 const _: () = assert!(size_of::<PodNetwork>() == 20);
 
 impl PodNetwork {
-    /// Bits of owner and address: the prefix length with which one address is looked up.
+    /// Bits of owner and address: the prefix length for looking up a single address.
     pub const WHOLE: u32 = 32 + 128;
 
-    /// The address, for the pod in `slot`.
+    /// Makes the lookup key of an address for the pod in `slot`.
     #[must_use]
     #[inline(always)]
     pub const fn new(slot: u32, address: IpKey) -> Self {
@@ -134,8 +135,8 @@ const _: () = {
 };
 
 impl NetworkKey {
-    /// The network of `address` with a prefix of `length` bits of its own family; `None` if the
-    /// family has no such prefix.
+    /// Makes the key of the network that `address` and a prefix of `length` bits of its own family
+    /// describe. Returns `None` if the family has no such prefix.
     #[must_use]
     pub fn new(slot: u32, address: IpKey, length: u8) -> Option<Self> {
         let (skipped, bits) = if address.is_v4() { (96, 32) } else { (0, 128) };
@@ -199,14 +200,14 @@ impl ProbeKey {
         Self { remote: remote.0, local: local.0, remote_port: remote.1, local_port: local.1 }
     }
 
-    /// Every connection between two addresses: for packets that do not show their ports.
+    /// Stands for every connection between two addresses, for packets that do not show their ports.
     #[must_use]
     #[inline(always)]
     pub const fn any_port(remote: IpKey, local: IpKey) -> Self {
         Self { remote, local, remote_port: [0; 2], local_port: [0; 2] }
     }
 
-    /// Every connection between the addresses of this one.
+    /// Stands for every connection between the addresses of this one.
     #[must_use]
     #[inline(always)]
     pub const fn to_any_port(self) -> Self {
@@ -221,26 +222,26 @@ impl ProbeKey {
     }
 }
 
-/// When, and for whom, the kubelet opened a connection.
+/// When the kubelet opened a connection, and to which pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Nanoseconds of the monotonic clock.
+    /// Time of the connection's SYN by the monotonic clock, in nanoseconds.
     pub opened_at: u64,
     /// The pod's slot.
     pub slot: u32,
-    /// Zero.
+    /// Always zero.
     pub padding: u32,
 }
 
 const _: () = assert!(size_of::<Probe>() == 16);
 
 impl Probe {
-    /// How long after its SYN a connection is taken for the kubelet's: as long as an address and port
-    /// cannot be the same client's again (`TIME_WAIT`), and longer than probes last.
+    /// How long after its SYN a connection counts as the kubelet's. The client cannot reuse an
+    /// address and port within this time (`TIME_WAIT`), and no probe lasts as long.
     pub const LIFETIME_NS: u64 = 60_000_000_000;
 
-    /// Whether the connection may still be there.
+    /// Whether the connection may still exist.
     #[must_use]
     #[inline(always)]
     pub const fn is_fresh(&self, now: u64) -> bool {

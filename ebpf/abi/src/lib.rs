@@ -27,13 +27,15 @@ pub use pod::{Family, Guarded, Local, Pod, PodAddresses, listener_index};
 pub use settings::{Kubelet, Settings};
 pub use socket::{AgentSocket, Endpoint, EndpointKind, PendingKey, Role};
 
-/// Changes whenever a map's key, value or meaning does; an agent adopts only maps of its own version.
+/// Version of this ABI. It changes whenever a map's key, value or meaning does; an agent adopts only
+/// maps of its own version.
 pub const ABI_VERSION: u32 = 2;
 
-/// Workers an agent may have; fixes the stride of [`listener_index`] and the size of [`Pod`].
+/// Largest number of workers of an agent; fixes the stride of [`listener_index`] and the size of
+/// [`Pod`].
 pub const MAX_WORKERS: u32 = 8;
 
-/// Slot of [`Counters`] for what cannot be put to a pod; pods have slots from 1.
+/// Slot of [`Counters`] for events that cannot be attributed to a pod; pods' slots start at 1.
 pub const UNATTRIBUTED: u32 = 0;
 
 /// Names of the maps, which are also the names of their pins.
@@ -64,11 +66,11 @@ pub mod map {
     pub const DIRECT: &str = "DIRECT";
     /// [`ProbeKey`](crate::ProbeKey) to [`Probe`](crate::Probe): the kubelet's connections to pods.
     pub const PROBES: &str = "PROBES";
-    /// One [`Settings`](crate::Settings).
+    /// The single [`Settings`](crate::Settings) record.
     pub const SETTINGS: &str = "SETTINGS";
 }
 
-/// Names of the programs, at most 15 bytes as the kernel keeps them.
+/// Names of the programs, at most 15 bytes, which is what the kernel keeps.
 pub mod program {
     /// `cgroup/connect4`.
     pub const CONNECT4: &str = "sluice_connect4";
@@ -92,13 +94,14 @@ pub mod program {
     pub const PROBE: &str = "sluice_probe";
 }
 
-/// Names of the read-only globals that the loader sets; all are `u8`, 0 or 1.
+/// Names of the read-only globals that the loader sets; all are `u8`, and 0 or 1 but for the level.
 pub mod tunable {
-    /// The kernel lets a connect hook choose the error (`bpf_set_retval`, Linux 5.18).
+    /// Whether the kernel lets a connect hook choose the error (`bpf_set_retval`, Linux 5.18).
     pub const HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
-    /// A subflow's MPTCP socket can be found (`bpf_skc_to_mptcp_sock`, Linux 5.19).
+    /// Whether a subflow's MPTCP socket can be found (`bpf_skc_to_mptcp_sock`, Linux 5.19).
     pub const HAS_MPTCP: &str = "HAS_MPTCP";
-    /// Level of the programs' diagnostics, 0 is off; the verifier removes what is above it.
+    /// Level of the programs' diagnostics, where 0 is off; the verifier removes the code of higher
+    /// levels.
     pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 }
 
@@ -113,7 +116,7 @@ mod user {
     unsafe impl aya::Pod for super::AgentSocket {}
     // SAFETY: integers and bytes whose sizes add up to the asserted 48, tail padding being a field.
     unsafe impl aya::Pod for super::PendingKey {}
-    // SAFETY: integers and byte arrays whose sizes add up to the asserted 76: nothing is left between.
+    // SAFETY: integers and byte arrays whose sizes add up to the asserted 76, so there is no padding.
     unsafe impl aya::Pod for super::Pod {}
     // SAFETY: three `u32`.
     unsafe impl aya::Pod for super::Local {}

@@ -24,7 +24,8 @@ impl Family {
     }
 }
 
-/// The addresses that captured connections of a pod are bound to; unspecified where it has none.
+/// The addresses that a pod's captured connections are bound to; unspecified for a family that the
+/// pod lacks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodAddresses {
@@ -34,10 +35,10 @@ pub struct PodAddresses {
     pub v6: IpKey,
 }
 
-/// An enrolled pod, by the cookie of its network namespace.
+/// An enrolled pod, found by the cookie of its network namespace.
 ///
-/// The number of workers is the pod's, not the program's: a restarted agent may have another number,
-/// and a pod moves to the new listeners in one map update.
+/// The number of workers is kept per pod, not in the program: a restarted agent may have a different
+/// number, and one map update moves a pod to the new listeners.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -58,7 +59,7 @@ const _: () = {
 };
 
 impl Pod {
-    /// A pod in `slot` whose agent has no listener yet: its connections are refused.
+    /// Makes a pod in `slot` whose agent has no listener yet: its connections are refused.
     #[must_use]
     pub const fn new(slot: u32, addresses: PodAddresses) -> Self {
         Self {
@@ -77,15 +78,15 @@ impl Pod {
         Self { exemptions, ..self }
     }
 
-    /// What of its traffic the mesh leaves alone.
+    /// The kinds of the pod's traffic that the mesh leaves alone.
     #[must_use]
     #[inline(always)]
     pub const fn exemptions(&self) -> Exemptions {
         self.exemptions
     }
 
-    /// Adds a worker with its outbound ports; 0 is a family it does not listen on. `None` if there
-    /// are [`MAX_WORKERS`] already.
+    /// Adds a worker with its outbound ports; port 0 means that it does not listen on that family.
+    /// Returns `None` if there are [`MAX_WORKERS`] already.
     #[must_use]
     pub fn with_worker(mut self, v4: u16, v6: u16) -> Option<Self> {
         let worker = usize::try_from(self.workers).ok()?;
@@ -141,7 +142,7 @@ impl Pod {
     }
 }
 
-/// What an enrolled pod's address leads to.
+/// The enrolled pod behind an address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Local {
@@ -149,25 +150,26 @@ pub struct Local {
     pub slot: u32,
     /// Number of workers that listen for it.
     pub workers: u32,
-    /// What of its traffic the mesh leaves alone.
+    /// The kinds of the pod's traffic that the mesh leaves alone.
     pub exemptions: Exemptions,
 }
 
 const _: () = assert!(size_of::<Local>() == 12);
 
-/// What a pod's host veth leads to.
+/// The enrolled pod behind a host veth.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guarded {
     /// The pod's slot.
     pub slot: u32,
-    /// What of its traffic the mesh leaves alone.
+    /// The kinds of the pod's traffic that the mesh leaves alone.
     pub exemptions: Exemptions,
 }
 
 const _: () = assert!(size_of::<Guarded>() == 8);
 
-/// Index in the listener map; `None` when the pod has no worker.
+/// Returns the index in the listener map for the worker that serves `cpu`; `None` if the pod has no
+/// worker.
 #[must_use]
 #[inline(always)]
 pub fn listener_index(local: Local, cpu: u32, family: Family) -> Option<u32> {

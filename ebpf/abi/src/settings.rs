@@ -2,8 +2,8 @@
 
 use core::mem::{offset_of, size_of};
 
-/// Node-wide settings. Each field means the same whatever the others say, because a hook may read
-/// some of them before a change and some after.
+/// Node-wide settings. No field changes the meaning of another, because a hook may read some before
+/// a change and some after it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -25,41 +25,41 @@ const _: () = {
 const CAPTURE_ALL: u32 = 1;
 const HAS_DIRECT: u32 = 2;
 
-/// By what the kernel knows the kubelet, beside the node's network namespace.
+/// How the kernel recognises the kubelet, in addition to the node's network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kubelet {
-    /// By a cgroup v2 that only the kubelet and its children are in: the directory's inode.
+    /// By a cgroup v2 that holds only the kubelet and its children, given as the directory's inode.
     Cgroup(u64),
-    /// By its process, where it shares its cgroup.
+    /// By its process, if it shares its cgroup with others.
     Process {
-        /// In the initial PID namespace.
+        /// Process ID in the initial PID namespace.
         id: u32,
-        /// Nanoseconds of the boot clock at which this is not believed any more: the number may be
-        /// another process's by then.
+        /// Time of the boot clock, in nanoseconds, from which the ID is no longer believed: another
+        /// process may have it by then.
         until: u64,
     },
 }
 
 impl Settings {
-    /// Every destination counts as a peer, because not all peers fit into their map.
+    /// Sets whether every destination counts as a peer, because not all peers fit into their map.
     #[must_use]
     pub const fn with_capture_all(self, on: bool) -> Self {
         self.with_flag(CAPTURE_ALL, on)
     }
 
-    /// There are destinations that every pod reaches without the mesh.
+    /// Sets whether there are destinations that every pod reaches without the mesh.
     #[must_use]
     pub const fn with_direct(self, on: bool) -> Self {
         self.with_flag(HAS_DIRECT, on)
     }
 
-    /// The node's own network namespace, by its cookie.
+    /// Sets the node's own network namespace, by its cookie.
     #[must_use]
     pub const fn with_node_cookie(self, cookie: u64) -> Self {
         Self { node_cookie: cookie, ..self }
     }
 
-    /// Who the kubelet is; with `None`, nobody is.
+    /// Sets who the kubelet is; with `None`, nobody is.
     #[must_use]
     pub const fn with_kubelet(self, kubelet: Option<Kubelet>) -> Self {
         let (cgroup, process, until) = match kubelet {

@@ -1,4 +1,4 @@
-//! What the datapath remembers of a socket.
+//! What the datapath remembers about a socket.
 
 use core::{
     mem::{offset_of, size_of},
@@ -7,7 +7,7 @@ use core::{
 
 use crate::IpKey;
 
-/// What the address in an [`Endpoint`] is to the socket that carries it.
+/// What the address in an [`Endpoint`] means to the socket that carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointKind {
     /// An application's captured connection: the destination it asked for, shown as its peer.
@@ -16,7 +16,7 @@ pub enum EndpointKind {
     Original,
     /// An application's accepted connection: the client behind the agent, shown as its peer.
     Client,
-    /// The kubelet's connection to a pod's probe port: the destination, as its packets must have it.
+    /// The kubelet's connection to a pod's probe port: the destination that its packets must have.
     Probe,
 }
 
@@ -76,7 +76,7 @@ impl Endpoint {
         self.port
     }
 
-    /// What the address is; `None` for a byte that no version of this ABI writes.
+    /// What the address means; `None` for a byte that no version of this ABI writes.
     #[must_use]
     #[inline(always)]
     pub const fn kind(&self) -> Option<EndpointKind> {
@@ -89,7 +89,7 @@ impl Endpoint {
         }
     }
 
-    /// The address and port as the standard library has them, IPv4 in its own family.
+    /// The address and port as the standard library's type, with IPv4 in its own family.
     #[must_use]
     pub fn socket_address(&self) -> SocketAddr {
         SocketAddr::new(self.address.ip(), u16::from_be_bytes(self.port))
@@ -105,7 +105,7 @@ pub enum Role {
     Delivery,
 }
 
-/// The agent's mark on a socket; only user space writes it, by file descriptor.
+/// The agent's mark on a socket, which only user space writes, by file descriptor.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgentSocket {

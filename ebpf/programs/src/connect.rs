@@ -18,9 +18,9 @@ use crate::{
 const LOOPBACK_V4: IpKey = IpKey::from_v4_word(u32::from_ne_bytes([127, 0, 0, 1]));
 const LOOPBACK_V6: IpKey = IpKey::from_words([0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])]);
 
-/// What a cgroup hook returns to let the call go on.
+/// Return value of a cgroup hook that lets the call go on.
 const ALLOW: i32 = 1;
-/// What a cgroup hook returns to fail the call.
+/// Return value of a cgroup hook that fails the call.
 const FAIL: i32 = 0;
 
 #[cgroup_sock_addr(connect4)]
@@ -72,8 +72,9 @@ pub(crate) fn sluice_connect6(context: SockAddrContext) -> i32 {
                     }
                     call.set_address_v6(&LOOPBACK_V4);
                 }
-                // Its own end is left on loopback: to `::1` the kernel sends no reset from another
-                // address once the application has closed, and the agent would not learn of it.
+                // The application's end stays on loopback. The kernel sends no reset from another
+                // address to `::1`, so otherwise the agent would not learn that the application has
+                // closed.
                 Family::V6 => call.set_address_v6(&LOOPBACK_V6),
             }
             call.set_port(port);
@@ -82,7 +83,7 @@ pub(crate) fn sluice_connect6(context: SockAddrContext) -> i32 {
     }
 }
 
-/// What is left to do with a call.
+/// What the hook still has to do with a call.
 enum Steered {
     Leave,
     Refuse,
@@ -100,7 +101,8 @@ fn steer(context: &SockAddrContext, call: SockAddr, destination: IpKey, pod: &Po
         return Steered::Leave;
     }
     match outbound::judge(&destination, call.port(), pod, maps::cpu(), &Maps) {
-        // A socket may connect anew after a captured connection: what it remembers is stale then.
+        // A socket can connect again after a captured connection; what is stored for it is stale
+        // then.
         Outbound::Home => {
             forget(call);
             Steered::Leave
@@ -125,7 +127,7 @@ fn steer(context: &SockAddrContext, call: SockAddr, destination: IpKey, pod: &Po
                 count_error(context, pod, "cannot remember the destination");
                 return Steered::Refuse;
             }
-            // The way to the listener is over loopback.
+            // The listener is on loopback, out of reach for a socket bound to another device.
             if call.is_bound_to_device() && !call.unbind_device() {
                 count_error(context, pod, "cannot unbind from the device");
                 return Steered::Refuse;
@@ -144,8 +146,8 @@ fn steer(context: &SockAddrContext, call: SockAddr, destination: IpKey, pod: &Po
     }
 }
 
-/// Remembers the destination with the socket, and with the MPTCP socket above it, which is the one
-/// that `getpeername` asks.
+/// Stores the destination with the socket, and with the MPTCP socket above it, which is the one
+/// that `getpeername` asks about. Returns whether there was room.
 #[inline(always)]
 fn remember(call: SockAddr, destination: Endpoint) -> bool {
     let Some(socket) = call.socket() else { return false };

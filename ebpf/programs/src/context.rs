@@ -1,8 +1,9 @@
 //! The only raw reads and writes of program contexts, one module per kind of context.
 //!
-//! Every read is one instruction with a fixed offset, as the verifier demands. Left to itself the
-//! compiler merges the reads of two branches into one at a computed address, volatile or not, which
-//! ends in "dereference of modified ctx ptr R6 off=60 disallowed". Hence the assembly.
+//! Every read is one instruction with a fixed offset, as the verifier demands. Left to itself, the
+//! compiler merges the reads of two branches into one at a computed address, even if they are
+//! volatile, which ends in "dereference of modified ctx ptr R6 off=60 disallowed". Hence the
+//! assembly.
 
 /// Reads a `u32` field of a context or socket, at its own offset.
 macro_rules! word {
@@ -69,7 +70,7 @@ pub(crate) const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-/// A port in network order, from the low half of a word in which the kernel keeps it.
+/// Returns the network-order port that is in the low half of a context's word.
 #[inline(always)]
 const fn port_of_low_half(word: u32) -> [u8; 2] {
     let [a, b, _, _] = word.to_ne_bytes();

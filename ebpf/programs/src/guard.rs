@@ -1,11 +1,12 @@
-//! `classifier` on the ingress of a pod's host veth: the boundary that the pod cannot reach.
+//! `classifier` on the ingress of a pod's host veth: the boundary, out of the pod's reach.
 //!
-//! A veth keeps the sending socket with a frame across namespaces, so the agent's packets are told
-//! by the mark in their socket's storage.
+//! A frame that crosses a veth keeps its sending socket, even into another namespace. So the
+//! agent's packets are recognised by the mark in their socket's storage.
 //!
 //! # Minimum kernel version
 //!
-//! 4.19 for the socket behind a veth; a `tcx` link needs 6.6, before that it is a `clsact` filter.
+//! 4.19 for the sending socket behind a veth. A `tcx` link needs 6.6; before that the program is a
+//! `clsact` filter.
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use aya_log_ebpf::warn;
@@ -20,7 +21,7 @@ use crate::{
     maps::{self, AGENT_SK, GUARDED, Maps},
 };
 
-/// `TC_ACT_UNSPEC`, which is `TCX_NEXT` too: the next program decides.
+/// `TC_ACT_UNSPEC`, the same value as `TCX_NEXT`: the next program decides.
 pub(crate) const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`.
 pub(crate) const SHOT: i32 = 2;
@@ -30,7 +31,8 @@ pub(crate) fn sluice_guard(context: TcContext) -> i32 {
     let frame = SkBuff(context.skb.skb);
     // SAFETY: two words that are copied before anything can replace the entry.
     let Some(pod) = unsafe { GUARDED.get(frame.ifindex()) }.copied() else {
-        // Attached, but whose pod is it? The entry is there before the program and goes after it.
+        // Should not happen: the pod's entry is there before this program is attached and goes
+        // after it.
         maps::count(UNATTRIBUTED, |counters| &mut counters.guard_drops);
         return SHOT;
     };

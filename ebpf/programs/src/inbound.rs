@@ -1,7 +1,7 @@
 //! `sk_lookup`: gives connections that reach an enrolled pod to the agent's listener.
 //!
-//! Attached to each pod's network namespace. It runs once per connection; without a listener the
-//! kernel answers with RST, so a pod whose agent is gone refuses.
+//! Attached to each pod's network namespace, and run once per connection. Without a listener the
+//! kernel answers with RST, so a pod whose agent is gone refuses connections.
 //!
 //! # Minimum kernel version
 //!

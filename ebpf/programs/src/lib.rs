@@ -8,7 +8,8 @@
     reason = "a BPF subprogram returns one register, and the verifier refuses an enum packed into it whose payload is undefined"
 )]
 
-// Only the binary names them. On the host aya's `memcpy` would take the place of libc's, in libc too.
+// Only the binary uses these crates. On the host, aya's `memcpy` would replace libc's, even inside
+// libc.
 #[cfg(target_arch = "bpf")]
 use {aya_ebpf as _, aya_log_ebpf as _};
 

@@ -18,7 +18,7 @@ use crate::storage::{INHERITED, PER_SOCKET, SkStorage};
 
 #[btf_map]
 pub(crate) static PODS: HashMap<u64, Pod, 1024> = HashMap::new();
-// Not preallocated: it is made for the largest mesh, and most are small.
+// Not preallocated: the map is sized for the largest mesh, and most meshes are small.
 #[btf_map]
 pub(crate) static PEERS: HashMap<IpKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
@@ -26,7 +26,8 @@ pub(crate) static PEERS: HashMap<IpKey, u32, 65536, { BPF_F_NO_PREALLOC as usize
 pub(crate) static LOCAL: HashMap<IpKey, Local, 4096> = HashMap::new();
 #[btf_map]
 pub(crate) static GUARDED: HashMap<u32, Guarded, 4096> = HashMap::new();
-// Not preallocated, these three: they are made for pods that use all they may, and few use any.
+// These three are not preallocated: they are sized for the most exemptions allowed, and few pods or
+// nodes have any.
 #[btf_map]
 pub(crate) static PORTS: HashMap<PortKey, u32, 65536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
@@ -98,22 +99,23 @@ impl Mesh for Maps {
 /// The monotonic clock, in nanoseconds.
 #[inline(always)]
 pub(crate) fn now() -> u64 {
-    // SAFETY: reads a clock; any hook may, at any time.
+    // SAFETY: only reads a clock, which any hook may do at any time.
     unsafe { bpf_ktime_get_ns() }
 }
 
 /// The enrolled pod of a network namespace.
 #[inline(always)]
 pub(crate) fn pod(cookie: u64) -> Option<&'static Pod> {
-    // SAFETY: no hook writes this map; user space replaces whole entries, which RCU keeps for our run.
+    // SAFETY: no hook writes this map; user space replaces whole entries, and RCU keeps a replaced
+    // one for this run.
     unsafe { PODS.get(cookie) }
 }
 
-/// Counts for a pod.
+/// Increments a counter of the pod in `slot`.
 #[inline(always)]
 pub(crate) fn count(slot: u32, counter: impl FnOnce(&mut Counters) -> &mut u64) {
     if let Some(counters) = COUNTERS.get_ptr_mut(slot) {
-        // SAFETY: this CPU's own copy; a hook that interrupts this one may lose a count, no more.
+        // SAFETY: this CPU's own copy; at worst, a hook that interrupts this one loses a count.
         let counter = counter(unsafe { &mut *counters });
         *counter = counter.wrapping_add(1);
     }

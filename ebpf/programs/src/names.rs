@@ -1,9 +1,9 @@
-//! `cgroup/getpeername4`, `cgroup/getpeername6` and their likes for `getsockname`: show an application
-//! whom it talks to, and as whom.
+//! `cgroup/getpeername4`, `cgroup/getpeername6` and their `getsockname` counterparts: show an
+//! application the addresses that it expects of its peer and of itself.
 //!
-//! `accept` asks the hooks for peers as well. The application at the near end sees the destination it
-//! asked for, the one at the far end the client, and the agent sees what is there. A captured socket
-//! whose own end is on loopback shows the address from which its agent goes on.
+//! `accept` runs the peer hooks too. The application that connects sees the destination it asked for,
+//! the one that accepts sees the client, and the agent sees the real addresses. A captured socket
+//! whose own end is on loopback shows the address from which the agent continues the connection.
 //!
 //! # Minimum kernel version
 //!
@@ -23,7 +23,8 @@ const ALLOW: i32 = 1;
 #[cgroup_sock_addr(getpeername4)]
 pub(crate) fn sluice_peer4(context: SockAddrContext) -> i32 {
     let call = SockAddr(context.sock_addr);
-    // An IPv6 client cannot be told to an IPv4 socket, which then sees the pod's own address.
+    // An IPv6 client's address does not fit an IPv4 socket, which then sees the address that the
+    // agent connected from.
     if let Some(peer) = peer(call)
         && peer.address().is_v4()
     {
@@ -61,7 +62,7 @@ pub(crate) fn sluice_own6(context: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// The peer to show, if it is another than the socket's.
+/// Returns the peer to show, if it is not the socket's real one.
 #[inline(always)]
 fn peer(call: SockAddr) -> Option<Endpoint> {
     let endpoint = SK_ORIG.get(call.socket()?)?;
@@ -71,7 +72,7 @@ fn peer(call: SockAddr) -> Option<Endpoint> {
     }
 }
 
-/// The own address to show, if it is another than the socket's.
+/// Returns the local address to show, if it is not the socket's real one.
 #[inline(always)]
 fn own(call: SockAddr, address: impl FnOnce(SockAddr) -> IpKey) -> Option<&'static IpKey> {
     if SK_ORIG.get(call.socket()?)?.kind()? != EndpointKind::Captured {

@@ -1,8 +1,9 @@
-//! The kubelet's probes: its sockets are marked as they connect, and their packets known by the mark.
+//! The kubelet's probes: its sockets are marked when they connect, and their packets are recognised
+//! by the mark.
 //!
 //! `classifier` on the egress of the host veth of a pod that declares probe ports. Without it, or where
-//! a network plugin leads packets past it, a probe is a connection like any other, and the agent judges
-//! it as plaintext.
+//! a network plugin routes packets around it, a probe is an ordinary connection, which the agent judges
+//! as plaintext.
 //!
 //! # Minimum kernel version
 //!
@@ -27,7 +28,8 @@ use crate::{
     maps::{self, GUARDED, Maps, PROBES, SETTINGS, SK_ORIG},
 };
 
-/// Marks a socket of the node with which the kubelet connects to a probe port of a pod.
+/// Marks the kubelet's socket if it connects to a pod's probe port, and clears an earlier mark if
+/// not. Other sockets are left alone.
 #[inline(always)]
 pub(crate) fn recognise(call: SockAddr, cookie: u64, destination: IpKey) {
     let Some(settings) = SETTINGS.get(0) else { return };
@@ -36,7 +38,7 @@ pub(crate) fn recognise(call: SockAddr, cookie: u64, destination: IpKey) {
     }
     let Some(socket) = call.socket() else { return };
     if may_probe(&destination, call.port()) {
-        // Without memory for the mark the probe is one more plaintext connection.
+        // If there is no memory for the mark, the probe is treated as any plaintext connection.
         let _ = SK_ORIG.set(socket, Endpoint::new(destination, call.port(), EndpointKind::Probe));
     } else {
         SK_ORIG.forget(socket);
@@ -91,7 +93,7 @@ fn judge(frame: SkBuff) -> Probing {
     probe::judge(arrival, || is_marked(frame, &network, arrival), is_known)
 }
 
-/// Whether the frame comes from a socket that is marked as the kubelet's, to this very destination.
+/// Whether the frame comes from a socket that is marked as the kubelet's for this very destination.
 #[inline(always)]
 fn is_marked(frame: SkBuff, network: &Network, arrival: Arrival) -> bool {
     let Some(socket) = frame.socket().and_then(|full| full.socket()) else { return false };
@@ -103,20 +105,21 @@ fn is_marked(frame: SkBuff, network: &Network, arrival: Arrival) -> bool {
     mark.kind() == Some(EndpointKind::Probe) && mark.address() == network.destination && port_fits
 }
 
-/// Whether the kubelet has opened the connection lately.
+/// Whether the kubelet has opened the connection recently.
 #[inline(always)]
 fn is_known(key: &ProbeKey) -> bool {
     // SAFETY: copied at once; a replaced entry is as good as the one it replaces.
     unsafe { PROBES.get(key) }.copied().is_some_and(|probe| probe.is_fresh(maps::now()))
 }
 
-/// Notes the connection, so that the pod leaves it to the application. When there is no room, the
-/// connection goes on as one of many, which the agent judges.
+/// Records the connection, so that the pod leaves it to the application. If there is no room, it
+/// goes on as an ordinary connection, which the agent judges.
 #[inline(always)]
 fn admit(frame: SkBuff, key: ProbeKey) -> i32 {
     let Some(slot) = slot(frame) else { return SHOT };
     let probe = Probe { opened_at: maps::now(), slot, padding: 0 };
-    // Fragments are held up first, so that no connection is known whose fragments are not.
+    // The any-port entry comes first: once a connection is known, its fragments must be checked
+    // too.
     if PROBES.insert(key.to_any_port(), probe, 0).is_ok() {
         let _ = PROBES.insert(key, probe, 0);
     }

@@ -30,7 +30,7 @@ const DONE: u32 = 1;
 pub(crate) fn sluice_sockops(context: SockOpsContext) -> u32 {
     let event = SockOps(context.ops);
     let operation = event.operation();
-    // First of all: this runs up to nine times per connection, for every socket of the node.
+    // Checked first: the hook runs up to nine times per connection, for every socket of the node.
     let connects = operation == BPF_SOCK_OPS_TCP_CONNECT_CB;
     if !connects && operation != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
         return DONE;
@@ -53,7 +53,7 @@ pub(crate) fn sluice_sockops(context: SockOpsContext) -> u32 {
     DONE
 }
 
-/// Files what a connecting socket knows; `false` when there is no room.
+/// Files what a connecting socket knows. Returns `false` if there is no room.
 #[inline(always)]
 fn file(key: PendingKey, socket: Socket, pod: &Pod, (address, port): (IpKey, [u8; 2])) -> bool {
     let endpoint = match (SK_ORIG.get(socket), AGENT_SK.get(socket)) {
@@ -75,13 +75,13 @@ fn file(key: PendingKey, socket: Socket, pod: &Pod, (address, port): (IpKey, [u8
     PENDING.insert(key, endpoint, 0).is_ok()
 }
 
-/// Takes what the connecting end filed; `false` when the socket cannot remember it.
+/// Takes what the connecting end filed. Returns `false` if the socket cannot store it.
 #[inline(always)]
 fn take(key: PendingKey, socket: Socket) -> bool {
     // SAFETY: copied at once. Only this connection's other end writes the entry, and it is done.
     let Some(endpoint) = unsafe { PENDING.get(key) }.copied() else { return true };
     let stored = SK_ORIG.set(socket, endpoint);
-    // It was there a moment ago; should it be evicted since, it is gone all the same.
+    // The entry was there a moment ago; if it has been evicted since, nothing is left to remove.
     let _ = PENDING.remove(key);
     stored
 }

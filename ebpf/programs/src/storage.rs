@@ -1,7 +1,8 @@
 //! Socket storage with the flags and contexts that aya's own type does not have.
 //!
-//! `aya_ebpf::btf_maps::SkStorage` fixes `BPF_F_NO_PREALLOC` alone, and can be used from a
-//! `bpf_sock_addr` only. This one also clones, and is used from every hook by its socket.
+//! `aya_ebpf::btf_maps::SkStorage` sets only `BPF_F_NO_PREALLOC`, and can be used only from a
+//! `bpf_sock_addr`. This one can also clone values to accepted sockets, and works in every hook
+//! that has a socket.
 
 use core::{ffi::c_void, marker::PhantomData, ptr};
 
@@ -13,7 +14,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
 };
 
-/// Flags of a storage that is born with each socket of its own.
+/// Flags of a storage that each socket has for itself: accepted sockets inherit nothing.
 pub(crate) const PER_SOCKET: usize = BPF_F_NO_PREALLOC as usize;
 
 /// Flags of a storage that a listener hands down to the sockets it accepts.
@@ -48,7 +49,8 @@ pub(crate) struct SkStorage<T, const FLAGS: usize> {
     anchor: PhantomData<T>,
 }
 
-// SAFETY: its fields stay null in the object; only the address of the whole is used, as the map's.
+// SAFETY: its fields stay null in the object; only the address of the whole struct is used, as that
+// of the map.
 unsafe impl<T, const FLAGS: usize> Sync for SkStorage<T, FLAGS> {}
 
 impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
@@ -72,7 +74,7 @@ impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
         unsafe { value.cast::<T>().as_ref() }
     }
 
-    /// Sets the socket's value; `false` when there is no memory for it.
+    /// Sets the socket's value. Returns `false` if there is no memory for it.
     #[inline(always)]
     #[must_use = "a value that is not stored must refuse the connection"]
     pub(crate) fn set(&self, socket: Socket, mut value: T) -> bool {

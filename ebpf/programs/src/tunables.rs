@@ -1,4 +1,5 @@
-//! Read-only globals that the loader sets; the verifier knows their values and removes what they rule out.
+//! Read-only globals that the loader sets. The verifier knows their values and removes code that they rule
+//! out.
 
 use aya_ebpf::Global;
 

@@ -1,4 +1,4 @@
-//! What an agent says of itself, through its own commands.
+//! What an agent reports of itself through its own commands.
 
 use std::{
     process::{Command, Output},
@@ -12,12 +12,12 @@ use serde_json::Value;
 use super::{Agent, POLL, binary};
 
 impl Agent {
-    /// `sluice status --output json`.
+    /// Returns what `sluice status --output json` prints.
     pub fn status(&self) -> Result<Value> {
         self.ask("status")
     }
 
-    /// `sluice certs --output json`, whatever it warns of.
+    /// Returns what `sluice certs --output json` prints, whatever it warns of.
     pub fn certs(&self) -> Result<Value> {
         let mut command = Command::new(binary()?);
         command.args(["certs", "--output", "json", "--socket"]).arg(&self.socket);
@@ -27,12 +27,12 @@ impl Agent {
         serde_json::from_slice(&output.stdout).context("sluice did not print JSON")
     }
 
-    /// `sluice flows --output json`.
+    /// Returns what `sluice flows --output json` prints.
     pub fn flows(&self) -> Result<Value> {
         self.ask("flows")
     }
 
-    /// One of the counters that the status has of a pod, such as `outbound_mtls`.
+    /// Returns one of a pod's counters in the status, such as `outbound_mtls`.
     pub fn counter(&self, pod: &str, counter: &str) -> Result<u64> {
         let status = self.status()?;
         let pods = status.get("pods").and_then(Value::as_array).context("no pods in the status")?;
@@ -55,7 +55,7 @@ impl Agent {
         }
     }
 
-    /// `sluice status` as people see it.
+    /// Returns the table that `sluice status` prints for people.
     pub fn status_table(&self) -> Result<String> {
         Ok(String::from_utf8(self.view("status", "table")?)?)
     }
@@ -76,7 +76,7 @@ impl Agent {
     }
 }
 
-/// Whether the command could ask; 1 says that something is wrong in the mesh.
+/// Returns whether the command got an answer. Exit code 1 is one: something is wrong in the mesh.
 fn has_answered(output: &Output) -> bool {
     [Some(0), Some(1)].contains(&output.status.code())
 }

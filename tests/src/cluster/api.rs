@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{Cluster, wait_for};
 
-/// Requests at once.
+/// The number of requests at once.
 const WORKERS: usize = 12;
 
 /// The proxy, with the administrator's permissions; ends when dropped.
@@ -25,14 +25,14 @@ pub struct Api {
     socket: PathBuf,
 }
 
-/// One connection to it.
+/// One connection to the proxy.
 #[derive(Debug)]
 pub struct Line(BufReader<UnixStream>);
 
 // === impl Api ===
 
 impl Api {
-    /// Starts it.
+    /// Starts the proxy.
     pub fn open(cluster: &Cluster) -> Result<Self> {
         let name = format!("sluice-api-{}.sock", std::process::id());
         let socket = std::env::temp_dir().join(name);
@@ -44,12 +44,12 @@ impl Api {
         Ok(api)
     }
 
-    /// A connection.
+    /// Opens a connection to the proxy.
     pub fn line(&self) -> Result<Line> {
         Ok(Line(BufReader::new(UnixStream::connect(&self.socket)?)))
     }
 
-    /// Does `work` with each number below `count`, several at once, each worker on a connection of its own.
+    /// Calls `work` with each number below `count`, several at once; each worker has a connection of its own.
     pub fn each(
         &self,
         count: usize,
@@ -77,7 +77,7 @@ impl Api {
 
 impl Drop for Api {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The proxy may have ended by itself.
         self.proxy.kill().ok();
         self.proxy.wait().ok();
         std::fs::remove_file(&self.socket).ok();
@@ -87,7 +87,7 @@ impl Drop for Api {
 // === impl Line ===
 
 impl Line {
-    /// Makes an object in the collection at `path`; what it has become.
+    /// Creates an object in the collection at `path` and returns what it has become.
     pub fn create(&mut self, path: &str, object: &Value) -> Result<Value> {
         self.ask("POST", path, "application/json", object)
     }

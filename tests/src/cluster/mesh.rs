@@ -1,4 +1,4 @@
-//! Sluice on the cluster, installed by its chart as a user would, and what the tests ask of it.
+//! Sluice on the cluster, installed with its chart as users install it, and what the tests ask of it.
 
 use std::{path::Path, time::Duration};
 
@@ -7,15 +7,15 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Cluster, LAB_IMAGE, NODES, Namespace, wait_for};
 use crate::{Canary, Capture, cleanup};
 
-/// Where the chart is installed.
+/// The namespace in which the chart is installed.
 pub const SYSTEM: &str = "sluice-system";
 /// The annotation of a pod that is captured.
 const REDIRECTION: &str = r"ambient\.istio\.io/redirection";
 const PATIENCE: Duration = Duration::from_mins(2);
-/// A node's link to the others.
+/// The name of a node's link to the others.
 const UPLINK: &str = "eth0";
 
-/// A component that was killed; started again when dropped, also by a test that fails.
+/// A component that was killed. Dropping this starts it again, also in a test that fails.
 #[derive(Debug)]
 pub struct Away<'a> {
     cluster: &'a Cluster,
@@ -24,7 +24,7 @@ pub struct Away<'a> {
 
 impl Drop for Away<'_> {
     fn drop(&mut self) {
-        // Controllers give up when the API server is away for long.
+        // Controllers give up if the API server is away for long.
         for unit in [self.unit, "control/kube-controller-manager", "control/kube-scheduler"] {
             if self.cluster.pid(unit).is_none()
                 && let Err(error) = self.cluster.start(unit)
@@ -36,7 +36,7 @@ impl Drop for Away<'_> {
 }
 
 impl Cluster {
-    /// Kills a component, `control/kube-apiserver` for instance, for as long as the result lives.
+    /// Kills a component, `control/kube-apiserver` for instance. It is away until the result is dropped.
     pub fn away<'a>(&'a self, unit: &'a str) -> Result<Away<'a>> {
         self.kill(unit)?;
         Ok(Away { cluster: self, unit })
@@ -59,7 +59,7 @@ impl Cluster {
         self.await_agents()
     }
 
-    /// Waits until the agent of every node is ready.
+    /// Waits until the controller and the agent of every node are ready.
     pub fn await_agents(&self) -> Result<()> {
         for workload in ["deployment/sluice-controller", "daemonset/sluice-agent"] {
             let status = ["-n", SYSTEM, "rollout", "status", workload, "--timeout=120s"];
@@ -71,14 +71,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// What every agent has logged lately.
+    /// Returns what the agents and the controller have logged lately.
     pub fn agents_logs(&self) -> String {
         let selector = "-lapp.kubernetes.io/component in (agent,controller)";
         let logs = ["-n", SYSTEM, "logs", selector, "--all-containers", "--tail=60", "--prefix"];
         self.kubectl(&logs).unwrap_or_else(|error| format!("{error:#}"))
     }
 
-    /// The name of a node's agent pod.
+    /// Returns the name of a node's agent pod.
     pub fn agent(&self, node: &str) -> Result<String> {
         let name = self.kubectl(&[
             "-n",
@@ -94,7 +94,7 @@ impl Cluster {
         Ok(name.trim().to_owned())
     }
 
-    /// The id of a node's agent container, as containerd knows it.
+    /// Returns the id of a node's agent container, as containerd knows it.
     pub fn agent_container(&self, node: &str) -> Result<String> {
         let agent = self.agent(node)?;
         let path = r#"jsonpath={.status.containerStatuses[?(@.name=="agent")].containerID}"#;
@@ -103,13 +103,13 @@ impl Cluster {
         Ok(id.to_owned())
     }
 
-    /// What `sluice COMMAND --output json` says on a node.
+    /// Returns what `sluice COMMAND --output json` prints on a node.
     pub fn sluice(&self, node: &str, command: &str) -> Result<serde_json::Value> {
         let agent = self.agent(node)?;
         let exec = ["-n", SYSTEM, "exec", &agent, "-c", "agent", "--", "/usr/local/bin/sluice"];
         let mut arguments = exec.to_vec();
         arguments.extend([command, "--output", "json"]);
-        // Exit codes say how the mesh is; what it prints says it better.
+        // The exit code is ignored: it tells how the mesh is, and the output tells more.
         let output = self.program("kubectl").args(&arguments).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -129,7 +129,7 @@ impl Namespace {
         self.label("istio.io/dataplane-mode=ambient")
     }
 
-    /// Takes it out again.
+    /// Takes the namespace out of the mesh again.
     pub fn leave(&self) -> Result<()> {
         self.label("istio.io/dataplane-mode-")
     }
@@ -138,14 +138,14 @@ impl Namespace {
         self.cluster.kubectl(&["label", "--overwrite", "namespace", &self.name, label]).map(drop)
     }
 
-    /// Pods that carry the mark of capture.
+    /// Returns the number of pods that are annotated as captured.
     pub fn captured(&self) -> Result<usize> {
         let path = format!("jsonpath={{.items[*].metadata.annotations.{REDIRECTION}}}");
         let marks = self.kubectl(&["get", "pods", "-o", &path])?;
         Ok(marks.split_whitespace().filter(|mark| *mark == "enabled").count())
     }
 
-    /// Waits until exactly so many pods carry the mark.
+    /// Waits until exactly this number of pods are annotated as captured.
     pub fn await_captured(&self, count: usize) -> Result<()> {
         let what = format!("{count} captured pods in {}", self.name);
         wait_for(&what, PATIENCE, || Ok(self.captured()? == count)).map_err(|error| {
@@ -154,20 +154,20 @@ impl Namespace {
         })
     }
 
-    /// Every container with its id and restarts: equal before and after if nothing was restarted.
+    /// Returns every container with its id and restarts: equal before and after if nothing was restarted.
     pub fn containers(&self) -> Result<String> {
         let path = "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[*].containerID}/{.status.containerStatuses[*].restartCount} {end}";
         self.kubectl(&["get", "pods", "-o", path])
     }
 
-    /// Fetches a page from a pod; what it printed.
+    /// Fetches a page from a pod and returns it.
     pub fn fetch(&self, from: &str, url: &str) -> Result<String> {
         let page = self.exec(from, &["timeout", "5", "wget", "-q", "-O", "-", url])?;
         ensure!(!page.is_empty(), "{url} is empty");
         Ok(page)
     }
 
-    /// A pod of the lab image with its own service account.
+    /// Returns the manifest of a pod of the lab image with its own service account.
     pub fn pod(&self, name: &str, node: &str, command: &str, more: &str) -> String {
         format!(
             "apiVersion: v1

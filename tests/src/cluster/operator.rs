@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::Cluster;
 use crate::agent::binary;
 
-/// What a command came to.
+/// The outcome of a command.
 #[derive(Debug)]
 pub struct Asked {
     /// The exit code: 0 all is well, 1 something is wrong in the mesh, 2 somebody could not be asked.
     pub code: Option<i32>,
-    /// What it printed.
+    /// What the command printed.
     pub output: String,
-    /// What it complained of.
+    /// What the command complained of.
     pub errors: String,
 }
 
@@ -40,12 +40,12 @@ pub fn ask_with(kubeconfig: &Path, arguments: &[&str]) -> Result<Asked> {
 }
 
 impl Asked {
-    /// Its output as JSON.
+    /// Returns the output as JSON.
     pub fn json(&self) -> Result<Value> {
         serde_json::from_str(&self.output).with_context(|| format!("not JSON: {self:?}"))
     }
 
-    /// Everything that it said.
+    /// Returns everything that the command said.
     pub fn words(&self) -> String {
         format!("{}{}", self.output, self.errors)
     }

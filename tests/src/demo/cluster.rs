@@ -1,7 +1,7 @@
-//! `sluice-lab cluster-demo`: the mesh on a real Kubernetes of two nodes, by kubectl and helm alone.
+//! `sluice-lab cluster-demo`: the mesh on a real Kubernetes of two nodes, with kubectl and helm alone.
 //!
 //! As in the other demo, every line was observed by this run, and the first that is untrue ends it with an error. The
-//! cluster is made for it and removed after it, also after Ctrl-C.
+//! demo makes the cluster and removes it afterwards, even after Ctrl-C.
 
 use std::{
     path::Path,
@@ -28,12 +28,12 @@ const SERVE: &str =
     "mkdir -p /tmp/www; echo welcome > /tmp/www/page; exec httpd -f -p 8080 -h /tmp/www";
 const IDLE: &str = "exec sleep 1000000";
 const PATIENCE: Duration = Duration::from_mins(1);
-/// What the promise of a live policy is, with room for a machine that is busy.
+/// How long until a policy is in force, with room for a machine that is busy.
 const IN_FORCE: Duration = Duration::from_secs(10);
 /// How long an agent's pod may take to be back.
 const BACK: Duration = Duration::from_mins(2);
 
-/// Tells the whole story; an error when any line of it is untrue. `xtask` is the program that makes the cluster.
+/// Tells the whole story with a cluster that the program `xtask` makes. Fails at the first line that is untrue.
 pub fn run(xtask: &Path) -> Result<()> {
     crate::privilege::check()?;
     let command = |action: &str| -> Vec<String> {
@@ -50,7 +50,7 @@ pub fn run(xtask: &Path) -> Result<()> {
         "Two nodes of a real Kubernetes on this machine, installed by helm and used by kubectl. Each line was \
          observed\njust now; the first that is untrue ends the demo with an error.\n",
     )?;
-    // Before it is made: also half a cluster goes again.
+    // Registered before the cluster is made: half a cluster is removed as well.
     let cluster = Guard::new(Undo::Run(command("down")));
     Play::set_up(&story, &command("up"))?.tell(&story)?;
     drop(cluster);
@@ -286,14 +286,14 @@ impl Play {
         )
     }
 
-    /// What is seen between the nodes meanwhile.
+    /// Watches the link between the nodes during `act`, and returns what was seen.
     fn watched(&self, act: impl FnOnce(&Self) -> Result<()>) -> Result<Seen> {
         let wire = self.cluster.eavesdrop(&self.canary)?;
         act(self)?;
         wire.seen()
     }
 
-    /// The page, asked for with the secret in the request.
+    /// Fetches the page from a pod of the shop, with the secret in the request.
     fn fetch(&self, pod: &str) -> Result<String> {
         let url = format!("http://{}:{WEB}/page?{}", self.address, self.canary);
         let page = self.shop.fetch(pod, &url)?;
@@ -301,13 +301,13 @@ impl Play {
         Ok(page)
     }
 
-    /// The same from outside of the mesh.
+    /// Fetches the page from outside the mesh, without the secret.
     fn visit(&self) -> Result<String> {
         self.street.fetch("outsider", &format!("http://{}:{WEB}/page", self.address))
     }
 }
 
-/// Makes the cluster. A signal ends the maker before its work is taken down.
+/// Makes the cluster. A signal ends the maker before what it has made is removed.
 fn make(command: &[String]) -> Result<()> {
     let [program, arguments @ ..] = command else { anyhow::bail!("BUG: no command") };
     let mut command = Command::new(program);
@@ -331,7 +331,7 @@ fn object(kind: &str, name: &str, spec: &str) -> String {
     )
 }
 
-/// The part of a text below a heading, up to the next empty line.
+/// Returns the part of a text below a heading, up to the next empty line.
 fn section(text: &str, heading: &str) -> String {
     let lines = text.lines().skip_while(|line| *line != heading).skip(1);
     lines.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{Pod, Process};
 
-/// Fetches the page with the secret; an error carries curl's own words.
+/// Fetches the page with the secret. The error is curl's own message.
 pub(super) fn fetch(pod: &Pod, server: SocketAddr) -> Result<String> {
     run(pod, &["-g", &format!("http://{server}/secret")])
 }

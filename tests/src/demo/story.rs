@@ -1,4 +1,4 @@
-//! How the demo looks: short titles, and below each what was observed.
+//! The demo's output: short titles, and below each what was observed.
 
 use std::{
     cell::Cell,
@@ -11,7 +11,7 @@ use anyhow::Result;
 /// Width at which long lines are folded.
 const WIDTH: usize = 92;
 
-/// The output so far.
+/// The demo's output so far.
 pub(super) struct Story {
     lines: Cell<usize>,
     bold: (&'static str, &'static str),
@@ -19,7 +19,7 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// Starts with what is to be seen.
+    /// Prints the title of the demo and `lead`, which says what is to be seen.
     pub(super) fn begin(lead: &str) -> Result<Self> {
         let colours = stdout().is_terminal();
         let bold = if colours { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
@@ -36,7 +36,7 @@ impl Story {
         print(&format!("\n{}{title}{}\n", self.bold.0, self.bold.1))
     }
 
-    /// One observation.
+    /// Prints one observation.
     pub(super) fn line(&self, text: &str) -> Result<()> {
         self.lines.set(self.lines.get() + 1);
         let mut folded = String::new();
@@ -47,7 +47,7 @@ impl Story {
         print(&folded)
     }
 
-    /// The output of a program, indented.
+    /// Prints the output of a program, indented.
     pub(super) fn text(lead: &str, text: &str) -> Result<()> {
         let mut indented = format!("     {lead}\n");
         for line in text.lines() {

@@ -47,7 +47,7 @@ pub fn receive_from_other_cgroup(world: &World, pod: &Pod, target: SocketAddr) -
     Ok(socket.into())
 }
 
-/// The donor's side: enters the group, makes a socket, hands it over.
+/// Enters the group, makes a socket and hands it over: the donor's side.
 pub fn donate(to: &Path, cgroup: &Path, ipv6: bool) -> Result<()> {
     let members = cgroup.join("cgroup.procs");
     fs::write(&members, std::process::id().to_string())

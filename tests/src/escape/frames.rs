@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-/// Hardware address of every gateway in a routed world.
+/// The hardware address of every gateway in a routed world.
 const GATEWAY: [u8; 6] = [0xee; 6];
 const SENDER: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
 
@@ -25,7 +25,7 @@ pub(super) fn packet(source: IpAddr, destination: IpAddr, protocol: u8, payload:
     }
 }
 
-/// A fragment other than the first: no transport header to judge by.
+/// Returns a fragment other than the first, which has no transport header to judge by.
 pub(super) fn fragment(source: IpAddr, destination: IpAddr, payload: &[u8]) -> Vec<u8> {
     if let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) {
         // More fragments to come; this one is 64 units of eight bytes from the start.
@@ -36,7 +36,7 @@ pub(super) fn fragment(source: IpAddr, destination: IpAddr, payload: &[u8]) -> V
     v6(source, destination, 44, &[&header, payload].concat())
 }
 
-/// A TCP segment behind no-operation options (IPv4) or destination options (IPv6).
+/// Returns a packet with a TCP segment behind no-operation options (IPv4) or destination options (IPv6).
 pub(super) fn extended(source: IpAddr, destination: IpAddr, segment: &[u8]) -> Vec<u8> {
     if let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) {
         return v4(source.octets(), destination.octets(), [0, 0, TCP], &[1, 1, 1, 1], segment);
@@ -46,7 +46,7 @@ pub(super) fn extended(source: IpAddr, destination: IpAddr, segment: &[u8]) -> V
     v6(source, destination, 60, &[&header, segment].concat())
 }
 
-/// A TCP segment; its checksum is the receiver's affair, and none receives it.
+/// Returns a TCP segment without a checksum: only a receiver would look at it, and none receives it.
 pub(super) fn segment(
     source: SocketAddr,
     destination: SocketAddr,
@@ -72,7 +72,7 @@ pub(super) fn datagram(source: SocketAddr, destination: SocketAddr, payload: &[u
     datagram
 }
 
-/// `[flags and offset, offset, protocol]` as they stand in the header.
+/// Returns an IPv4 packet with `[flags and offset, offset, protocol]` as they stand in the header.
 fn v4(
     source: [u8; 4],
     destination: [u8; 4],
@@ -112,7 +112,7 @@ fn v6(source: IpAddr, destination: IpAddr, next: u8, payload: &[u8]) -> Vec<u8> 
     packet
 }
 
-/// RFC 1071.
+/// Returns the Internet checksum of a header (RFC 1071).
 fn checksum(header: &[u8]) -> u16 {
     let words = header.chunks(2).map(|pair| match pair {
         [high, low] => u32::from(u16::from_be_bytes([*high, *low])),

@@ -27,17 +27,17 @@ pub(super) fn connect_and_send(
     let send = opcode::Send::new(fd, bytes.as_ptr(), length).build();
     // SAFETY: `target` is borrowed until this function returns, and the ring does not outlive it.
     unsafe { run(&mut ring, &connect, patience) }?;
-    // SAFETY: as is `bytes`.
+    // SAFETY: `bytes`, too, is borrowed until this function returns.
     unsafe { run(&mut ring, &send, patience) }
 }
 
-/// Runs one request.
+/// Runs one request and waits for its result, for up to `patience`.
 ///
 /// # Safety
 ///
 /// What `entry` points to must live as long as `ring`.
 unsafe fn run(ring: &mut IoUring, entry: &Entry, patience: Duration) -> io::Result<()> {
-    // SAFETY: the caller keeps what it points to for longer than the ring, whose end cancels the request.
+    // SAFETY: the caller keeps what `entry` points to for longer than the ring, whose end cancels the request.
     unsafe { ring.submission().push(entry) }.map_err(io::Error::other)?;
     let limit = Timespec::from(patience);
     ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit))?;

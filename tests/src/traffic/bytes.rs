@@ -1,5 +1,5 @@
-//! Byte exactness: both directions of a connection carry streams that the other end can compute, and
-//! end in one of the ways that TCP has.
+//! Byte-exact exchanges: each direction of a connection carries a stream that the other end can compute, and the
+//! connection ends in one of TCP's ways.
 
 use std::{
     io::ErrorKind,
@@ -24,9 +24,9 @@ use tokio::{
 use super::pattern::Pattern;
 use crate::Netns;
 
-/// Writes are cut into pieces of random length up to this.
+/// The longest piece of a write; streams are cut into pieces of random length.
 const MAX_PIECE: u64 = 96 << 10;
-/// An exchange that takes longer than this hangs.
+/// How long an exchange may take before it counts as a hang.
 const PATIENCE: Duration = Duration::from_mins(5);
 const HEADER: usize = 25;
 
@@ -46,34 +46,34 @@ pub enum Ending {
     ServerResets = 4,
 }
 
-/// What the servers have found.
+/// What servers and clients have found.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// Connections that ended as they should, with every byte right.
     pub exact: AtomicU64,
     /// Bytes compared by servers and clients.
     pub bytes: AtomicU64,
-    /// Connections on which a byte or an end was wrong, with the first reason.
+    /// Connections on which a byte or the ending was wrong; the reasons are on standard error.
     pub wrong: AtomicU64,
 }
 
 /// One connection's plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
-    /// Of both streams.
+    /// The seed of both streams.
     pub seed: u64,
     /// Bytes from client to server.
     pub up: u64,
     /// Bytes from server to client.
     pub down: u64,
-    /// How it ends.
+    /// How the connection ends.
     pub ending: Ending,
 }
 
 // === impl Ending ===
 
 impl Ending {
-    /// All of them.
+    /// All endings.
     pub const ALL: [Self; 5] =
         [Self::Both, Self::ClientFirst, Self::ServerFirst, Self::ClientResets, Self::ServerResets];
 }
@@ -81,8 +81,7 @@ impl Ending {
 // === impl Exchange ===
 
 impl Exchange {
-    /// The plan of connection `number`: every ending in turn, sizes up to twice `mean`, some of them
-    /// empty or tiny.
+    /// Plans connection `number`: every ending in turn, sizes up to twice `mean`, some of them empty or tiny.
     pub fn numbered(number: u64, mean: u64) -> Self {
         let mut random = Pattern::new(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let size = |random: &mut Pattern| match random.below(8) {
@@ -159,7 +158,7 @@ async fn client(target: SocketAddr, exchange: Exchange, tally: &Tally) -> Result
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
     writer.write_all(&exchange.header()).await?;
-    // A reset may overtake data, and with it the header by which the server knows what to expect.
+    // A reset may overtake data, including the header that tells the server what to expect.
     let mut known = [0];
     reader.read_exact(&mut known).await.context("the server's word that it has the header")?;
     let (up, down) = (stream_of(exchange.seed, 1), stream_of(exchange.seed, 2));
@@ -240,7 +239,7 @@ fn stream_of(seed: u64, direction: u64) -> Pattern {
 enum Finish {
     /// Half-close.
     Close,
-    /// Leave it open: something else follows.
+    /// Leave the direction open: something else follows.
     Leave,
 }
 
@@ -279,7 +278,7 @@ async fn receive(
     Ok(())
 }
 
-/// A reset may overtake data, so a prefix is right; a clean end is not.
+/// Receives until a reset. A reset may overtake data, so a prefix of the stream is right; a clean end is not.
 async fn receive_until_reset(
     reader: &mut OwnedReadHalf,
     stream: Pattern,
@@ -295,7 +294,7 @@ async fn receive_until_reset(
     }
 }
 
-/// Reads to the end, whichever it is; an error only for a wrong byte.
+/// Reads to the end and returns the number of bytes and how it ended. Fails only on a wrong byte.
 async fn compare(
     reader: &mut OwnedReadHalf,
     mut stream: Pattern,

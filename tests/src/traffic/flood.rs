@@ -15,7 +15,7 @@ use super::pattern::Pattern;
 use crate::Netns;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Ports come free again as earlier connections end.
+/// How often a connection is tried: ports come free again as earlier connections end.
 const TRIES: usize = 50;
 
 /// What a flood found.
@@ -23,19 +23,19 @@ const TRIES: usize = 50;
 pub struct FloodResult {
     /// Connections on which the server saw the addresses that the client has.
     pub right: AtomicU64,
-    /// Connections on which it saw others.
+    /// Connections on which the server saw other addresses.
     pub wrong: AtomicU64,
     /// Connections whose own `getpeername` did not give the address that was dialled.
     pub wrong_peer_name: AtomicU64,
     /// Connections that failed.
     pub failed: AtomicU64,
-    /// Times that no port was free; the connection was tried again.
+    /// How often no port was free and the connection was tried again.
     pub exhausted: AtomicU64,
 }
 
 /// Makes `total` connections from `netns` to random ones of `targets`, which run
-/// [`super::Service::Addresses`]. Every other connection ends by reset, so that its port is free at
-/// once; the others end cleanly, so that agents use their tunnels again.
+/// [`super::Service::Addresses`]. About half of the connections end by a reset, which frees their
+/// port at once; the others end cleanly, which lets agents reuse their sessions.
 pub fn flood(
     netns: &Netns,
     targets: &[SocketAddr],

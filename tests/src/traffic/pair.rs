@@ -20,7 +20,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Listens at `target` in the server's namespace, connects from the client's, and says a byte each way.
+    /// Listens at `target` in the server's namespace, connects from the client's, and sends a byte each way.
     pub fn open(client: &Netns, server: &Netns, target: SocketAddr) -> Result<Self> {
         let listener = server.run(|| Ok(TcpListener::bind(target)?))?;
         let mut client = client.run(|| Ok(TcpStream::connect(target)?))?;
@@ -34,7 +34,7 @@ impl Pair {
     }
 }
 
-/// Fails unless the connection ends by a reset within that time: an end in order would be a lie.
+/// Fails unless the connection ends by a reset within that time: a clean end would be a lie.
 pub fn ensure_reset(end: &mut TcpStream, within: Duration) -> Result<()> {
     end.set_read_timeout(Some(within))?;
     let read = end.read(&mut [0]);

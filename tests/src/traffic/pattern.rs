@@ -13,7 +13,7 @@ impl Pattern {
         Self { state: seed | 1, word: [0; 8], used: 8 }
     }
 
-    /// The next eight bytes as a number; also the lab's source of repeatable randomness.
+    /// Returns the next eight bytes as a number; also the lab's source of repeatable randomness.
     pub(super) fn next_word(&mut self) -> u64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
@@ -36,7 +36,7 @@ impl Pattern {
         let mut rest = buffer;
         while let Some((first, tail)) = std::mem::take(&mut rest).split_first_mut() {
             if self.used == 8 && tail.len() >= 7 {
-                // Whole words: gigabytes are compared this way.
+                // Whole words at once, because gigabytes are compared this way.
                 *first = 0;
                 let (word, after) = tail.split_at_mut(7);
                 let [head, next @ ..] = self.next_word().to_le_bytes();
@@ -50,14 +50,14 @@ impl Pattern {
         }
     }
 
-    /// Whether `bytes` are the next ones of the stream; `scratch` saves an allocation per call.
+    /// Returns whether `bytes` are the next ones of the stream; `scratch` saves an allocation per call.
     pub(super) fn matches(&mut self, bytes: &[u8], scratch: &mut Vec<u8>) -> bool {
         scratch.resize(bytes.len(), 0);
         self.fill(scratch);
         scratch == bytes
     }
 
-    /// A number below `bound`, near enough to uniform for tests.
+    /// Returns a number below `bound`, near enough to uniform for tests.
     pub(super) fn below(&mut self, bound: u64) -> u64 {
         (self.next_word() >> 11) % bound.max(1)
     }

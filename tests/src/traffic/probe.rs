@@ -1,4 +1,4 @@
-//! One blocking client connection: connects, asks, and says how it was refused.
+//! A blocking client connection: connects, asks, and reports how it was refused.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -25,7 +25,7 @@ pub struct Probe {
 pub struct Refusal {
     /// The kind of the error that the application got.
     pub kind: ErrorKind,
-    /// How long it took until the application knew.
+    /// How long it took until the application knew of it.
     pub after: Duration,
 }
 
@@ -51,17 +51,17 @@ impl Probe {
         Ok(Self { stream })
     }
 
-    /// The client's own address, as `getsockname` has it.
+    /// Returns the client's own address, as `getsockname` has it.
     pub fn local(&self) -> Result<SocketAddr> {
         Ok(self.stream.local_addr()?)
     }
 
-    /// The peer, as `getpeername` has it.
+    /// Returns the peer, as `getpeername` has it.
     pub fn peer(&self) -> Result<SocketAddr> {
         Ok(self.stream.peer_addr()?)
     }
 
-    /// The connection itself.
+    /// Returns the connection itself.
     pub fn stream(&mut self) -> &mut TcpStream {
         &mut self.stream
     }
@@ -88,7 +88,7 @@ impl Probe {
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
-    /// Waits until the connection is ended from the other side, and says after how long.
+    /// Waits until the other side ends the connection. Returns how long that took.
     pub fn wait_for_cut(&mut self, patience: Duration) -> Result<Duration> {
         let start = Instant::now();
         self.stream.set_read_timeout(Some(patience))?;
@@ -103,7 +103,7 @@ impl Probe {
         }
     }
 
-    /// Connects and echoes; `Ok(Err(..))` says how it was refused, an error that it hung.
+    /// Connects and echoes. Returns how long that took or how it was refused; fails if it hangs.
     pub fn attempt(netns: &Netns, target: SocketAddr) -> Result<Result<Duration, Refusal>> {
         netns.run(|| {
             let start = Instant::now();
@@ -124,7 +124,7 @@ impl Probe {
         })
     }
 
-    /// An error unless an echo server at `target` answers.
+    /// Fails unless an echo server at `target` answers.
     pub fn ensure_served(netns: &Netns, target: SocketAddr) -> Result<()> {
         match Self::attempt(netns, target)? {
             Ok(_) => Ok(()),
@@ -132,7 +132,7 @@ impl Probe {
         }
     }
 
-    /// An error unless the connection to `target` is refused, which must not take long.
+    /// Fails unless the connection to `target` is refused without a hang. Returns how it was refused.
     pub fn ensure_refused(netns: &Netns, target: SocketAddr) -> Result<Refusal> {
         match Self::attempt(netns, target)? {
             Ok(_) => bail!("{target} should have been refused, but it answered"),
@@ -140,7 +140,7 @@ impl Probe {
         }
     }
 
-    /// Repeats [`Self::ensure_served`] until it holds; for changes that take effect shortly.
+    /// Waits until [`Self::ensure_served`] holds, for changes that take effect shortly. Returns how long that took.
     pub fn wait_until_served(
         netns: &Netns,
         target: SocketAddr,
@@ -156,7 +156,7 @@ impl Probe {
         }
     }
 
-    /// Repeats [`Self::ensure_refused`] until it holds; for changes that take effect shortly.
+    /// Waits until [`Self::ensure_refused`] holds, for changes that take effect shortly. Returns how long that took.
     pub fn wait_until_refused(
         netns: &Netns,
         target: SocketAddr,
@@ -173,7 +173,7 @@ impl Probe {
     }
 }
 
-/// A socket of the given protocol, made inside `netns` and not yet connected.
+/// Makes a socket of the given protocol inside `netns`, not yet connected.
 pub fn unconnected(netns: &Netns, domain: Domain, protocol: Protocol) -> Result<Socket> {
     netns.run(|| Ok(Socket::new(domain, Type::STREAM, Some(protocol))?))
 }

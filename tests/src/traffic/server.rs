@@ -1,4 +1,4 @@
-//! One server of several kinds on one thread inside a pod, for any number of connections.
+//! A server of one of several kinds, on one thread inside a pod, for any number of connections.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -18,7 +18,7 @@ use tokio::{
 use super::{Tally, bytes};
 use crate::{Family, Netns};
 
-/// Linux caps it at `net.core.somaxconn`, 4096 by default.
+/// The length of the accept queue; Linux caps it at `net.core.somaxconn`, 4096 by default.
 const BACKLOG: i32 = 4096;
 
 /// What a server does with a connection.
@@ -26,13 +26,13 @@ const BACKLOG: i32 = 4096;
 pub enum Service {
     /// Returns what it receives.
     Echo,
-    /// Speaks first: one line, then echoes. Like SMTP or `MySQL`.
+    /// Speaks first, like SMTP or `MySQL`: sends one line, then echoes.
     Greet(String),
     /// Answers any HTTP request with this body and the client's address in `X-Client`.
     Http(String),
     /// Sends without end, to a client that may not read.
     Stream,
-    /// Reads all and says nothing.
+    /// Reads everything and sends nothing.
     Sink,
     /// Never reads.
     Stall,
@@ -40,12 +40,12 @@ pub enum Service {
     Addresses,
     /// Keeps one line that the client sends, and answers with its own name.
     Guestbook {
-        /// The name.
+        /// The server's name.
         name: String,
-        /// The lines.
+        /// The lines that clients have sent.
         guests: Arc<Mutex<Vec<String>>>,
     },
-    /// One end of [`super::Exchange`].
+    /// Answers as the server of an [`super::Exchange`].
     Bytes(Arc<Tally>),
 }
 
@@ -54,13 +54,13 @@ pub enum Service {
 pub struct Accepted {
     /// The peer that `accept` reported.
     pub peer: SocketAddr,
-    /// The peer that `getpeername` reported; an error of it counts as unspecified.
+    /// The peer that `getpeername` reported; the unspecified address if it failed.
     pub peer_name: SocketAddr,
     /// The server's own address.
     pub local: SocketAddr,
 }
 
-/// A running server; ends with its connections when dropped.
+/// A running server; dropping it ends it and its connections.
 #[derive(Debug)]
 pub struct Server {
     accepted: Arc<Mutex<Vec<Accepted>>>,
@@ -77,7 +77,7 @@ impl Server {
         Self::start(netns, &everywhere, service)
     }
 
-    /// As [`Server::on_port`], for what comes by `device` alone.
+    /// Listens as [`Server::on_port`] does, for connections that come by `device` alone.
     pub fn on_device(netns: &Netns, device: &str, port: u16, service: Service) -> Result<Self> {
         let listen_there = |family: Family| {
             let listener = listen(SocketAddr::new(family.unspecified(), port))?;
@@ -102,12 +102,12 @@ impl Server {
         Self { accepted, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// Every connection accepted so far.
+    /// Returns every connection accepted so far.
     pub fn accepted(&self) -> Vec<Accepted> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The latest connection, which may arrive a moment after the client believes it is connected.
+    /// Returns the latest connection. It may arrive a moment after the client believes it is connected.
     pub fn last_accepted(&self) -> Result<Accepted> {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
@@ -155,7 +155,7 @@ fn serve(
             let listener = TcpListener::from_std(listener)?;
             tokio::spawn(accept_all(listener, service.clone(), Arc::clone(record)));
         }
-        // Sent or dropped, both mean the end.
+        // A message or a dropped sender: both mean the end.
         stopped.await.ok();
         Ok(())
     })
@@ -164,7 +164,7 @@ fn serve(
 async fn accept_all(listener: TcpListener, service: Service, record: Arc<Mutex<Vec<Accepted>>>) {
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
-            // Out of descriptors: give connections the time to end.
+            // Out of descriptors: give connections time to end.
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
@@ -175,7 +175,7 @@ async fn accept_all(listener: TcpListener, service: Service, record: Arc<Mutex<V
         record.lock().unwrap_or_else(PoisonError::into_inner).push(accepted);
         let service = service.clone();
         tokio::spawn(async move {
-            // A client that resets ends its own connection only.
+            // A client that resets ends only its own connection.
             handle(stream, &service, accepted).await.ok();
         });
     }
@@ -202,7 +202,7 @@ async fn handle(mut stream: TcpStream, service: &Service, accepted: Accepted) ->
             Ok(())
         }
         Service::Stall => {
-            // Until the runtime ends with the server.
+            // Waits until the runtime ends with the server.
             std::future::pending::<()>().await;
             Ok(())
         }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::Netns;
 
-/// Steady load: new connections at a constant rate, each one request and its answer.
+/// A steady load: new connections at a constant rate, each for one request and its answer.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -25,7 +25,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts it, from inside `netns`.
+    /// Starts the load from inside `netns`. Each client makes a `pause` between two requests.
     pub fn start(netns: &Netns, targets: &[SocketAddr], pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let served = Arc::new(AtomicU64::new(0));
@@ -48,22 +48,22 @@ impl Load {
                 Ok(())
             })
         };
-        // Four at once for each target, so that sessions are pooled, shared and made anew.
+        // Four clients for each target, which makes agents pool, share and renew sessions.
         let threads = targets.iter().flat_map(|target| [target; 4]).map(client).collect();
         Self { stop, served, failures, threads }
     }
 
-    /// What failed so far.
+    /// Returns the failures so far.
     pub fn failures(&self) -> Vec<String> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Requests that were answered so far.
+    /// Returns the number of requests answered so far.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Ends the load; an error if a request failed.
+    /// Ends the load and returns the number of answered requests. Fails if a request failed.
     pub fn finish(mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {

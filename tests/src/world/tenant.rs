@@ -12,8 +12,8 @@ use super::{
 use crate::{Netns, netns};
 
 impl World {
-    /// Adds a pod with the addresses of this number, which nobody may have now; not on a bridged world.
-    /// [`Self::pods`] does not list it.
+    /// Adds a pod with the addresses of this number, which no other pod may have at the time. Does not work on a
+    /// bridged world. [`Self::pods`] does not list the pod.
     pub fn move_in(&self, name: &str, node: NodeName, number: u8) -> Result<Pod> {
         let path = self.directory().join(netns::DIRECTORY).join(name);
         let netns = Netns::create(&path)?;

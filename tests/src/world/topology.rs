@@ -14,19 +14,19 @@ use crate::Netns;
 /// The gateway of every pod, on the node's end of its veth (as Calico and others do).
 const GATEWAY4: &str = "169.254.1.1";
 const GATEWAY6: &str = "fe80::1";
-/// Hardware address of every gateway, as Calico has it; locally administered, unicast.
+/// The hardware address of every gateway, the same as Calico's; locally administered, unicast.
 pub(super) const GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
-/// The node's address on a bridge, where pods have a subnet instead.
+/// The bridge of a node, in worlds where the pods of a node share a subnet.
 const BRIDGE: &str = "br0";
-/// The number of the first pod of a node; 1 is the bridge's.
+/// The number of the first pod of a node; number 1 is the bridge's.
 const FIRST_POD: u8 = 2;
-/// The first of the additional addresses.
+/// The number from which additional addresses count up.
 const FIRST_EXTRA: u8 = 128;
 
 pub(super) struct Plan {
     namespaces: PathBuf,
     pub(super) pods: Vec<PlannedPod>,
-    /// Commands inside node A; they make the devices of its pods, and its end of the link.
+    /// The commands for node A. They make the devices of its pods, and both ends of the link.
     pub(super) node_a: String,
     pub(super) node_b: String,
 }
@@ -35,7 +35,7 @@ pub(super) struct PlannedPod {
     pub(super) name: String,
     pub(super) node: NodeName,
     pub(super) addresses: Vec<IpAddr>,
-    /// Commands inside the pod, once its node has made its device.
+    /// The commands for the pod, to be run once its node has made the pod's device.
     pub(super) batch: String,
 }
 
@@ -99,7 +99,7 @@ fn number_pods(pods: &[(String, NodeName, u8)]) -> Result<Vec<PlannedPod>> {
     Ok(planned)
 }
 
-/// Routing between families and pods; no filtering by source, which is the guard's affair.
+/// Turns on routing for both families. Turns off duplicate detection, and filtering by source: that is the guard's job.
 pub(super) fn prepare_node(netns: &Netns) -> Result<()> {
     for (key, value) in [
         ("net/ipv4/ip_forward", "1"),
@@ -125,7 +125,7 @@ pub(super) fn prepare_pod(netns: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Without the kernel's own link-local address, whose duplicate detection would delay everything.
+/// Brings a device up without the kernel's own link-local address, whose duplicate detection would delay everything.
 fn bring_up(batch: &mut String, device: &str) -> Result<()> {
     writeln!(batch, "link set {device} addrgenmode none")?;
     writeln!(batch, "link set {device} up")?;
@@ -155,7 +155,7 @@ fn node_batch(plan: &Plan, node: NodeName, other: NodeName, bridged: bool) -> Re
     Ok(batch)
 }
 
-/// Commands inside a node that make the device of one pod.
+/// Returns the commands for a node that make the device of one pod.
 fn device_batch(namespace: &Path, pod: &PlannedPod, bridged: bool) -> Result<String> {
     let mut batch = String::new();
     let device = host_device(&pod.name);
@@ -180,7 +180,7 @@ fn device_batch(namespace: &Path, pod: &PlannedPod, bridged: bool) -> Result<Str
     Ok(batch)
 }
 
-/// Commands inside the node, then inside the pod, that give a pod of its own namespace its place.
+/// Returns the commands that connect a pod whose namespace exists already: those for its node, then those for the pod.
 pub(super) fn move_in(namespace: &Path, pod: &PlannedPod) -> Result<(String, String)> {
     Ok((device_batch(namespace, pod, false)?, routed_pod_batch(pod)?))
 }
@@ -214,7 +214,7 @@ fn bridged_pod_batch(pod: &PlannedPod) -> Result<String> {
     Ok(batch)
 }
 
-/// With a preferred source, so that the first address of each family is the pod's primary one.
+/// Adds default routes with a preferred source: the first address of each family is the pod's primary one.
 fn add_default_routes(
     batch: &mut String,
     pod: &PlannedPod,

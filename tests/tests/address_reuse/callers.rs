@@ -1,4 +1,4 @@
-//! Everybody dials everybody, and says at which address it was answered by whom.
+//! Everybody calls everybody, and what came of each call is recorded.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
@@ -17,26 +17,26 @@ use crate::houses::{Dice, Houses, PORT, Tenant, lock};
 
 /// How long a caller waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Calls in a row to one address, so that sessions are used again and resumed.
+/// How many calls go to one address in a row: sessions are then used again and resumed.
 const IN_A_ROW: usize = 3;
 
 /// One connection that was tried.
 pub(crate) struct Call {
-    /// What the client says of itself, and who it is.
+    /// What the client says: its name and the number of the call.
     pub(crate) line: String,
     pub(crate) client: Arc<Tenant>,
-    /// The client's own address; none when not even its agent was reached.
+    /// The client's own address; `None` if not even its agent was reached.
     pub(crate) source: Option<SocketAddr>,
     pub(crate) target: SocketAddr,
     pub(crate) begun: SystemTime,
     pub(crate) ended: SystemTime,
-    /// Who lived there both before and after.
+    /// The tenant of the target's address, if it was the same before and after the call.
     pub(crate) there: Option<Arc<Tenant>>,
-    /// Whom the answer named.
+    /// The name that the answer gave.
     pub(crate) answer: Option<String>,
 }
 
-/// All of them.
+/// All calls.
 #[derive(Default)]
 pub(crate) struct Calls {
     made: Mutex<Vec<Call>>,
@@ -54,7 +54,7 @@ impl Calls {
         while !over.load(Ordering::Relaxed) {
             let (from, mut to) = (dice.below(houses.count()), dice.below(houses.count()));
             if !houses.are_apart(from, to) && dice.below(3) > 0 {
-                // Rather to the other node, whose pods the client's agent hears of late.
+                // Prefers the other node, whose pods the client's agent hears of late.
                 to = (to + houses.count() / 2) % houses.count();
             }
             let family = if dice.below(2) == 0 { Family::V4 } else { Family::V6 };
@@ -67,7 +67,7 @@ impl Calls {
         Ok(())
     }
 
-    /// Calls once; none when somebody moves just now. Says who answered.
+    /// Calls once, unless somebody is moving just now. Returns who answered.
     pub(crate) fn call(
         &self,
         houses: &Houses<'_>,

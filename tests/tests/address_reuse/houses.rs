@@ -20,20 +20,20 @@ use sluice_tests::{
 
 use crate::views::Views;
 
-/// Of the pods' servers.
+/// The port of the pods' servers.
 pub(crate) const PORT: u16 = 7000;
 /// The identities of the mesh's pods.
 pub(crate) const ACCOUNTS: [&str; 5] = ["red", "orange", "yellow", "green", "blue"];
 /// The account of pods that are outside the mesh.
 pub(crate) const OUTSIDE: &str = "outside";
-/// Places of each node.
+/// The number of places on each node.
 const PLACES: usize = 6;
 /// The number of the first place's addresses.
 const FIRST: usize = 100;
-/// The longest time after which the other node's agent hears of a move.
+/// The longest time, in milliseconds, until the other node's agent hears of a move.
 const MOST_DELAY: u64 = 1_500;
 const CAPTURE: Duration = Duration::from_secs(20);
-/// Ports that a pod's own connections leave from: none that the pods before it at the same place had.
+/// The number of ports that a pod's own connections leave from. No earlier pod at the same place had these ports.
 const SOURCE_PORTS: usize = 400;
 
 /// A pod that lives at a place, or did.
@@ -41,7 +41,7 @@ pub(crate) struct Tenant {
     pub(crate) name: String,
     pub(crate) account: &'static str,
     pub(crate) pod: Pod,
-    /// What it was told.
+    /// The lines that its callers have said.
     pub(crate) guests: Arc<Mutex<Vec<String>>>,
     server: Mutex<Option<Server>>,
 }
@@ -62,14 +62,14 @@ pub(crate) struct Houses<'a> {
     everybody: Mutex<BTreeMap<String, Arc<Tenant>>>,
 }
 
-/// Numbers that look random (`SplitMix64`).
+/// A source of numbers that look random (`SplitMix64`).
 pub(crate) struct Dice(pub u64);
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the policies of the test say of two accounts of the mesh.
+/// Returns whether the policies of the test let one account of the mesh call another.
 pub(crate) fn may_call(client: &str, server: &str) -> bool {
     let position = |account| ACCOUNTS.iter().position(|known| *known == account);
     let next = position(server).and_then(|at| ACCOUNTS.get((at + 1) % ACCOUNTS.len()));
@@ -87,7 +87,7 @@ impl Tenant {
         format!("spiffe://{}", policies::principal(self.account))
     }
 
-    /// Whether a connection from `self` to `server` is one that the mesh lets through.
+    /// Returns whether a connection from `self` to `server` is one that the mesh lets through.
     pub(crate) fn may_reach(&self, server: &Self) -> bool {
         !server.in_mesh() || self.in_mesh() && may_call(self.account, server.account)
     }
@@ -132,23 +132,23 @@ impl<'a> Houses<'a> {
         self.places.len()
     }
 
-    /// Whether two places are on different nodes.
+    /// Returns whether two places are on different nodes.
     pub(crate) fn are_apart(&self, one: usize, other: usize) -> bool {
         let node = |place: usize| self.places.get(place).map(|place| place.node);
         node(one) != node(other)
     }
 
-    /// Who lives at a place now; nobody while one moves.
+    /// Returns who lives at a place now; `None` while somebody moves.
     pub(crate) fn tenant(&self, place: usize) -> Option<Arc<Tenant>> {
         lock(&self.places.get(place)?.tenant).clone()
     }
 
-    /// Everybody who ever lived at one, by name.
+    /// Returns everybody who ever lived at a place, by name.
     pub(crate) fn everybody(&self) -> BTreeMap<String, Arc<Tenant>> {
         lock(&self.everybody).clone()
     }
 
-    /// Gives the addresses of a place to a new pod, of another identity than the one before.
+    /// Gives the addresses of a place to a new pod, with another identity than the pod before.
     pub(crate) fn pass_on(&self, place: usize, dice: &mut Dice) -> Result<()> {
         let at = self.places.get(place).context("no such place")?;
         let before = lock(&at.tenant).take();
@@ -198,7 +198,7 @@ impl<'a> Houses<'a> {
         Ok(())
     }
 
-    /// Tells both agents who lives where, as it is.
+    /// Tells both agents who really lives where.
     pub(crate) fn tell_truth(&self) -> Result<()> {
         for (place, _) in self.places.iter().enumerate() {
             let tenant = self.tenant(place).map(|tenant| tenant.entry());

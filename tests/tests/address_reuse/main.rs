@@ -1,10 +1,10 @@
-//! Addresses that pass from pod to pod at once, while the agents learn of it late and in the wrong order: no
-//! connection has a wrong identity at either end, and none is made that policy forbids between those who are there.
+//! Addresses pass from pod to pod at once, while the agents learn of it late and in the wrong order. Yet no connection
+//! has a wrong identity at either end, and none is made that policy forbids between those who are there.
 //!
-//! Each place has a pair of addresses, one of each family. Pods of several identities, and some outside the mesh, follow
-//! each other there. The agent of the place's own node knows at once, as a CNI plugin tells it; the other agent hears
-//! of each departure and arrival after a random time, so that it may believe in a pod that is gone, in nobody, or in an
-//! earlier pod again. Meanwhile everybody dials everybody.
+//! Each place has a pair of addresses, one of each family. Pods of several identities, and some outside the mesh,
+//! follow each other there. The agent of the place's own node knows at once, as a CNI plugin tells it. The other agent
+//! hears of each departure and arrival after a random time, so it may believe in a pod that is gone, in nobody, or in
+//! an earlier pod again. Meanwhile everybody calls everybody.
 
 mod callers;
 mod houses;
@@ -31,12 +31,12 @@ use self::{
 /// Threads that replace pods; each has places of its own.
 const MOVERS: usize = 6;
 const CALLERS: usize = 12;
-/// The longest time that a pod lives once it serves.
+/// The longest time, in milliseconds, that a pod lives once it serves.
 const MOST_STAY: u64 = 1_200;
-/// By when an agent that has been told everything has taken it over.
+/// How long an agent that has been told everything may take to apply it.
 const SETTLE: Duration = Duration::from_secs(15);
 
-/// `STRICT`, and each account may be called by itself and by the next one.
+/// Returns the policies: `STRICT`, and each account may be called by itself and by the next one.
 fn rules() -> Vec<(String, String)> {
     let mut files = vec![("mtls.yaml".to_owned(), policies::peer_authentication("STRICT"))];
     for server in ACCOUNTS {
@@ -47,7 +47,7 @@ fn rules() -> Vec<(String, String)> {
     files
 }
 
-/// Replaces pods until `total` were made, while everybody calls everybody.
+/// Replaces pods until `total` have been made, while everybody calls everybody.
 fn churn(houses: &Houses<'_>, views: &Views<'_>, calls: &Calls, total: usize) -> Result<()> {
     let (left, over) = (AtomicUsize::new(total), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -94,7 +94,7 @@ fn move_pods(houses: &Houses<'_>, mover: usize, left: &AtomicUsize) -> Result<()
     Ok(())
 }
 
-/// Waits until everybody reaches exactly those whom they may.
+/// Waits until all pods reach exactly those that they may.
 fn ensure_all_know(houses: &Houses<'_>, calls: &Calls) -> Result<()> {
     let start = Instant::now();
     let places = 0..houses.count();
@@ -144,7 +144,7 @@ fn no_connection_has_a_wrong_identity_while_addresses_change_hands() -> Result<(
     let mut logs = BTreeMap::new();
     for node in NodeName::BOTH {
         let agent = lab.agent(node)?;
-        // An agent that ends has written every line.
+        // Once an agent has ended, it has written every line.
         let log = {
             agent.process()?.terminate(Duration::from_secs(15))?;
             agent.process()?.log()
@@ -156,7 +156,7 @@ fn no_connection_has_a_wrong_identity_while_addresses_change_hands() -> Result<(
     let Verdict { wrongs, .. } = &verdict;
     println!("{} calls: {verdict:?}", calls.len());
     ensure!(wrongs.is_empty(), "{} wrong: {:?}", wrongs.len(), wrongs.first());
-    // Otherwise nothing was put to the test.
+    // With fewer of them, nothing was put to the test.
     let least = pods / 5;
     for (what, count) in [
         ("proved", verdict.proved),

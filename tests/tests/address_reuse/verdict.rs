@@ -1,4 +1,4 @@
-//! What really happened beside what the agents' access logs say of it.
+//! Compares what really happened with what the agents' access logs say of it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -16,9 +16,9 @@ use crate::{
     houses::{Tenant, lock},
 };
 
-/// Times in the log are cut off at microseconds.
+/// The tolerance for times in the log, which are cut off at microseconds.
 const ROUNDING: Duration = Duration::from_millis(1);
-/// How much later than its end a connection's line may be written, by which it seems to have begun later too.
+/// How late after a connection's end its line may be written; the connection then seems to have begun as late.
 const WRITTEN_LATE: Duration = Duration::from_secs(1);
 
 /// A line of an access log.
@@ -31,46 +31,47 @@ type Lines = HashMap<(String, SocketAddr), Vec<Line>>;
 /// Sums over all calls.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// Delivered over mutual TLS or within one agent, both identities right.
+    /// Calls that were delivered over mutual TLS or within one agent, with their identities checked at both ends.
     pub(crate) proved: usize,
-    /// Of these, within one agent.
+    /// Those of `proved` that stayed within one agent.
     pub(crate) local: usize,
-    /// Of these, connections whose client the server's agent knew as another or not at all.
+    /// Those of `proved` whose client the server's agent took for another or did not know.
     pub(crate) server_misled: usize,
-    /// Delivered in plaintext to pods outside the mesh.
+    /// Calls that were delivered in plaintext to pods outside the mesh.
     pub(crate) plaintext: usize,
-    /// Refused where the client's agent believed in somebody else than who was there.
+    /// Refused calls whose client's agent believed in another identity than that of the pod that was there.
     pub(crate) client_misled: usize,
-    /// Of these, those that the certificate told.
+    /// Those of `client_misled` that the certificate exposed.
     pub(crate) unmasked: usize,
-    /// Handshakes that reached a pod outside the mesh, whose address a client's agent took for a pod's of the mesh.
+    /// Handshakes that reached a pod outside the mesh, because a client's agent took its address for that of a pod of
+    /// the mesh.
     pub(crate) handshakes: usize,
-    /// Refused by policy between two whom both agents knew.
+    /// Calls that were refused by policy, the client's agent knowing the server's identity.
     pub(crate) forbidden: usize,
-    /// Refused, the client being outside the mesh and the server within.
+    /// Calls that were refused because the client is outside the mesh and the server within.
     pub(crate) strangers: usize,
-    /// Refused although policy would have allowed it: the price of not knowing.
+    /// Calls that were refused although policy would have allowed them: the price of not knowing.
     pub(crate) needless: usize,
-    /// What must not be.
+    /// Everything that must not happen and did.
     pub(crate) wrongs: Vec<String>,
 }
 
 // === impl Line ===
 
 impl Line {
-    /// A field's text without quotation marks; `error` is the last and has all that follows.
+    /// Returns a field's text without quotation marks. `error` is the last field and contains all that follows.
     fn field(&self, name: &str) -> Option<&str> {
         let (_, rest) = self.0.split_once(&format!(" {name}="))?;
         let end = if name == "error" { None } else { rest.find(' ') };
         Some(end.map_or(rest, |end| rest.split_at(end).0).trim_matches('"'))
     }
 
-    /// Whether any byte went either way.
+    /// Returns whether any byte went either way.
     fn carried(&self) -> bool {
         ["bytes_sent", "bytes_recv"].into_iter().any(|name| self.field(name) != Some("0"))
     }
 
-    /// It is written when the connection ends.
+    /// Returns when the connection began. The line is written when it ends, and says how long it lasted.
     fn begun(&self) -> Option<SystemTime> {
         let (written, _) = self.0.split_once(' ')?;
         let written = OffsetDateTime::parse(written, &Rfc3339).ok()?;
@@ -102,7 +103,7 @@ fn read(log: &str) -> Result<Lines> {
     Ok(lines)
 }
 
-/// The lines of all connections from the port of this one.
+/// Returns the lines of all connections from the port of this call.
 fn ports_lines<'a>(
     lines: &'a BTreeMap<NodeName, Lines>,
     at: &Tenant,
@@ -114,8 +115,8 @@ fn ports_lines<'a>(
         .map_or(&[], Vec::as_slice)
 }
 
-/// The lines that may be of this connection at one of its ends: between the same addresses, and begun within it, or
-/// `late` after it. The port of a connection that was refused may serve again at once, so there may be more than one.
+/// Returns the lines that may be of this call at one of its ends: between the same addresses, and begun during it or up
+/// to `late` after it. There may be several, because the port of a refused connection may be used again at once.
 fn candidates<'a>(
     lines: &'a BTreeMap<NodeName, Lines>,
     at: &Tenant,
@@ -132,7 +133,7 @@ fn candidates<'a>(
     })
 }
 
-/// The line of a connection that delivered what its client said, which none does without a byte.
+/// Returns the line of a connection that delivered what its client said, which takes at least a byte.
 fn of_delivery<'a>(
     lines: &'a BTreeMap<NodeName, Lines>,
     at: &Tenant,
@@ -143,7 +144,8 @@ fn of_delivery<'a>(
     candidates(lines, at, direction, call, late).find(|line| line.carried())
 }
 
-/// As [`of_delivery`], of a connection that must have a line: if none seems to have begun in time, a later one.
+/// Does the same as [`of_delivery`] for a connection that must have a line: if none seems to have begun in time, a
+/// later one is taken.
 fn of_mesh_delivery<'a>(
     lines: &'a BTreeMap<NodeName, Lines>,
     at: &Tenant,
@@ -173,7 +175,7 @@ impl Verdict {
         for tenant in everybody.values() {
             for line in lock(&tenant.guests).iter() {
                 if !said.contains(line.as_str()) {
-                    // What an agent begins with is not for applications, and not what their clients say.
+                    // No client said this: it is an agent's handshake, which no application of the mesh may hear.
                     verdict.handshakes += 1;
                     if tenant.in_mesh() {
                         verdict.wrongs.push(format!("{} heard {line:?}", tenant.name));
@@ -244,7 +246,7 @@ impl Verdict {
         self.local += usize::from(inn.field("transport") == Some("Local"));
         let known = inn.field("src.workload");
         self.server_misled += usize::from(known != Some(&client.name));
-        // It may be an earlier pod of the same identity, but no pod of another one.
+        // An earlier pod may be named, but nothing that never was a pod.
         if known.is_some_and(|known| !known.starts_with('p')) {
             self.wrongs.push(format!("{what} names a workload that never was: {inn:?}"));
         }

@@ -17,7 +17,7 @@ use sluice_tests::{
     mesh::{NAMESPACE, NamespaceEntry},
 };
 
-/// How often it is looked for news that are due.
+/// The interval at which news that is due is delivered.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The mesh files of the two agents.
@@ -28,12 +28,12 @@ pub(crate) struct Views<'a> {
 
 #[derive(Default)]
 struct State {
-    /// Whom an agent believes to live at a place.
+    /// The tenant that an agent believes to live at a place.
     known: BTreeMap<(NodeName, usize), PodEntry>,
     underway: Vec<News>,
 }
 
-/// That a place has this tenant, or none.
+/// The message that a place has this tenant, or none.
 struct News {
     due: Instant,
     to: NodeName,
@@ -46,14 +46,14 @@ impl<'a> Views<'a> {
         Self { lab, state: Mutex::default() }
     }
 
-    /// Tells one agent at once.
+    /// Tells one agent at once who lives at a place.
     pub(crate) fn tell(&self, to: NodeName, place: usize, tenant: Option<PodEntry>) -> Result<()> {
         let mut state = self.state();
         state.believe(to, place, tenant);
         self.write(&state, to)
     }
 
-    /// Tells one agent after a while; whatever it hears meanwhile, or hears later, counts as much.
+    /// Tells one agent after a while who lives at a place. What it hears before or after that counts as much.
     pub(crate) fn tell_later(
         &self,
         to: NodeName,
@@ -65,7 +65,7 @@ impl<'a> Views<'a> {
         self.state().underway.push(News { due, to, place, tenant });
     }
 
-    /// Delivers what is due, until `over`; what is not due then is lost.
+    /// Delivers news when it is due, until `over`. News that is not due by then is lost.
     pub(crate) fn deliver(&self, over: &AtomicBool) -> Result<()> {
         while !over.load(Ordering::Relaxed) {
             let now = Instant::now();

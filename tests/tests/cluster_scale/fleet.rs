@@ -13,13 +13,13 @@ const PODS_OF_A_SERVICE: usize = 10;
 const ACCOUNTS: usize = 10;
 const IMAGE: &str = "nobody.example/runs-this";
 
-/// The objects, deleted when dropped.
+/// The objects of the large cluster, deleted when dropped.
 pub(crate) struct Fleet<'a> {
     cluster: &'a Cluster,
     api: Api,
     pods: usize,
     names: Vec<Namespace>,
-    /// Would find that nobody runs the nodes, and take the pods from them.
+    /// Kept away, because the controllers would find that nobody runs the nodes, and take the pods from them.
     _controllers: Away<'a>,
 }
 
@@ -35,7 +35,7 @@ fn node(pod: usize) -> String {
     format!("fake-{}", pod % NODES)
 }
 
-/// Pods of one service have one namespace.
+/// Returns the number of a pod's service, whose pods are all in one namespace.
 fn service(pod: usize) -> usize {
     pod / PODS_OF_A_SERVICE
 }
@@ -70,7 +70,7 @@ impl<'a> Fleet<'a> {
         Ok(fleet)
     }
 
-    /// Makes them all: a service and a policy for ten pods each.
+    /// Makes all pods, and a service and a policy for every ten of them.
     pub(crate) fn populate(&self) -> Result<()> {
         self.api.each(self.services(), |line, number| {
             let mut endpoints = Vec::new();
@@ -86,12 +86,12 @@ impl<'a> Fleet<'a> {
         self.pods / PODS_OF_A_SERVICE
     }
 
-    /// A connection for [`Self::change`].
+    /// Opens a connection for [`Self::change`].
     pub(crate) fn line(&self) -> Result<Line> {
         self.api.line()
     }
 
-    /// One change of the kinds that a busy cluster has; four kinds in turn.
+    /// Makes one change of the kinds that a busy cluster has; four kinds take turns.
     pub(crate) fn change(&self, line: &mut Line, turn: usize) -> Result<()> {
         let pod = turn / 4 * 7 % self.pods;
         let (number, space) = (service(pod), namespace(service(pod)));

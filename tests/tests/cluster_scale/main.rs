@@ -1,4 +1,4 @@
-//! One agent and the API server of a large cluster: memory, time to the first state, CPU while things change.
+//! The cost of one agent that follows a large cluster: memory, time to the first state, CPU while things change.
 //!
 //! The pods are on nodes that nobody runs: what is measured is how the agent follows them.
 
@@ -25,17 +25,19 @@ use sluice_tests::{
 
 use self::fleet::Fleet;
 
-/// Memory above that of an agent with an empty cluster; the goal is 30 MB, and the rest what an allocator keeps back.
+/// The most memory beyond that of an agent of an empty cluster. The goal is 30 MB; the rest is what an allocator keeps
+/// back.
 const MOST_MEMORY: u64 = 36 << 20;
-/// The goal, as part of a core.
+/// The most CPU that an agent may use, as part of a core; this is the goal itself.
 const MOST_CPU: f64 = 0.05;
-/// The goal is 5 s; a machine that runs other things at the same time gets three times that.
+/// How long the first state may take. The goal is 5 s; a machine that runs other things at the same time gets three
+/// times that.
 const FIRST_STATE: Duration = Duration::from_secs(15);
 const CHANGES_PER_SECOND: u32 = 20;
-/// By when an agent has settled: what is remembered is written 10 s after the first state.
+/// How long an agent takes to settle: it writes down what it remembers 10 s after the first state.
 const SETTLE: Duration = Duration::from_secs(13);
 
-/// An agent of no pods, in this machine's own network namespace.
+/// An agent without pods, in this machine's own network namespace.
 struct Follower {
     process: Process,
     metrics: SocketAddr,
@@ -43,7 +45,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// Starts it in a directory of its own.
+    /// Starts the agent in a directory of its own.
     fn start(cluster: &Cluster, directory: &Path, name: &str) -> Result<Self> {
         let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let at = |part: &str| directory.join(name).join(part);
@@ -72,7 +74,7 @@ impl Follower {
         Ok(Self { process, metrics, _unload: unload })
     }
 
-    /// A figure of its metrics, without labels or with all of them.
+    /// Returns the value of one of the agent's metrics; `name` includes all of its labels, if it has any.
     fn figure(&self, name: &str) -> Result<u64> {
         let mut stream = TcpStream::connect(self.metrics)?;
         write!(stream, "GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
@@ -82,7 +84,7 @@ impl Follower {
         Ok(line.with_context(|| format!("no {name}"))?.parse()?)
     }
 
-    /// Waits until it knows `addresses` at least; says how long that took.
+    /// Waits until the agent knows `addresses` at least. Returns how long that took.
     fn wait_for(&self, addresses: usize, patience: Duration) -> Result<Duration> {
         let (start, least) = (Instant::now(), u64::try_from(addresses)?);
         loop {
@@ -101,7 +103,7 @@ impl Follower {
     }
 }
 
-/// A directory with a BPF file system, gone when dropped.
+/// A directory with a BPF file system, removed when dropped.
 struct Place {
     path: PathBuf,
     _guards: [Guard; 2],

@@ -19,16 +19,16 @@ use sluice_tests::{
     netns,
 };
 
-/// Name of the network.
+/// The name of the network.
 const NETWORK: &str = "pods";
 /// The only address that the network gives.
 const ADDRESS: &str = "10.77.1.200";
-/// The last number of the first address that many sandboxes get.
+/// The last byte of the first sandbox's address, when there are many.
 const FIRST_ADDRESS: u8 = 201;
 /// Where xtask keeps the tools, below the user's cache directory.
 const CACHE: &str = "sluice/tools";
 
-/// What `cnitool` made of a command.
+/// The outcome of a `cnitool` command.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) succeeded: bool,
@@ -52,14 +52,14 @@ pub(crate) struct Sandbox {
 }
 
 impl Node {
-    /// With a pod `server` on the other node, in the mesh.
+    /// Starts the agents, with a pod `server` in the mesh on the other node.
     pub(crate) fn start() -> Result<Self> {
         let programs = programs()?;
         let world = World::builder().pod("near", NodeName::A).pod("server", NodeName::B).build()?;
         let directory = world.directory().join("net.d");
         fs::create_dir_all(&directory)?;
         let sandbox = Netns::create(&world.directory().join(netns::DIRECTORY).join("fresh"))?;
-        // As a runtime leaves a sandbox.
+        // A runtime leaves a sandbox in this state.
         sandbox.ip("link set lo up\n")?;
         let lab = Lab::start(world, &["server"])?;
         Ok(Self { lab, sandbox, directory, programs })
@@ -74,7 +74,7 @@ impl Node {
         })
     }
 
-    /// So many sandboxes, listed as pods of the mesh.
+    /// Makes `count` sandboxes, listed as pods of the mesh.
     pub(crate) fn sandboxes(&mut self, count: u8) -> Result<Vec<Sandbox>> {
         let mut sandboxes = Vec::new();
         for number in 0..count {
@@ -97,7 +97,7 @@ impl Node {
         Ok(sandboxes)
     }
 
-    /// Writes a list of ptp and our plugin.
+    /// Writes a network list with ptp and our plugin.
     pub(crate) fn write_list(&self, version: &str) -> Result<()> {
         self.write_list_to(&self.directory, version, ADDRESS)
     }
@@ -135,17 +135,17 @@ impl Node {
         self.lab.world.directory().join(NodeName::A.as_str()).join("cni.sock")
     }
 
-    /// Has `cnitool` do something with the sandbox, on the first node.
+    /// Has `cnitool` carry out a command on the sandbox, on the first node.
     pub(crate) fn tool(&self, command: &str) -> Result<Answer> {
         self.tool_for(command, "")
     }
 
-    /// The same with arguments as Kubernetes gives them.
+    /// Does the same as [`Self::tool`], with arguments as Kubernetes gives them.
     pub(crate) fn tool_for(&self, command: &str, arguments: &str) -> Result<Answer> {
         self.tool_in(&self.directory, &self.sandbox, command, arguments)
     }
 
-    /// The same with one of many sandboxes.
+    /// Does the same as [`Self::tool`] with one of many sandboxes.
     pub(crate) fn tool_with(&self, command: &str, sandbox: &Sandbox) -> Result<Answer> {
         self.tool_in(&sandbox.directory, &sandbox.netns, command, "")
     }
@@ -170,7 +170,7 @@ impl Node {
         Ok(Answer { succeeded: output.status.success(), output: output_text })
     }
 
-    /// Calls our plugin's GC as a runtime does that knows what is valid.
+    /// Calls our plugin's GC, as a runtime does that knows which attachments are valid.
     pub(crate) fn collect_garbage(&self, valid: &Value) -> Result<()> {
         let config = json!({
             "cniVersion": "1.1.0", "name": NETWORK, "type": "sluice-cni", "socket": self.socket(),
@@ -191,7 +191,7 @@ impl Node {
         Ok(())
     }
 
-    /// Where the pod on the other node answers.
+    /// Returns the address at which the pod on the other node answers.
     pub(crate) fn server(&self, port: u16) -> Result<SocketAddr> {
         Ok(self.lab.pod("server")?.at(Family::V4, port))
     }
@@ -203,20 +203,20 @@ impl Answer {
         Ok(self.output)
     }
 
-    /// An error unless it failed and said so.
+    /// Fails unless the command failed and its output contains `text`.
     pub(crate) fn failed_saying(&self, text: &str) -> Result<()> {
         ensure!(!self.succeeded, "it succeeded: {}", self.output);
         ensure!(self.output.contains(text), "not {text:?} but {}", self.output);
         Ok(())
     }
 
-    /// The result that ADD printed.
+    /// Returns the result that ADD printed.
     pub(crate) fn result(self) -> Result<Value> {
         Ok(serde_json::from_str(&self.ok()?)?)
     }
 }
 
-/// Lists a pod of the first node.
+/// Adds a pod of the first node to the mesh file.
 fn list(mesh: &mut MeshFile, name: &str, address: &str, netns: &Path, in_mesh: bool) -> Result<()> {
     let mut pod = mesh.pod("near")?.clone();
     name.clone_into(&mut pod.name);
@@ -230,7 +230,7 @@ fn list(mesh: &mut MeshFile, name: &str, address: &str, netns: &Path, in_mesh: b
     Ok(())
 }
 
-/// Directories of `cnitool`, the reference plugins and ours.
+/// Returns the directories of `cnitool`, the reference plugins and ours.
 fn programs() -> Result<Vec<PathBuf>> {
     let ours = sibling("sluice-cni").context("build it with `cargo xtask build`")?;
     let mut found = vec![ours.parent().context("a program without a directory")?.to_owned()];
@@ -253,7 +253,7 @@ fn programs() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Every directory of the cache of tools, and what is below them.
+/// Returns every directory of the tools' cache, each after its `bin`.
 fn cached() -> Result<Vec<PathBuf>> {
     let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()) {
         Some(cache) => PathBuf::from(cache),

@@ -1,5 +1,5 @@
 //! The plugin as runtimes call it, with real agents: a pod of the mesh does not start before it is
-//! captured, and nothing ever keeps one from ending.
+//! captured, and nothing ever keeps a pod from ending.
 
 mod lab;
 mod rush;
@@ -23,7 +23,7 @@ const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// What the plugin may take without an agent.
 const AGENT_AWAY: Duration = Duration::from_secs(3);
 
-/// The pod's first act is to send the canary.
+/// Fails unless the pod's first connection, which sends the canary, is TLS on the wire.
 fn first_connection_is_captured(node: &Node, _server: &Server) -> Result<()> {
     let canary = Canary::new()?;
     let capture = Capture::between_nodes(&node.lab.world, &canary)?;
@@ -31,7 +31,7 @@ fn first_connection_is_captured(node: &Node, _server: &Server) -> Result<()> {
     capture.seen()?.ensure_tls_only(PORT)
 }
 
-/// As the kubelet does: a failed ADD is undone and repeated.
+/// Adds the pod as the kubelet does: a failed ADD is undone and repeated.
 fn add_again_and_again(node: &Node) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -120,7 +120,7 @@ fn pods_outside_the_mesh_start_and_stay_outside() -> Result<()> {
     let target = node.lab.pod("near")?.at(sluice_tests::Family::V4, PORT);
     Probe::ensure_served(&node.sandbox, target)?;
     node.tool("del")?.ok()?;
-    // Without an agent these start all the same.
+    // These pods start without an agent, too.
     node.lab.agent(NodeName::A)?.kill9()?;
     for arguments in [
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=coredns-1",
@@ -132,7 +132,7 @@ fn pods_outside_the_mesh_start_and_stay_outside() -> Result<()> {
     Ok(())
 }
 
-/// The agent has taken the list of pods over.
+/// Waits until the agent has taken the list of pods over.
 fn wait_until_listed(node: &mut Node) -> Result<()> {
     let agent = node.lab.agent(NodeName::A)?;
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -152,7 +152,7 @@ fn check_finds_a_way_past_the_guard() -> Result<()> {
     node.write_list("1.1.0")?;
     node.tool("add")?.ok()?;
     node.tool("check")?.ok()?;
-    // An audit may mend it before CHECK looks; not three times in a row.
+    // An audit may mend this before CHECK looks, but not three times in a row.
     let mut answers = Vec::new();
     for attempt in 0..3 {
         let node_path = node.lab.world.node(NodeName::A).path();
@@ -185,7 +185,7 @@ fn a_sandbox_that_goes_without_del_leaves_nothing_that_keeps_the_next_one_out() 
     node.collect_garbage(&json!([]))?;
     node.tool("check")?.ok()?;
     first_connection_is_captured(&node, &server)?;
-    // The tool sends null for a list that it does not have: we remove nothing on such terms.
+    // The tool sends null for a list that it does not have; the plugin then removes nothing.
     node.tool("gc")?.failed_saying("no list of valid attachments")?;
     node.tool("del")?.ok()?;
     Ok(())

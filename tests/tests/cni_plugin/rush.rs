@@ -16,12 +16,12 @@ use crate::{
     lab::{Node, Sandbox},
 };
 
-/// As many as the network has addresses for.
+/// The number of pods; the network has addresses for hardly more.
 const PODS: u8 = 48;
-/// What a runtime waits for a plugin, and ours never exceeds.
+/// How long a runtime waits for a plugin, which ours never exceeds.
 const HARD_STOP: Duration = Duration::from_secs(10);
 
-/// Does `what` with all sandboxes at once.
+/// Does `what` with all sandboxes at once, and returns what came of each.
 fn at_once<T: Send>(
     sandboxes: &[Sandbox],
     what: impl Fn(&Sandbox) -> Result<T> + Sync,
@@ -34,7 +34,7 @@ fn at_once<T: Send>(
     })
 }
 
-/// Starts a pod as the kubelet does: what is not known yet is undone and tried again. How long the last try took.
+/// Starts a pod as the kubelet does: a failed ADD is undone and tried again. Returns how long the last try took.
 fn add(node: &Node, sandbox: &Sandbox) -> Result<Duration> {
     let deadline = Instant::now() + 6 * HARD_STOP;
     loop {
@@ -68,7 +68,7 @@ fn pods_that_start_and_end_all_at_once_are_captured_each_and_leave_nothing() -> 
         let capture = Capture::between_nodes(&node.lab.world, &canary)?;
         times.extend(at_once(&sandboxes, |sandbox| {
             let took = add(&node, sandbox)?;
-            // The pod's first act.
+            // This is the pod's first act.
             Probe::connect(&sandbox.netns, target)?.echo(canary.as_bytes())?;
             Ok(took)
         })?);

@@ -1,5 +1,5 @@
-//! Trust changes while connections live: certificates are renewed, roots replaced, identities denied,
-//! certificates revoked. Whoever is not meant notices nothing.
+//! Trust changes while connections live: certificates are renewed, roots replaced, identities denied, certificates
+//! revoked. Peers that are not affected notice nothing.
 
 mod outage;
 
@@ -23,15 +23,16 @@ use sluice_tests::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const PORT: u16 = 7000;
-/// Of the server with a process of its own.
+/// The port of the server that has a process of its own.
 const MANY_PORT: u16 = 7001;
 const STRANGER: &str = "spiffe://cluster.local/ns/shop/sa/stranger";
-/// The promise for a deny list, and the goal for roots.
+/// How long a deny list may take to be in force, as promised; for roots this is the goal.
 const IN_FORCE: Duration = Duration::from_secs(1);
-/// The promise for roots.
+/// How long roots may take to be in force, as promised.
 const ROOT_IN_FORCE: Duration = Duration::from_mins(1);
-/// Half of a certificate's life. A session that was made just before the renewal is resumed for half of the time that
-/// its certificate had left, and what is resumed serves again for half of what is left then: a quarter and an eighth.
+/// Half of a certificate's life, after which no session rests on the old certificate. A session made just before the
+/// renewal is resumed for half of the time that its certificate has left, a quarter of the life. A session resumed then
+/// is used for half of what is left at that time, an eighth.
 const OLD_SESSIONS: Duration = Duration::from_secs(30);
 
 struct Bench {
@@ -68,7 +69,7 @@ impl Bench {
         Ok(self.lab.pod(pod)?.netns.clone())
     }
 
-    /// Waits until both agents say `so` of their certificates and trust.
+    /// Waits until `so` holds of what both agents report about their certificates and trust.
     fn wait(&mut self, what: &str, patience: Duration, so: impl Fn(&Value) -> bool) -> Result<()> {
         let start = Instant::now();
         for node in NodeName::BOTH {
@@ -94,7 +95,7 @@ impl Bench {
     }
 }
 
-/// The texts under `field` of every entry of a list.
+/// Returns the texts under `field` of every entry of a list.
 fn texts(certs: &Value, list: &str, field: &str) -> Vec<String> {
     let entries = certs.get(list).and_then(Value::as_array).into_iter().flatten();
     entries.filter_map(|entry| entry.get(field)?.as_str().map(str::to_owned)).collect()
@@ -194,7 +195,7 @@ fn hold(netns: &Netns, targets: [SocketAddr; 2], count: usize) -> Held {
                     if ended.is_some() {
                         return ended;
                     }
-                    // What was not to be touched carries bytes as before.
+                    // A connection that was not to be cut must carry bytes as before.
                     let sent = stream.write_all(b"y").await;
                     let answered = stream.read_exact(&mut byte).await;
                     (sent.is_err() || answered.is_err()).then(Instant::now)
@@ -208,21 +209,21 @@ fn hold(netns: &Netns, targets: [SocketAddr; 2], count: usize) -> Held {
             Ok(ends)
         })
     });
-    // Without an answer it failed, which `finish` will say.
+    // If nothing is received, opening has failed, which `finish` will say.
     all_open.recv().ok();
     Held { ends, stop }
 }
 
 impl Held {
-    /// When each connection ended; none for those that did not and still carry bytes.
+    /// Returns when each connection ended; `None` for one that has not and still carries bytes.
     fn finish(self) -> Result<Vec<Option<Instant>>> {
         self.stop.send_replace(true);
         self.ends.join().map_err(|_panic| anyhow::anyhow!("a holder panicked"))?
     }
 }
 
-/// How many connections each of several meshes holds: an agent needs two descriptors for each, and keeps
-/// a sixteenth of those that it is granted in reserve.
+/// Returns how many connections each of several meshes holds. An agent needs two descriptors for each and keeps a
+/// sixteenth of its limit in reserve.
 fn shares() -> Vec<usize> {
     let mut left = if full_size() { 10_000 } else { 1_000 };
     let usable = descriptor_limit() / 16 * 15;
@@ -240,7 +241,7 @@ fn a_denied_identity_loses_its_connections_within_a_second_and_nobody_else_does(
     let mut meshes = Vec::new();
     for share in shares() {
         let bench = bench()?;
-        // A process of its own: this one has not the descriptors for both ends.
+        // The server is a process of its own: this one does not have the descriptors for both ends.
         let mut command = Command::new(sibling("sluice-lab")?);
         command.args(["echo", "--port", &MANY_PORT.to_string()]);
         let mut echo = bench.lab.world.start("server", "echo", command)?;
@@ -262,7 +263,7 @@ fn a_denied_identity_loses_its_connections_within_a_second_and_nobody_else_does(
         }
         let touched = friends.finish()?.into_iter().flatten().count();
         ensure!(touched == 0, "{touched} connections of another identity were cut");
-        // Neither as a client nor as a server, from either node.
+        // The denied identity is refused as a client and as a server, from either node.
         let (target, as_server) =
             (bench.target(Family::V4)?, bench.lab.pod("stranger")?.at(Family::V6, PORT));
         Probe::ensure_refused(&bench.netns("stranger")?, target)?;

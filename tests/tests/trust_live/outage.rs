@@ -1,5 +1,5 @@
-//! The CA goes away for longer than certificates live: they serve until they end, then nothing does, and all is well
-//! soon after it is back.
+//! The CA is away for longer than certificates live: these serve until they end, then nothing does, and all is well
+//! soon after the CA is back.
 
 use std::{
     thread,
@@ -15,16 +15,16 @@ use sluice_tests::{
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const PORT: u16 = 7000;
-/// Between one attempt to connect and the next.
+/// The pause between one attempt to connect and the next.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How exactly a test can tell on which side of an expiry a connection was.
+/// How exactly a test can tell whether a connection was before or after an expiry.
 const SLACK: Duration = Duration::from_secs(2);
 /// How long nothing is valid before the CA comes back.
 const DARK: Duration = Duration::from_secs(8);
-/// The promise.
+/// How soon all is well after the CA is back, as promised.
 const RECOVERY: Duration = Duration::from_secs(10);
 
-/// When the first of an agent's certificates ends.
+/// Returns when the first of an agent's certificates ends.
 fn first_end(certs: &Value) -> Result<OffsetDateTime> {
     let entries = certs["certificates"].as_array().context("no certificates")?;
     let ends = entries.iter().map(|entry| {
@@ -34,7 +34,7 @@ fn first_end(certs: &Value) -> Result<OffsetDateTime> {
     ends.collect::<Result<Vec<_>>>()?.into_iter().min().context("no certificates")
 }
 
-/// Connects from `client` and sends the canary; says whether it came back.
+/// Connects from `client` and sends the canary. Returns whether it came back.
 fn is_served(client: &Netns, server: std::net::SocketAddr, canary: &Canary) -> bool {
     let outcome =
         Probe::connect(client, server).and_then(|mut probe| probe.echo(canary.as_bytes()));
@@ -61,8 +61,8 @@ fn attempts(
     Ok(count)
 }
 
-/// Waits until the CA has issued so many certificates, as its metrics say. Agents fetch each as soon as they know of it,
-/// also that of a pod which does nothing yet.
+/// Waits until the CA's metrics say that it has issued `count` certificates. Agents fetch each pod's as soon as they
+/// know of the pod, even if it does nothing yet.
 fn wait_until_issued(ca: &NodeCa, count: u32) -> Result<()> {
     let (start, expected) = (Instant::now(), format!("\nsluice_ca_issued_total {count}\n"));
     loop {
@@ -121,7 +121,7 @@ fn while_the_ca_is_away_certificates_serve_to_their_end_and_nothing_does_after_i
         "of {count} connections {good} were served, then {refused} refused; the CA was asked: {calls:?} in {seconds} s"
     );
     ensure!(good > 0 && refused > 0);
-    // Two identities on the client's node, one on the server's; each at most once a second.
+    // Two identities on the client's node and one on the server's, each asked for at most once a second.
     let most = u32::try_from(seconds)? + 1;
     let asked: Vec<u32> = calls.values().copied().collect();
     ensure!(calls.len() == 2 && asked.iter().all(|calls| *calls >= 3), "hardly asked: {calls:?}");

@@ -1,7 +1,7 @@
-//! The cluster's own cgroup subtree: what is in it was started by the cluster, whoever its parent is now.
+//! The cluster's own cgroup subtree: every process in it was started by the cluster, whoever its parent is now.
 //!
-//! That is how `down` ends everything and nothing else. On a machine with version 1 controllers beside version 2
-//! (hybrid), pods are in a subtree of the same name in each hierarchy.
+//! This is how `down` ends everything of the cluster and nothing else. On a machine with version 1 controllers beside
+//! version 2 (hybrid), pods are in a subtree of the same name in each hierarchy.
 
 use std::{
     fs,
@@ -14,13 +14,13 @@ use anyhow::{Context as _, Result, bail};
 
 use super::instance::Instance;
 
-/// Killed processes let go of memory and mounts first; a busy machine takes seconds.
+/// How long processes may take to end: they release memory and mounts first, which takes seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where each hierarchy is mounted.
+/// The mount points of the cgroup hierarchies.
 pub(crate) struct Hierarchies {
     unified: PathBuf,
-    /// Those of version 1: none on most machines of today.
+    /// The hierarchies of version 1: most machines have none today.
     legacy: Vec<PathBuf>,
 }
 
@@ -49,7 +49,7 @@ impl Hierarchies {
         Some(Self { unified, legacy: of_kind("cgroup") })
     }
 
-    /// Makes the subtree of a place, ready for a kubelet to make its own below.
+    /// Makes the subtree of a place; a kubelet can then make its own below it.
     pub(crate) fn make(&self, instance: &Instance, place: &str) -> Result<()> {
         let group = format!("{}/{place}", root(instance));
         for hierarchy in self.all() {
@@ -71,7 +71,8 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// The group of one component. Each has its own: Sluice knows a kubelet by it, and `stop` ends only it.
+    /// Makes the group of one component and returns its path. Each component has its own: Sluice recognises a kubelet
+    /// by it, and `stop` checks by it that it kills the right process.
     pub(crate) fn make_for_unit(
         &self,
         instance: &Instance,
@@ -102,7 +103,7 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Removes the subtree everywhere. Its processes are gone.
+    /// Removes the subtree from every hierarchy. Its processes must be gone.
     pub(crate) fn remove(&self, instance: &Instance) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         for hierarchy in self.all() {
@@ -123,12 +124,12 @@ impl Hierarchies {
     }
 }
 
-/// The cluster's group, relative to each hierarchy's root.
+/// Returns the path of the cluster's group, relative to each hierarchy's root.
 pub(crate) fn root(instance: &Instance) -> String {
     format!("sluice-cluster-{}", instance.name())
 }
 
-/// Whether a process is in the group or below it.
+/// Returns whether a process is in the group or below it.
 pub(crate) fn is_populated(group: &Path) -> bool {
     fs::read_to_string(group.join("cgroup.events"))
         .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
@@ -138,7 +139,7 @@ pub(crate) fn is_populated(group: &Path) -> bool {
 fn hand_on_controllers(group: &Path) {
     let controllers = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
     for controller in controllers.split_whitespace() {
-        // A controller that cannot be handed on is missed by the kubelet, which names it.
+        // A failure is ignored: the kubelet names a controller that it misses.
         fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")).ok();
     }
 }
@@ -153,7 +154,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::write(to, text).with_context(|| format!("cannot write {}", to.display()))
 }
 
-/// Removes groups from the leaves up; the files in them are the kernel's.
+/// Removes groups from the leaves up. The files in them belong to the kernel and go with them.
 fn remove_directories(group: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(group) else { return Ok(()) };
     for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {

@@ -1,4 +1,4 @@
-//! The control plane: etcd, API server, controller manager and scheduler, and `CoreDNS` as pods.
+//! The control plane: etcd, API server, controller manager and scheduler as processes, and `CoreDNS` as pods.
 
 use std::process::Stdio;
 
@@ -13,7 +13,7 @@ use crate::process;
 
 const ETCD: &str = "http://127.0.0.1:2379";
 
-/// `CoreDNS`: the cluster's names, and nothing of the outside.
+/// The manifest of `CoreDNS`, which serves the cluster's names and none from outside.
 const COREDNS: &str = include_str!("../../cluster/coredns.yaml");
 
 /// Starts etcd and the API server. Neither is ready when this returns.
@@ -58,13 +58,13 @@ pub(crate) fn start_api(instance: &Instance, addresses: Addresses) -> Result<()>
     )
 }
 
-/// Whether the API server answers that it is ready.
+/// Returns whether the API server answers that it is ready.
 pub(crate) fn is_ready(instance: &Instance) -> bool {
     process::output(kubectl(instance).args(["get", "--raw", "/readyz"]))
         .is_ok_and(|text| text == "ok")
 }
 
-/// Starts what needs the API server.
+/// Starts the controller manager and the scheduler, which need the API server.
 pub(crate) fn start_controllers(instance: &Instance) -> Result<()> {
     let file = |name: &str| pki::file(instance, name).display().to_string();
     let kubeconfig =
@@ -90,7 +90,7 @@ pub(crate) fn start_controllers(instance: &Instance) -> Result<()> {
     )
 }
 
-/// Asks for `CoreDNS`; its image has to be on the nodes.
+/// Applies the manifest of `CoreDNS`, whose image has to be on the nodes.
 pub(crate) fn apply_dns(instance: &Instance, image: &str) -> Result<()> {
     let [dns4, dns6] = instance::DNS;
     let manifest =
@@ -107,7 +107,7 @@ pub(crate) fn apply_dns(instance: &Instance, image: &str) -> Result<()> {
     Ok(())
 }
 
-/// kubectl as the administrator.
+/// Returns a kubectl command with the administrator's kubeconfig.
 pub(crate) fn kubectl(instance: &Instance) -> std::process::Command {
     let mut command = process::command(instance.program("kubectl"));
     command.arg("--kubeconfig").arg(instance.kubeconfig());

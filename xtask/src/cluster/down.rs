@@ -1,4 +1,4 @@
-//! `cargo xtask cluster down`: everything of a cluster goes, whatever ended before and however.
+//! `cargo xtask cluster down`: removes a whole cluster, whichever parts have ended before and however.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -25,15 +25,15 @@ pub(crate) fn run(instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// Removes all that is there; each step finds its work on the machine, not in our memory.
+/// Removes everything that is there; each step looks on the machine for what is left.
 pub(crate) fn remove(instance: &Instance, _turn: &Turn) -> Result<()> {
     let hierarchies = Hierarchies::find()?;
     hierarchies.kill(instance)?;
     if let Some(addresses) = instance.addresses() {
         network::remove(addresses)?;
     }
-    // The last pin of a node's mount namespace: with it go its mounts, the kernel programs pinned in its BPF file
-    // system among them.
+    // This removes the last pin of a node's mount namespace. The namespace's mounts go with it, and with its BPF file
+    // system the kernel programs pinned there.
     unmount_below(instance.directory())?;
     hierarchies.remove(instance)?;
     for directory in [&instance.on_disk(), instance.directory()] {
@@ -42,7 +42,7 @@ pub(crate) fn remove(instance: &Instance, _turn: &Turn) -> Result<()> {
                 .with_context(|| format!("cannot remove {}", directory.display()))?;
         }
     }
-    // The last cluster takes the directory of all clusters' images along.
+    // Removes the directory of all clusters' images if this was the last cluster; otherwise it is not empty and stays.
     if let Some(shared) = instance.on_disk().parent() {
         fs::remove_dir(shared).ok();
     }

@@ -8,18 +8,18 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
 
-/// Where the clusters are. Short, because of the Unix sockets below it.
+/// The directory of all clusters. Its path is short because the paths of Unix sockets below it must be.
 const RECORDS: &str = "/run/sluice-cluster";
-/// What is too big for a file system in memory, of each cluster.
+/// The directory for what is too big for a file system in memory: each cluster's images.
 const ON_DISK: &str = "/var/lib/sluice-cluster";
-/// Written last by `up`, so that a half-made cluster is told from a whole one.
+/// The file that `up` writes last: a cluster without it is incomplete.
 const COMPLETE: &str = "complete";
-/// The number that the addresses contain.
+/// The file with the number that the cluster's addresses contain.
 const NUMBER: &str = "number";
 
-/// The namespace of the API server and its companions.
+/// The name of the place where the API server and its companions run.
 pub(crate) const CONTROL: &str = "control";
-/// The nodes, by the name that Kubernetes knows, with the last byte of their address.
+/// The nodes: the name that Kubernetes knows, and the number that ends their addresses.
 pub(crate) const NODES: [Node; 2] =
     [Node { name: "n1", number: 1 }, Node { name: "n2", number: 2 }];
 
@@ -36,13 +36,13 @@ pub(crate) struct Instance {
     directory: PathBuf,
 }
 
-/// Held while a cluster is made or removed: numbers, mount points and the programs' cache are shared.
+/// A lock held while a cluster is made or removed: clusters share numbers, mount points and the programs' cache.
 pub(crate) struct Turn {
     _lock: File,
 }
 
-/// The addresses of one cluster. Those of pods and services are the same in every cluster: they exist in its
-/// namespaces alone. The nodes' own are on a link to this machine, so they hold the cluster's number.
+/// The addresses of one cluster. Pods and services have the same ones in every cluster, because these exist only in its
+/// namespaces. The nodes' own addresses are on a link to this machine, so they contain the cluster's number.
 #[derive(Clone, Copy)]
 pub(crate) struct Addresses {
     number: u8,
@@ -51,7 +51,7 @@ pub(crate) struct Addresses {
 // === impl Instance ===
 
 impl Instance {
-    /// The cluster of this name, whether or not it exists.
+    /// Returns the cluster of this name, whether or not it exists.
     pub(crate) fn named(name: &str) -> Result<Self> {
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         ensure!(
@@ -65,12 +65,12 @@ impl Instance {
         &self.name
     }
 
-    /// The directory that holds everything of it.
+    /// Returns the directory that holds everything of the cluster but its images.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The directory of its images.
+    /// Returns the directory of the cluster's images.
     pub(crate) fn on_disk(&self) -> PathBuf {
         Path::new(ON_DISK).join(&self.name)
     }
@@ -79,17 +79,17 @@ impl Instance {
         self.directory.join(below)
     }
 
-    /// The administrator's kubeconfig.
+    /// Returns the path of the administrator's kubeconfig.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.path("kubeconfig")
     }
 
-    /// A program of the cluster, kubectl for instance.
+    /// Returns the path of a program of the cluster, kubectl for instance.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.path("bin").join(name)
     }
 
-    /// `PATH` for what runs in it; containerd looks for its shim there.
+    /// Returns the `PATH` for what runs in the cluster; containerd looks for its shim there.
     pub(crate) fn path_variable(&self) -> String {
         format!(
             "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -119,7 +119,7 @@ impl Instance {
         )
     }
 
-    /// Writes a file below the directory, with the directories that it needs.
+    /// Writes a file below the cluster's directory and makes the directories that it needs.
     pub(crate) fn write(&self, below: &str, text: impl AsRef<[u8]>) -> Result<()> {
         let path = self.path(below);
         let parent = path.parent().unwrap_or(&self.directory);
@@ -127,7 +127,7 @@ impl Instance {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Makes the directory and takes the lowest number that no other cluster has.
+    /// Makes the cluster's directory and takes the lowest number that no other cluster has.
     pub(crate) fn claim(&self, _turn: &Turn) -> Result<Addresses> {
         let taken: Vec<u8> = others(self).iter().filter_map(|path| number_in(path)).collect();
         let number = (0..=250)
@@ -137,12 +137,12 @@ impl Instance {
         Ok(Addresses { number })
     }
 
-    /// The addresses of a cluster that exists.
+    /// Returns the addresses of a cluster that exists.
     pub(crate) fn addresses(&self) -> Option<Addresses> {
         number_in(&self.directory).map(|number| Addresses { number })
     }
 
-    /// Whether no other cluster is on this machine.
+    /// Returns whether no other cluster is on this machine.
     pub(crate) fn is_alone(&self) -> bool {
         others(self).is_empty()
     }
@@ -166,7 +166,7 @@ impl Turn {
 // === impl Addresses ===
 
 impl Addresses {
-    /// Where the API server is. The range is the one for tests of devices (RFC 2544): nobody routes it.
+    /// Returns the address of the API server, in the range for tests of devices (RFC 2544), which nobody routes.
     pub(crate) fn control4(self) -> String {
         format!("198.18.{}.1", self.number)
     }
@@ -183,7 +183,7 @@ impl Addresses {
         format!("fd00:5c1:{:x}::1{}", self.number, node.number)
     }
 
-    /// This machine's own addresses on the cluster's link.
+    /// Returns this machine's own address on the cluster's link.
     pub(crate) fn root4(self) -> String {
         format!("198.18.{}.254", self.number)
     }
@@ -192,7 +192,7 @@ impl Addresses {
         format!("fd00:5c1:{:x}::fe", self.number)
     }
 
-    /// This machine's end of the link.
+    /// Returns the name of this machine's end of the link.
     pub(crate) fn root_link(self) -> String {
         format!("sluice-k{}", self.number)
     }
@@ -213,7 +213,7 @@ impl Node {
         format!("fd00:10:244:{}::/64", self.number)
     }
 
-    /// Its zone, so that locality can be seen.
+    /// Returns the node's zone. Each node has its own, which makes locality visible.
     pub(crate) fn zone(self) -> String {
         format!("z{}", self.number)
     }
@@ -225,7 +225,7 @@ pub(crate) const DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
 /// The first address of [`SERVICES`]: `kubernetes.default`.
 pub(crate) const API_SERVICE: [&str; 2] = ["10.96.0.1", "fd00:10:96::1"];
 
-/// The directories of the other clusters.
+/// Returns the directories of the other clusters.
 fn others(instance: &Instance) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(RECORDS) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::process;
 
-/// Makes the links. The namespaces are there, held by one process each.
+/// Makes the links. The namespaces must exist already, each held by one process.
 pub(crate) fn make(instance: &Instance, addresses: Addresses) -> Result<()> {
     let pid = |place: &str| -> Result<i32> {
         let holder = Unit::find(instance, &format!("{place}/{}", node::HOLDER))?;
@@ -60,7 +60,8 @@ pub(crate) fn make(instance: &Instance, addresses: Addresses) -> Result<()> {
     join_this_machine(instance, addresses, pid(CONTROL)?)
 }
 
-/// Operators' tools reach the API server, and tests the nodes' ports, from this machine's own namespace.
+/// Joins this machine's own namespace to the bridge: from there, operators' tools reach the API server, and tests the
+/// nodes' ports.
 fn join_this_machine(instance: &Instance, addresses: Addresses, control: i32) -> Result<()> {
     let link = addresses.root_link();
     let batch = format!(
@@ -94,7 +95,7 @@ fn run(command: &mut std::process::Command, batch: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes this machine's end; the others go with their namespaces.
+/// Removes this machine's end of its link; the other links go with their namespaces.
 pub(crate) fn remove(addresses: Addresses) -> Result<()> {
     let link = addresses.root_link();
     if std::path::Path::new("/sys/class/net").join(&link).exists() {

@@ -11,13 +11,13 @@ use super::{
     unit::{Unit, quoted},
 };
 
-/// How long a part may take to answer on a busy machine.
+/// How long a component may take to answer on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The process that keeps a place's namespaces alive, whatever else ends.
 pub(crate) const HOLDER: &str = "holder";
 
-/// The standard paths of which each node has its own, so that manifests work unchanged.
+/// The standard paths that each node has for itself: manifests work unchanged.
 pub(crate) const OWN_PATHS: [&str; 11] = [
     "/etc/cni/net.d",
     "/opt/cni/bin",
@@ -35,12 +35,12 @@ pub(crate) const OWN_PATHS: [&str; 11] = [
 /// Where containerd keeps images: too much for `/run`, which is memory on most machines.
 const IMAGES: &str = "/var/lib/containerd";
 
-/// Where the runtime keeps pods' network namespaces; a mount of each node's own, like the BPF file system.
+/// Where the runtime keeps pods' network namespaces. Each node has its own mount here, as of the BPF file system.
 const NETNS: &str = "/run/netns";
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// What the kubelet would set for the whole machine. It writes only what differs from what it reads, so it gets to
-/// read what it wants, and the developer's machine stays as it is.
+/// Settings that the kubelet would change for the whole machine. It writes only values that differ from those it reads.
+/// Each node therefore shows it the values it wants, and the developer's machine stays as it is.
 const TUNABLES: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -50,10 +50,10 @@ const TUNABLES: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// The reference plugins that a node's network is made of.
+/// The reference plugins that make up a node's network.
 const PLUGINS: [&str; 5] = ["ptp", "bridge", "loopback", "host-local", "portmap"];
 
-/// The arguments of `nsenter` for a place.
+/// Returns the arguments of `nsenter` for a place.
 pub(crate) fn namespaces(instance: &Instance, place: &str) -> Result<Vec<String>> {
     if place != CONTROL && !NODES.iter().any(|node| node.name == place) {
         bail!("there is no `{place}`: say control, n1 or n2");
@@ -66,7 +66,7 @@ pub(crate) fn namespaces(instance: &Instance, place: &str) -> Result<Vec<String>
         .to_vec())
 }
 
-/// Makes the namespaces of a place and of the mounts that only it sees.
+/// Makes the namespaces of a place, with the mounts that only it sees. Returns the process that holds them.
 pub(crate) fn hold(instance: &Instance, place: &str) -> Result<Unit> {
     let steps = if place == CONTROL { String::new() } else { own_mounts(instance, place)? };
     let ready = instance.path(&format!("units/{place}/holder.ready"));
@@ -89,13 +89,13 @@ pub(crate) fn hold(instance: &Instance, place: &str) -> Result<Unit> {
     Ok(holder)
 }
 
-/// The commands that give a node its own standard paths.
+/// Returns the commands that give a node its own standard paths.
 fn own_mounts(instance: &Instance, place: &str) -> Result<String> {
     let mut steps = String::from("echo 1 > /proc/sys/net/ipv4/ip_forward\n");
     steps.push_str("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n");
-    // Shared within the node, so that pods with mount propagation see each other's mounts, as on a machine.
+    // Mounts are shared within the node: pods with mount propagation see each other's, as on a real machine.
     steps.push_str("mount --make-rshared /\n");
-    // Apart, or each mount would appear a second time below the cluster's directory.
+    // Private, or each mount would appear a second time below the cluster's directory.
     writeln!(
         steps,
         "mount --make-private {}",
@@ -141,12 +141,12 @@ pub(crate) fn make_mount_points() -> Result<()> {
     Ok(())
 }
 
-/// Removes the mount points that were made, if nobody has put anything there. Only after the last cluster: to remove
-/// a directory is to unmount it in every other mount namespace.
+/// Removes the mount points that were made, unless somebody has put something there. This is only for the last cluster:
+/// removing a directory unmounts it in every other mount namespace.
 pub(crate) fn remove_mount_points() {
     let made = fs::read_to_string(MADE).unwrap_or_default();
     for directory in made.lines().rev() {
-        // Not empty: somebody uses it by now.
+        // Fails if the directory is not empty: then somebody uses it by now.
         fs::remove_dir(directory).ok();
     }
     fs::remove_file(MADE).ok();
@@ -176,14 +176,14 @@ pub(crate) fn start_containerd(instance: &Instance, node: Node) -> Result<()> {
     unit.start()
 }
 
-/// Waits until containerd answers. A kubelet that finds none ends.
+/// Waits until containerd answers: a kubelet that does not find it exits.
 pub(crate) fn await_containerd(instance: &Instance, node: Node) -> Result<()> {
     let socket = instance.path(&format!("nodes/{}/run/containerd/containerd.sock", node.name));
     super::up::wait_until(PATIENCE, || UnixStream::connect(&socket).is_ok())
         .with_context(|| format!("containerd of {} does not answer", node.name))
 }
 
-/// Starts kubelet and kube-proxy. The API server is there.
+/// Starts kubelet and kube-proxy. The API server must be ready.
 pub(crate) fn start_kubelet(instance: &Instance, addresses: Addresses, node: Node) -> Result<()> {
     let own = |name: &str| format!("nodes/{}/{name}", node.name);
     let file = |name: &str| instance.path(&own(name)).display().to_string();
@@ -242,8 +242,8 @@ fn conflist(node: Node) -> String {
 }
 
 fn containerd(runc: &Path) -> String {
-    // NRI's socket would be shared by both nodes. Without CAP_SYS_RESOURCE, as in a container, runc cannot lower the
-    // OOM score, and dies of the attempt.
+    // Both nodes would share NRI's socket. Without CAP_SYS_RESOURCE, as in a container, runc cannot lower the OOM score
+    // and fails if it tries.
     format!(
         r#"version = 3
 [plugins."io.containerd.nri.v1.nri"]
@@ -301,7 +301,7 @@ evictionHard: {{nodefs.available: "0%", imagefs.available: "0%", memory.availabl
 }
 
 fn kube_proxy(instance: &Instance) -> String {
-    // The limits of connection tracking belong to the whole machine.
+    // The limits of connection tracking belong to the whole machine and are left alone.
     format!(
         r#"apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration

@@ -1,4 +1,4 @@
-//! Who is who in the cluster: a certificate authority, two certificates, a key for tokens, and kubeconfigs.
+//! The cluster's credentials: a certificate authority, two certificates, a key for tokens, and kubeconfigs.
 
 use std::{fmt::Write as _, fs::File, io::Read as _, path::PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::instance::{API_SERVICE, Addresses, Instance, NODES};
 use crate::process;
 
-/// Components that speak to the API server, with the groups they are in.
+/// The components that speak to the API server: name, user and groups.
 const COMPONENTS: [(&str, &str, &str); 4] = [
     ("admin", "admin", "system:masters"),
     ("kube-controller-manager", "system:kube-controller-manager", ""),
@@ -15,17 +15,17 @@ const COMPONENTS: [(&str, &str, &str); 4] = [
     ("kube-proxy", "system:kube-proxy", ""),
 ];
 
-/// A file of keys, certificates or tokens.
+/// Returns the path of a file of keys, certificates or tokens.
 pub(crate) fn file(instance: &Instance, name: &str) -> PathBuf {
     instance.path("pki").join(name)
 }
 
-/// The kubeconfig of a component.
+/// Returns the path of a component's kubeconfig.
 pub(crate) fn kubeconfig(instance: &Instance, component: &str) -> PathBuf {
     instance.path("kubeconfigs").join(component)
 }
 
-/// Makes everything anew.
+/// Makes all keys, certificates, tokens and kubeconfigs anew.
 pub(crate) fn make(instance: &Instance, addresses: Addresses) -> Result<()> {
     certificates(instance, addresses)?;
     let ca = std::fs::read(file(instance, "ca.crt")).context("cannot read the CA certificate")?;
@@ -80,7 +80,7 @@ fn certificates(instance: &Instance, addresses: Addresses) -> Result<()> {
         .map(drop)
 }
 
-/// A key and its certificate, with the extensions of the section of the same name; `ca` signs itself.
+/// Makes a key and its certificate, with the extensions in the section of the same name. `ca` signs itself.
 fn issue(instance: &Instance, name: &str, subject: &str) -> Result<()> {
     let mut request = openssl(instance);
     request.args(["req", "-x509", "-config", "openssl.conf", "-days", "365", "-nodes"]);
@@ -114,11 +114,11 @@ fn random_token() -> Result<String> {
     File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut bytes))
         .context("cannot read /dev/urandom")?;
-    // A multiple of three, and neither of the characters that separate the fields of the tokens' file.
+    // 18 is a multiple of three, so there is no padding, and no comma or quote, which separate the tokens' fields.
     Ok(base64(&bytes))
 }
 
-/// Base 64 with padding (RFC 4648, section 4).
+/// Encodes the bytes in base 64 with padding (RFC 4648, section 4).
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();

@@ -20,10 +20,10 @@ struct Module {
     packages: &'static [&'static str],
 }
 
-/// Decided by `xtask/cluster/kube/go.mod`; this names the directory.
+/// The version that `xtask/cluster/kube/go.mod` decides; this copy names the directory and is what the programs report.
 const KUBERNETES: &str = "1.36.3";
 
-/// Links to the one program that all of Kubernetes is built into.
+/// The names of the links to the one program that all of Kubernetes is built into.
 const COMPONENTS: [&str; 7] = [
     "etcd",
     "kube-apiserver",
@@ -67,13 +67,13 @@ const MODULES: [Module; 5] = [
 /// The version that names the image of `CoreDNS`.
 pub(crate) const COREDNS: &str = "1.13.1";
 
-/// Where the programs are, by their names.
+/// The directories of the built programs.
 pub(crate) struct Programs {
-    /// One for each module.
+    /// One directory for Kubernetes and one for each module.
     directories: Vec<PathBuf>,
 }
 
-/// Builds what is missing. The caller may run as any user; the cache is that user's.
+/// Builds what is missing. The caller may be any user; the cache is that user's.
 pub(crate) fn ensure() -> Result<Programs> {
     let cache = workspace::tools_cache()?;
     let mut directories = vec![kubernetes(&cache)?];
@@ -83,7 +83,7 @@ pub(crate) fn ensure() -> Result<Programs> {
     Ok(Programs { directories })
 }
 
-/// What calls a CNI plugin as a container runtime does, alone.
+/// Builds only what calls a CNI plugin as a container runtime does.
 pub(crate) fn cni() -> Result<()> {
     let cache = workspace::tools_cache()?;
     let mut modules =
@@ -91,7 +91,7 @@ pub(crate) fn cni() -> Result<()> {
     modules.try_for_each(|module| install(module, &cache).map(drop))
 }
 
-/// helm alone: from the cache, or built when it `may_build` and there is Go.
+/// Returns the path of helm: from the cache, or built if `may_build` is set and there is Go. `None` otherwise.
 pub(crate) fn helm(may_build: bool) -> Result<Option<PathBuf>> {
     let Some(module) = MODULES.iter().find(|module| module.name == "helm") else { return Ok(None) };
     let cache = workspace::tools_cache()?;
@@ -108,7 +108,7 @@ pub(crate) fn helm(may_build: bool) -> Result<Option<PathBuf>> {
 // === impl Programs ===
 
 impl Programs {
-    /// Fills `bin` with links to all of them.
+    /// Fills `bin` with links to all programs.
     pub(crate) fn link_into(&self, bin: &Path) -> Result<()> {
         fs::create_dir_all(bin).with_context(|| format!("cannot make {}", bin.display()))?;
         for directory in &self.directories {
@@ -136,7 +136,7 @@ fn kubernetes(cache: &Path) -> Result<PathBuf> {
     let flags = link_flags();
     text += &flags;
     let directory = cache.join(format!("kubernetes-{KUBERNETES}"));
-    // A changed dependency is another program under the same name.
+    // The version alone does not tell: with a changed dependency it is another program under the same name.
     let built_from = directory.join("sources");
     if fs::read_to_string(&built_from).is_ok_and(|built| built == text) {
         return Ok(directory.join("bin"));
@@ -159,7 +159,8 @@ fn kubernetes(cache: &Path) -> Result<PathBuf> {
     Ok(directory.join("bin"))
 }
 
-/// Tells the programs their version, which charts and clients ask for. Their own build sets the same variables.
+/// Returns the flags that set the programs' version, which charts and clients ask for. Kubernetes' own build sets the
+/// same variables.
 fn link_flags() -> String {
     let mut numbers = KUBERNETES.split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -192,7 +193,7 @@ fn install(module: &Module, cache: &Path) -> Result<PathBuf> {
     Ok(directory.join("bin"))
 }
 
-/// Only a whole build gets the name that is looked for.
+/// Moves a finished build to where it is looked for: an unfinished one never gets that name.
 fn put_in_place(build: &Path, directory: &Path) -> Result<()> {
     let bin = directory.join("bin");
     if bin.exists() {
@@ -208,7 +209,7 @@ fn say(directory: &Path, name: &str, version: &str, time: &str) {
     );
 }
 
-/// Statically linked, so that the programs run in images and on any machine of the cache's user.
+/// Returns a `go` command that links statically: the programs run in images and on any machine of the cache's user.
 fn go() -> Result<Command> {
     let Some(go) = process::find("go") else {
         bail!(

@@ -5,9 +5,9 @@ use anyhow::{Result, bail};
 use super::{down, instance::Instance, programs, up};
 use crate::process;
 
-/// What the tests are told: the cluster's directory. `tests/src/cluster.rs` reads it.
+/// The variable that tells the tests the cluster's directory; `tests/src/cluster.rs` reads it.
 const VARIABLE: &str = "SLUICE_CLUSTER";
-/// A name of its own, so that a developer's cluster is left alone.
+/// The name of the tests' own cluster: a developer's is left alone.
 const NAME: &str = "test";
 
 /// A running cluster for tests; removed when dropped.
@@ -15,13 +15,13 @@ pub(crate) struct Suite {
     instance: Instance,
 }
 
-/// Whether nobody is there to read what is left out: then that is a failure.
+/// Returns whether this is CI. Nobody reads there which tests were left out, so leaving some out is an error.
 pub(crate) fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| value != "false" && !value.is_empty())
 }
 
-/// Whether there is what the tests of the CNI plugin call it with, which is built if need be; `false`, after a word
-/// about it, where the machine has no Go and is not a CI's.
+/// Returns whether there are the tools that call the CNI plugin in its tests; builds them if need be. Without Go it
+/// prints a message and returns `false`, except in CI, where that is an error.
 pub(crate) fn has_cni_tools() -> Result<bool> {
     match programs::cni() {
         Err(error) if process::find("go").is_none() && !is_ci() => {
@@ -35,7 +35,7 @@ pub(crate) fn has_cni_tools() -> Result<bool> {
 // === impl Suite ===
 
 impl Suite {
-    /// Starts the cluster; `None`, after a word about it, where the machine has no Go and is not a CI's.
+    /// Starts the cluster. Without Go it prints a message and returns `None`, except in CI, where that is an error.
     pub(crate) fn start() -> Result<Option<Self>> {
         if process::find("go").is_none() {
             if is_ci() {

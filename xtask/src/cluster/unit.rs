@@ -1,7 +1,7 @@
-//! One component of the cluster: a script that starts it again as it was started first.
+//! One component of the cluster: a script that starts it in the same way every time.
 //!
-//! `units/PLACE/NAME` is the script, `NAME.pid` its process, `NAME.log` what it says. The script enters the
-//! component's cgroup and namespaces itself, so that tests can stop and start components without xtask.
+//! `units/PLACE/NAME` is the script, `NAME.pid` its process, `NAME.log` its output. The script enters the component's
+//! cgroup and namespaces itself, so that tests can stop and start components without xtask.
 
 use std::{
     fs::{self, Permissions},
@@ -24,12 +24,12 @@ use crate::process;
 /// How long a component may take to write its pid, and to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A component: where, and which.
+/// A component, known by its place and its name.
 pub(crate) struct Unit {
     place: String,
     name: String,
     script: PathBuf,
-    /// Its place in version 2's hierarchy, relative to the mount.
+    /// The component's cgroup in version 2's hierarchy, relative to the mount.
     cgroup: String,
 }
 
@@ -56,7 +56,7 @@ impl Unit {
         Self::define_line(instance, place, name, &line)
     }
 
-    /// Writes the script of a component from the line that becomes it.
+    /// Writes the script of a component that the shell command `line` starts.
     pub(crate) fn define_line(
         instance: &Instance,
         place: &str,
@@ -80,7 +80,7 @@ impl Unit {
         Ok(unit)
     }
 
-    /// A component by the name that people type: `n1/kubelet`.
+    /// Finds a component by the name that people type: `n1/kubelet`.
     pub(crate) fn find(instance: &Instance, text: &str) -> Result<Self> {
         let known = Self::all(instance);
         let names: Vec<String> = known.iter().map(Self::shown).collect();
@@ -89,7 +89,7 @@ impl Unit {
         })
     }
 
-    /// Every component that was defined.
+    /// Returns every component that was defined.
     pub(crate) fn all(instance: &Instance) -> Vec<Self> {
         let mut units = Vec::new();
         let Ok(places) = fs::read_dir(instance.path("units")) else { return units };
@@ -113,12 +113,12 @@ impl Unit {
         }
     }
 
-    /// `PLACE/NAME`.
+    /// Returns the component's name as `PLACE/NAME`.
     pub(crate) fn shown(&self) -> String {
         format!("{}/{}", self.place, self.name)
     }
 
-    /// Starts it, detached from our terminal; does nothing when it runs.
+    /// Starts the component, detached from our terminal. Does nothing if it runs.
     pub(crate) fn start(&self) -> Result<()> {
         if self.pid().is_some() {
             return Ok(());
@@ -136,11 +136,11 @@ impl Unit {
         Ok(())
     }
 
-    /// Kills its main process alone: the shims of containerd, and so the pods, go on.
+    /// Kills only the component's main process: containerd's shims, and so the pods, go on.
     pub(crate) fn stop(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while let Some(pid) = self.pid() {
-            // By descriptor, and checked again after it was opened: the pid may have a new owner.
+            // Kills by descriptor and checks the pid after opening it: the pid may have a new owner.
             if let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty())
                 && self.pid() == Some(pid)
             {
@@ -155,12 +155,12 @@ impl Unit {
         Ok(())
     }
 
-    /// Its process, if the one that was recorded is still in its cgroup, where nobody else is.
+    /// Returns the recorded process if it is still in the component's cgroup, where no other component is.
     pub(crate) fn pid(&self) -> Option<Pid> {
         let text = fs::read_to_string(self.script.with_extension("pid")).ok()?;
         let pid: i32 = text.trim().parse().ok()?;
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        // The path may be longer than ours when /proc shows it from another cgroup namespace.
+        // Seen from another cgroup namespace, the path in /proc may be longer than ours.
         let own =
             groups.lines().any(|line| line.starts_with("0::") && line.ends_with(&self.cgroup));
         let status = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -168,7 +168,7 @@ impl Unit {
         if own && !is_zombie { Pid::from_raw(pid) } else { None }
     }
 
-    /// The end of its log.
+    /// Returns the end of the component's log.
     pub(crate) fn last_words(&self) -> String {
         let log = fs::read(self.script.with_extension("log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -177,7 +177,7 @@ impl Unit {
     }
 }
 
-/// The text as one word of the shell.
+/// Quotes the text as one word of the shell.
 pub(crate) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }

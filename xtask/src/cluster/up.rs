@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{image, process, tools, workspace::Profile};
 
-/// How long the parts may take on a machine that compiles meanwhile.
+/// How long a part may take to become ready on a machine that is also compiling.
 const PATIENCE: Duration = Duration::from_mins(3);
 
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub(crate) struct Options {
 // === impl Options ===
 
 impl Options {
-    /// What the tests run on.
+    /// Returns the options for the tests' cluster.
     pub(crate) fn for_tests() -> Self {
         Self { no_image: false, profile: Profile::Release }
     }
@@ -74,7 +74,7 @@ pub(crate) fn run(instance: &Instance, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The operator's commands are at hand where kubectl and helm are.
+/// Puts the operator's `sluice` beside kubectl and helm.
 fn link_operators_program(instance: &Instance, profile: Profile) -> Result<()> {
     let link = instance.program("sluice");
     if link.is_symlink() {
@@ -84,7 +84,7 @@ fn link_operators_program(instance: &Instance, profile: Profile) -> Result<()> {
         .with_context(|| format!("cannot make {}", link.display()))
 }
 
-/// The components that do not run although they should.
+/// Returns the components that should run and do not.
 fn ended(instance: &Instance) -> Vec<String> {
     let units = Unit::all(instance);
     units.iter().filter(|unit| unit.pid().is_none()).map(Unit::shown).collect()
@@ -145,7 +145,7 @@ fn make(instance: &Instance, turn: &Turn) -> Result<()> {
     process::output(&mut rollout).map(drop)
 }
 
-/// Namespaces can be pinned only where mounts do not spread.
+/// Makes the directory a private mount: namespaces can be pinned only where mounts do not propagate.
 fn make_private(directory: &Path) -> Result<()> {
     mount_bind(directory, directory)
         .and_then(|()| mount_change(directory, MountPropagationFlags::PRIVATE))
@@ -177,7 +177,7 @@ fn await_part(
     }
 }
 
-/// Waits for a condition; the error says how long.
+/// Waits for a condition; the error says how long it waited.
 pub(crate) fn wait_until(patience: Duration, condition: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + patience;
     while !condition() {

@@ -1,4 +1,4 @@
-//! What a program says that it needs.
+//! What the headers of an executable say.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::process;
 
-/// Whether the program names no dynamic loader (ELF's `PT_INTERP`), as the kernel would look for it.
+/// Returns whether the program is static: it names no dynamic loader (ELF's `PT_INTERP`) for the kernel to start.
 pub(crate) fn is_static(program: &Path) -> bool {
     interpreter(program).is_ok_and(|found| !found)
 }

@@ -12,7 +12,7 @@ use crate::process;
 
 /// An image of one layer.
 pub(crate) struct Image<'a> {
-    /// With its tag.
+    /// The image's name with its tag.
     pub(crate) name: String,
     /// The directory that becomes its file system.
     pub(crate) root: &'a Path,
@@ -20,7 +20,7 @@ pub(crate) struct Image<'a> {
     pub(crate) command: &'a [&'a str],
 }
 
-/// A file of the layout, named by its content.
+/// A file of the layout, named by the digest of its content.
 struct Blob {
     digest: String,
     size: u64,
@@ -102,7 +102,7 @@ impl Blob {
         Self::keep(&path, blobs)
     }
 
-    /// Moves a file to the name that its content gives it.
+    /// Moves a file to the name that its digest gives it.
     fn keep(path: &Path, blobs: &Path) -> Result<Self> {
         let printed = process::output(process::command("sha256sum").arg("--binary").arg(path))?;
         let digest = printed.split(' ').next().unwrap_or_default().to_owned();

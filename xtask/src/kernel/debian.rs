@@ -10,12 +10,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::Kernel;
 use crate::{apt, process, tools, workspace};
 
-/// What packages of kernels are called, before the kernel's release.
+/// The start of a kernel package's name; the kernel's release follows.
 const PACKAGE: &str = "linux-image-";
-/// Of a kernel's modules, what tests use: a quarter of 400 MB.
+/// The directories of modules that tests use: a quarter of a kernel's 400 MB.
 const KEPT: [&str; 7] = ["arch", "crypto", "drivers/net", "drivers/virtio", "fs", "lib", "net"];
 
-/// The newest kernel of a series, such as `6.1`.
+/// Returns the newest kernel of a series, such as `6.1`; fetches it if it is not in the cache.
 pub(super) fn kernel(series: &str) -> Result<Kernel> {
     ensure!(
         !series.is_empty() && series.split('.').all(|part| part.parse::<u32>().is_ok()),
@@ -28,7 +28,7 @@ pub(super) fn kernel(series: &str) -> Result<Kernel> {
     ensure!(apt::present(), "no apt-get to fetch Linux {series} with: name a kernel by its path");
     let mut release = newest(series)?;
     if !is_cached(release.as_deref())? {
-        // Lists older than the archive name kernels that it no longer has.
+        // Package lists older than the archive name kernels that it no longer has.
         apt::refresh();
         release = newest(series)?;
     }
@@ -42,7 +42,7 @@ pub(super) fn kernel(series: &str) -> Result<Kernel> {
     Ok(Kernel { image: root.join(format!("boot/vmlinuz-{release}")), modules: Some(root), release })
 }
 
-/// The newest that apt knows of, as `uname -r` will name it.
+/// Returns the newest release of the series that apt knows, as `uname -r` will name it.
 fn newest(series: &str) -> Result<Option<String>> {
     let names = format!(r"^{PACKAGE}{}\.[0-9].*-amd64$", series.replace('.', r"\."));
     let found = apt::matching(&names)?.into_iter();
@@ -58,13 +58,13 @@ fn place(release: &str) -> Result<PathBuf> {
     Ok(workspace::tools_cache()?.join(format!("kernel-{release}")))
 }
 
-/// Whether it is the ordinary kernel, signed, of just that series (`6.1` is not `6.12`).
+/// Returns whether the package is the ordinary, signed kernel of exactly that series (`6.1` is not `6.12`).
 fn is_plain(package: &str, series: &str) -> bool {
     let Some(rest) = package.strip_prefix(&format!("{PACKAGE}{series}.")) else { return false };
     !["-cloud-", "-rt-", "-unsigned", "-dbg"].iter().any(|variant| rest.contains(variant))
 }
 
-/// The numbers in a name, by which kernels are older and newer.
+/// Returns the numbers in a package's name, by which kernels are ordered.
 fn version(package: &str) -> Vec<u64> {
     package
         .split(|letter: char| !letter.is_ascii_digit())
@@ -82,11 +82,11 @@ fn fetch(release: &str, root: &Path) -> Result<()> {
     apt::unpack(&format!("{PACKAGE}{release}"), &part)?;
     keep_only(&part.join("lib/modules").join(release).join("kernel"))?;
     process::output(process::command("depmod").arg("-b").arg(&part).arg(release))?;
-    // Whole or not at all, should somebody end us.
+    // Renamed last: if this process is killed, no incomplete kernel is left in the cache.
     fs::rename(&part, root).with_context(|| format!("cannot move {} into place", root.display()))
 }
 
-/// Removes what tests do not use. Of `drivers/net`, that is everything for hardware.
+/// Removes the directories of modules that tests do not use. In `drivers/net` all of them go: they are for hardware.
 fn keep_only(modules: &Path) -> Result<()> {
     let kept: Vec<PathBuf> = KEPT.iter().map(|name| modules.join(name)).collect();
     let drivers = modules.join("drivers");

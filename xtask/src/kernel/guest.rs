@@ -1,4 +1,4 @@
-//! A machine in qemu whose files are this one's: read over 9P, written to memory that is gone when it ends.
+//! A qemu guest with this machine's files: it reads them over 9P and writes to memory, which is gone when it ends.
 
 use std::{
     fs::{self, File},
@@ -15,24 +15,24 @@ use anyhow::{Context as _, Result, bail};
 use super::{Kernel, start};
 use crate::{process, tools, workspace};
 
-/// What the guest's first program says at the end of the script, followed by the script's exit status.
+/// What the guest's first program prints when the script has ended, in front of the script's exit status.
 const ENDED: &str = "sluice-guest: ended with ";
-/// A guest that says nothing for so long has come to a stop.
+/// How long a guest may print nothing before it counts as stuck.
 const PATIENCE: Duration = Duration::from_mins(15);
 const MEMORY: &str = "4G";
 const PROCESSORS: &str = "2";
 
-/// A machine that can be booted with a kernel, any number of times.
+/// A guest that can be booted with its kernel any number of times.
 pub(crate) struct Guest<'a> {
     kernel: &'a Kernel,
-    /// Where its script and its kernel's log are.
+    /// The directory of the guest's script and kernel log.
     directory: PathBuf,
-    /// What it starts from.
+    /// The archive that the guest boots from.
     archive: PathBuf,
 }
 
 impl<'a> Guest<'a> {
-    /// Prepares what a guest with that kernel starts from.
+    /// Packs the archive that a guest with this kernel boots from.
     pub(crate) fn new(kernel: &'a Kernel) -> Result<Self> {
         tools::ensure(&tools::KERNEL)?;
         let directory = workspace::target_dir().join("kernel").join(&kernel.release);
@@ -42,7 +42,7 @@ impl<'a> Guest<'a> {
         Ok(Self { kernel, directory, archive })
     }
 
-    /// Boots, runs a shell script as root with its output as ours, and fails when the script does.
+    /// Boots the guest and runs a shell script in it as root, with its output on ours. Fails if the script does.
     pub(crate) fn run(&self, script: &str) -> Result<()> {
         let path = self.directory.join("script.sh");
         fs::write(&path, script).with_context(|| format!("cannot write {}", path.display()))?;
@@ -54,7 +54,7 @@ impl<'a> Guest<'a> {
             .spawn()
             .with_context(|| format!("cannot start `{name}`"))?;
         let status = listen(&mut child);
-        // Without effect on one that has ended.
+        // Has no effect if qemu has ended already.
         _ = child.kill();
         child.wait().with_context(|| format!("cannot await `{name}`"))?;
         match status?.as_deref() {
@@ -101,15 +101,15 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// Whether the processor can run guests itself. A `/dev/kvm` alone does not tell: under some hypervisors it takes
-/// guests that know of them only.
+/// Returns whether the processor can run guests itself. The presence of `/dev/kvm` is not enough: under some
+/// hypervisors it runs only guests that know of the hypervisor.
 fn is_virtualizable() -> bool {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
     (has("vmx") || has("svm")) && File::options().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
-/// Passes on what the guest says until it ends, and returns the exit status that it told, if it did.
+/// Prints what the guest says until it ends. Returns the script's exit status, if the guest reported one.
 fn listen(child: &mut Child) -> Result<Option<String>> {
     let output = child.stdout.take().context("qemu has no output")?;
     let (said, heard) = mpsc::channel();

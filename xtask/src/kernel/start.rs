@@ -1,4 +1,4 @@
-//! The archive that a guest starts from: its first program, busybox, and the modules that its root file system takes.
+//! The archive that a guest boots from: its first program, busybox, and the modules that its root file system needs.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ use crate::{image::elf, process};
 
 /// The guest's first program.
 const INIT: &str = include_str!("init.sh");
-/// What the root file system takes; everything else is loaded by the guest itself, from there.
+/// The modules that the root file system needs; the guest loads all others from that file system itself.
 const NEEDED: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Writes the archive as `start.cpio` into a directory, and returns its path.
@@ -52,7 +52,7 @@ pub(super) fn pack(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// The files of the modules, each after those that it needs; none for what is built in.
+/// Returns the files of the [`NEEDED`] modules, each after its dependencies. Modules that are built in have no file.
 fn needed_modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let Some(root) = &kernel.modules else { return Ok(Vec::new()) };
     let mut files = Vec::new();
@@ -70,7 +70,7 @@ fn needed_modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Puts a module into a directory as insmod takes it, and returns its name there.
+/// Unpacks a module into a directory, in the form that insmod takes, and returns its name there.
 fn unpack(module: &Path, into: &Path) -> Result<String> {
     let name = module.file_name().unwrap_or_default().to_string_lossy();
     match name.split_once(".ko") {
@@ -87,7 +87,7 @@ fn unpack(module: &Path, into: &Path) -> Result<String> {
     }
 }
 
-/// Makes an archive of the named files, in the format that kernels unpack.
+/// Packs the named files into an archive, in the format that kernels unpack.
 fn collect(tree: &Path, names: &str, to: &Path) -> Result<()> {
     let file = File::create(to).with_context(|| format!("cannot make {}", to.display()))?;
     let mut cpio = process::command("cpio");

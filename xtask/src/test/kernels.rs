@@ -18,13 +18,14 @@ use crate::{
     workspace::{self, Profile},
 };
 
-/// The kernel that every whole run ends with: Debian 12's own.
+/// The kernel that every run without a filter ends with: Debian 12's own.
 const KERNEL: &str = "6.1";
-/// The suites of a whole run: what is carried where to, what leaves a pod, and what comes back when it is taken away.
+/// The suites that run on [`KERNEL`]: what is captured and where it goes, what leaves a pod, and what restores hooks
+/// that are taken away.
 const SUITES: [&str; 3] = ["capture_live", "escape_matrix", "lost_hooks"];
 
-/// What a whole run shows of another kernel; left out, after a word about it, where it cannot be had and the machine is
-/// not a CI's.
+/// Runs [`SUITES`] on [`KERNEL`]. Where that kernel cannot be had, they are left out with a message, except in CI,
+/// where that is an error.
 pub(super) fn run_few(cargo: &mut Command) -> Result<()> {
     match Kernel::named(KERNEL) {
         Err(error) if !cluster::is_ci() => {
@@ -38,7 +39,7 @@ pub(super) fn run_few(cargo: &mut Command) -> Result<()> {
     }
 }
 
-/// These suites on one kernel.
+/// Runs these suites on one kernel.
 pub(super) fn run(
     cargo: &mut Command,
     kernel: &str,
@@ -49,11 +50,11 @@ pub(super) fn run(
     Programs::built(cargo, suites.iter().cloned())?.run(&kernel, arguments)
 }
 
-/// Test programs, compiled here and run there: the guest has no use for cargo.
+/// Test programs, compiled on this machine and run in the guest, which needs no cargo.
 struct Programs {
-    /// By the names of their suites.
+    /// The programs' paths, by the names of their suites.
     paths: BTreeMap<String, PathBuf>,
-    /// What tests are told by variables.
+    /// The environment variables for the tests.
     environment: BTreeMap<String, String>,
 }
 
@@ -63,7 +64,7 @@ impl Programs {
             cargo.args(["--test", &suite]);
         }
         cargo.args(["--no-run", "--message-format", "json-render-diagnostics"]);
-        // What cargo says of its progress stays visible.
+        // Cargo's progress stays visible.
         let built = process::output(cargo.stderr(Stdio::inherit()))?;
         let paths: BTreeMap<_, _> = built.lines().filter_map(executable).collect();
         if paths.is_empty() {
@@ -87,7 +88,7 @@ impl Programs {
         Guest::new(kernel)?.run(&self.script(arguments)?)
     }
 
-    /// What the guest runs: the kernel's verdict on each program, then every suite, to the end even when one fails.
+    /// Returns the guest's script: the kernel's verdict on each kernel program, then every suite, even after a failure.
     fn script(&self, arguments: &[String]) -> Result<String> {
         let sluice = workspace::binary("sluice", Profile::Release);
         let mut script = String::from("failed=0\n");
@@ -106,12 +107,12 @@ impl Programs {
     }
 }
 
-/// The suite and its program, where a line of cargo's tells of one.
+/// Returns the suite and its program, if this line of cargo's output reports a test program.
 fn executable(line: &str) -> Option<(String, PathBuf)> {
     let message: serde_json::Value = serde_json::from_str(line).ok()?;
     let path = message.get("executable")?.as_str()?;
     let target = message.get("target")?;
-    // Cargo tells of the programs that tests start, too.
+    // Cargo also reports the programs that tests start.
     if !target.get("kind")?.as_array()?.iter().any(|kind| kind == "test") {
         return None;
     }
@@ -123,7 +124,7 @@ fn quoted_path(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }
 
-/// A word as a shell takes it literally.
+/// Quotes a word for a shell, which then takes it literally.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! Which crate may name which: arrows only downwards, checked from what cargo reads in each `Cargo.toml`.
+//! Which crate may use which: only those below it, checked against what cargo reads in each `Cargo.toml`.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::Finding;
 use crate::process;
 
-/// Each crate and the crates of ours that it may use. A crate that is not here is refused until it has a place.
+/// Each crate with the crates of this workspace that it may use. A crate that is not listed is refused.
 const LAYERS: [(&str, &[&str]); 21] = [
     ("sluice-abi", &[]),
     ("sluice-spiffe", &[]),
     ("sluice-sys", &[]),
     ("sluice-wire", &[]),
     ("sluice-grpc", &[]),
-    // The plugin is small and asks the agent; it carries nothing of it.
+    // The plugin is small: it asks the agent and contains none of its crates.
     ("sluice-cni", &[]),
     ("sluice-policy", &["sluice-spiffe"]),
     ("sluice-tls", &["sluice-spiffe"]),
@@ -72,12 +72,12 @@ const LAYERS: [(&str, &[&str]); 21] = [
             "sluice-wire",
         ],
     ),
-    // Drive the binaries from outside, as a user does.
+    // These drive the binaries from outside, as a user does.
     ("sluice-tests", &[]),
     ("xtask", &[]),
 ];
 
-/// Libraries that are walled in, with the crates that may name them.
+/// Libraries that are confined to a few crates, with the crates that may name them.
 const WALLED: [(&str, &[&str]); 8] = [
     ("aya", &["sluice-abi", "sluice-kernel"]),
     ("aya-log", &["sluice-kernel"]),
@@ -116,7 +116,7 @@ pub(super) fn check(root: &Path) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// The dependencies that `package` must not have, each with what to do.
+/// Returns the dependencies that `package` must not have, each with what to do.
 fn refused<'a>(package: &'a str, dependencies: &[&'a str]) -> Vec<(&'a str, String)> {
     let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == package) else {
         return vec![(
@@ -155,7 +155,7 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The line of a manifest that names the dependency.
+/// Returns the number of the manifest's line that names the dependency.
 fn line_of(manifest: &str, dependency: &str) -> usize {
     let names = |line: &str| {
         line.strip_prefix(dependency).is_some_and(|rest| rest.starts_with(['.', ' ', '=']))

@@ -1,4 +1,4 @@
-//! What one source file must hold to.
+//! The rules for a single source file.
 
 use std::{
     collections::BTreeMap,
@@ -10,10 +10,10 @@ use super::Finding;
 const MAX_LINES: usize = 400;
 const MAX_TEST_LINES: usize = 600;
 
-/// Names that would suit anything, so that they say nothing.
+/// Names that would suit anything and so say nothing.
 const EMPTY_NAMES: [&str; 7] = ["utils", "util", "helpers", "helper", "common", "misc", "stuff"];
 
-/// Leftovers, each spelt so that this file does not hold it, and what belongs there.
+/// Leftovers, each with what belongs in its place. They are spelt in two parts, so this file does not contain them.
 const LEFTOVERS: [(&str, &str); 6] = [
     (concat!("TO", "DO"), "do it, or open an issue and take the note out"),
     (concat!("FIX", "ME"), "fix it, or open an issue and take the note out"),
@@ -26,7 +26,7 @@ const LEFTOVERS: [(&str, &str); 6] = [
     ),
 ];
 
-/// Every finding within one file.
+/// Returns every finding within one file.
 pub(super) fn check(file: &Path, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !opens_with_docs(text) {
@@ -61,7 +61,7 @@ pub(super) fn check(file: &Path, text: &str) -> Vec<Finding> {
     findings
 }
 
-/// The SAFETY texts of the tree: two that are the same say the rule and not why it holds there.
+/// The SAFETY texts of the tree. Two equal ones state the rule and not why it holds in their place.
 #[derive(Default)]
 pub(super) struct SafetyTexts(BTreeMap<String, Vec<(PathBuf, usize)>>);
 
@@ -94,7 +94,7 @@ impl SafetyTexts {
     }
 }
 
-/// `//!` on the first line, or after crate attributes.
+/// Returns whether the text opens with `//!`, on the first line or after crate attributes.
 fn opens_with_docs(text: &str) -> bool {
     let mut within_attribute = false;
     for line in text.lines() {
@@ -109,14 +109,15 @@ fn opens_with_docs(text: &str) -> bool {
     false
 }
 
-/// `foo/tests.rs`, or below a crate's own `tests` directory. The lab library in `tests/src` is code like any other.
+/// Returns whether the file is `foo/tests.rs` or below a crate's own `tests` directory. The lab library in `tests/src`
+/// is code like any other.
 fn holds_tests(file: &Path) -> bool {
     let below_root = file.components().skip(1);
     file.file_name().is_some_and(|name| name == "tests.rs")
         || below_root.map(std::path::Component::as_os_str).any(|part| part == "tests")
 }
 
-/// Whether `word` stands in `line` by itself and not within a longer one.
+/// Returns whether `word` stands in `line` by itself and not within a longer word.
 fn holds_word(line: &str, word: &str) -> bool {
     let starts_a_name = word.starts_with(|letter: char| letter.is_alphanumeric());
     let ends_a_name = word.ends_with(|letter: char| letter.is_alphanumeric());

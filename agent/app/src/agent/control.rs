@@ -1,4 +1,4 @@
-//! The control loop: whatever the source says becomes true, and is looked after.
+//! The control loop: makes the node what the source says it should be, and keeps it that way.
 
 use std::{
     collections::HashSet,
@@ -19,16 +19,16 @@ use crate::cni::Departure;
 
 /// How often the kernel is asked whether every pod is still captured.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it is looked whether everything is gone that an uninstallation waits for.
+/// How often an uninstallation that is under way is checked for completion.
 const FAREWELL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The pods of this node, as the real kernel has them.
+/// The manager of this node's pods, on the real kernel.
 pub(super) type Pods = PodManager<Arc<Datapath>>;
 
-/// What the loop moves things in.
+/// The parts of the agent that the control loop acts on.
 pub(super) type Parts = (Arc<Shared>, Arc<Mutex<Pods>>, Arc<Datapath>);
 
-/// What the loop moves.
+/// The control loop and its state.
 pub(super) struct Control {
     node: String,
     shared: Arc<Shared>,
@@ -36,20 +36,20 @@ pub(super) struct Control {
     datapath: Arc<Datapath>,
     /// Identities that certificates are kept for.
     wanted: HashSet<SpiffeId>,
-    /// Counts what has been carried out: states of the mesh first, then audits too.
+    /// Counts the applied states of the mesh and, after the first of them, the audits too.
     turns: watch::Sender<u64>,
-    /// Where what became of the node's pods is told.
+    /// Where the outcome for the node's pods is reported, if anywhere.
     reports: Option<Reports>,
     farewell: Farewell,
     departure: Arc<Departure>,
 }
 
-/// What an uninstallation waits for.
+/// What an uninstallation waits for on this node, and how far it has come.
 #[derive(Default)]
 pub(super) struct Farewell {
-    /// Who is told that nothing is left on the node.
+    /// The agent's own pod, where it is reported that nothing is left on the node.
     own_pod: Option<OwnPod>,
-    /// Whether somebody has to have taken the plugin out of the node's lists.
+    /// Whether the CNI plugin has to be out of the node's network lists first.
     has_plugin: bool,
     is_taken_down: bool,
     is_told: bool,
@@ -75,7 +75,7 @@ pub(super) enum Ended {
 // === impl Control ===
 
 impl Control {
-    /// `wanted` names the identities that certificates are kept for already.
+    /// Creates the loop. `wanted` names the identities for which certificates are kept already.
     pub(super) fn new(
         node: String,
         (shared, pods, datapath): Parts,
@@ -95,27 +95,27 @@ impl Control {
         }
     }
 
-    /// Has what became of the node's pods told to their owners.
+    /// Sets where the outcome for the node's pods is reported.
     pub(super) fn telling(self, reports: Option<Reports>) -> Self {
         Self { reports, ..self }
     }
 
-    /// Has an uninstallation end as it should.
+    /// Sets what an uninstallation waits for.
     pub(super) fn leaving(self, farewell: Farewell) -> Self {
         Self { farewell, ..self }
     }
 
-    /// How this agent's time on the node ends.
+    /// Returns the state of this agent's departure from the node.
     pub(super) fn departure(&self) -> Arc<Departure> {
         Arc::clone(&self.departure)
     }
 
-    /// Counts the states of the mesh that are in force, and the audits after the first of them.
+    /// Returns the count of applied states of the mesh and, after the first of them, of audits.
     pub(super) fn turns(&self) -> watch::Receiver<u64> {
         self.turns.subscribe()
     }
 
-    /// Runs until the source is gone.
+    /// Runs until the source ends, or an uninstallation is called off after everything has been taken down.
     pub(super) async fn run(
         mut self,
         mut snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
@@ -160,11 +160,11 @@ impl Control {
         }
     }
 
-    /// Policy first, so that nothing new is let in by the old one; then certificates, so that they
-    /// are there when the pod is; then capture.
+    /// Applies a state of the mesh: policy first, or the old one would let in new connections; then certificates, which
+    /// a captured pod needs at once; then capture.
     async fn apply(&mut self, snapshot: Arc<Snapshot>) {
         if snapshot.is_leaving() {
-            // The other way round: as long as a pod is captured, what it says is not for the wire.
+            // Leaving goes the other way round: the new state would send what a still captured pod says as plaintext.
             self.reconcile(&snapshot).await;
         }
         self.departure.set_under_way(snapshot.is_leaving());
@@ -194,7 +194,7 @@ impl Control {
         self.blocking(move |pods| pods.reconcile(&snapshot, &node)).await;
     }
 
-    /// Takes the hooks down once no pod has any, and says so once the plugin is out too.
+    /// Takes the hooks down once no pod is enrolled, and reports completion once the plugin is out too.
     async fn take_leave(&mut self) {
         if !self.farewell.is_taken_down {
             let enrolled = self.datapath.enrolled();
@@ -219,7 +219,7 @@ impl Control {
         }
     }
 
-    /// As the kernel has the pods, not as they were asked for.
+    /// Reports the pods as the kernel has them, not as the mesh wants them.
     async fn tell(&self) {
         let Some(reports) = self.reports.clone() else { return };
         let capture = |state| match state {
@@ -229,14 +229,14 @@ impl Control {
         };
         self.blocking(move |pods| {
             let status = pods.status().into_iter().map(|pod| (pod.uid, capture(pod.state)));
-            // Still captured, whatever the mesh wants.
+            // These are still captured, whatever the mesh wants.
             let lingering = pods.lingering().map(|uid| (uid.clone(), Capture::Captured));
             reports.report(lingering.chain(status).collect());
         })
         .await;
     }
 
-    /// Enrolment enters namespaces and waits for the kernel: not on the runtime's own thread.
+    /// Runs `work` off the runtime's thread, because enrolment enters namespaces and waits for the kernel.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Pods) -> T + Send + 'static,
@@ -252,7 +252,7 @@ impl Control {
     }
 }
 
-/// Identities of the node's own pods.
+/// Returns the identities of the node's own pods in the mesh.
 pub(super) fn identities(snapshot: &Snapshot, node: &str) -> HashSet<SpiffeId> {
     let local = snapshot.members().iter().map(|member| &*member.workload);
     let local = local.filter(|workload| workload.in_mesh && workload.node == node);

@@ -1,13 +1,13 @@
 //! Passes the kernel programs' own diagnostics on to the log.
 //!
-//! They are off unless `SLUICE_LOG` (or `logLevel`) asks for `sluice_kernel=debug`, and then cost the
-//! programs nothing: what is above the level is removed when they are loaded.
+//! They are off unless `SLUICE_LOG` (or `logLevel`) asks for `sluice_kernel=debug`. While off they cost nothing: what
+//! is above the level is removed when the programs are loaded.
 
 use std::{sync::Arc, time::Duration};
 
 use sluice_kernel::Datapath;
 
-/// Often enough for a person who watches; the ring buffer holds what comes in between.
+/// How often the ring buffer is drained: often enough for a person who watches.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs until it is dropped; returns at once when there is no ring buffer.

@@ -1,4 +1,4 @@
-//! How an agent goes: what is open may end by itself, for a while.
+//! The end of an agent: open connections get a while to end by themselves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,15 +10,15 @@ use tokio::{
 
 use super::handover::Stage;
 
-/// How long an agent that has been superseded goes on accepting: handshakes that began with it take a round
-/// trip, and more when a packet is lost.
+/// How long a superseded agent goes on accepting: handshakes that began with it take a round trip, and more if a packet
+/// is lost.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long the farewell to idle sessions may take.
+/// How long idle sessions may take to close, and cut connections to be logged.
 const FAREWELL: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Takes nothing new any more once another agent serves the node, and closes `fronts` at once then. Returns when
-/// this agent accepts nothing any more.
+/// Closes `fronts` as soon as another agent serves the node, and stops accepting connections after `LINGER`. Returns
+/// when that is done.
 pub(super) async fn retire<T>(
     proxy: Arc<Proxy>,
     mut stage: watch::Receiver<Stage>,
@@ -31,7 +31,7 @@ pub(super) async fn retire<T>(
     }
 }
 
-/// Gives what is open time to end. An agent without a successor serves on meanwhile.
+/// Gives open connections up to `patience` to end. Without a successor, the agent goes on serving meanwhile.
 pub(super) async fn drain(
     proxy: &Proxy,
     shared: &Shared,
@@ -49,7 +49,7 @@ pub(super) async fn drain(
     until(deadline, || proxy.connections() == 0).await;
 }
 
-/// Ends what is still open by a reset, which the peers' agents pass on, and has it logged.
+/// Resets the connections that are still open, which the peers' agents pass on, and waits until they are logged.
 pub(super) async fn cut(proxy: &Proxy, shared: &Shared) {
     let cut = proxy.cut_all();
     until(Instant::now() + FAREWELL, || shared.live.all().is_empty()).await;

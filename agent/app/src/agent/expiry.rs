@@ -5,12 +5,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use sluice_proxy::Shared;
 use sluice_tls::{CertStatus, CertStore, UnixTime};
 
-/// How often it is looked at; a jump of the clock is noticed within this time.
+/// How often expiry is checked; a jump of the clock is noticed within this time.
 const LOOK: Duration = Duration::from_secs(10);
-/// A life longer than this is warned of no earlier than a fifth of it before its end.
+/// The longest notice: a warning begins with the last fifth of a life, but no earlier than this before its end.
 const LONGEST_NOTICE: Duration = Duration::from_hours(24 * 30);
 
-/// Logs what is about to expire, and what of it is over, for as long as the agent runs.
+/// Logs what is about to expire, and what no longer is, for as long as the agent runs.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let mut said = BTreeSet::new();
     let mut look = tokio::time::interval(LOOK);
@@ -27,7 +27,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Everything that has expired, or will before it is likely to be replaced.
+/// Returns a warning for everything that has expired, is not valid yet, or is likely to expire before it is replaced.
 pub(super) fn warnings(certificates: &CertStore) -> Vec<String> {
     let now = certificates.now();
     let mut warnings = Vec::new();
@@ -53,7 +53,8 @@ pub(super) fn warnings(certificates: &CertStore) -> Vec<String> {
     warnings
 }
 
-/// A certificate is renewed at half life, so one that is nearly over was not.
+/// Returns what is wrong with a certificate. Renewal is due at half life, so one that is about to expire was not
+/// renewed.
 fn of_certificate(status: &CertStatus, now: UnixTime) -> Option<String> {
     let what = format!("the certificate of {}", status.identity);
     let because = match &status.last_error {

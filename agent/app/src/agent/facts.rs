@@ -1,4 +1,4 @@
-//! What the node is: its kernel, the hooks as the kernel has them, its clock.
+//! Facts about the node: its kernel, the hooks as the kernel has them, its clock.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use sluice_kernel::Datapath;
 
 use crate::view::model::NodeFacts;
 
-/// The types of the running kernel.
+/// Where the running kernel describes its types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 

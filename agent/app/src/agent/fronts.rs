@@ -1,4 +1,4 @@
-//! What others ask the agent by: the operator's and the plugin's sockets, metrics and health. They belong to the
+//! Where others ask the agent: the operator's and the plugin's sockets, metrics and health. These fronts belong to the
 //! agent that serves the node.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -14,11 +14,11 @@ use crate::{
     view::server,
 };
 
-/// How long the agent before this one may keep its port.
+/// How long the previous agent may keep the metrics port.
 const PORT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What is asked there, and where.
+/// The addresses of the fronts, and what answers there.
 pub(super) struct Fronts {
     pub(super) socket: PathBuf,
     pub(super) cni_socket: PathBuf,
@@ -28,7 +28,7 @@ pub(super) struct Fronts {
     pub(super) desk: Arc<cni::Desk>,
 }
 
-/// Open until this is dropped.
+/// Open fronts; they close when this is dropped.
 #[derive(Default)]
 pub(super) struct Open(Vec<AbortHandle>);
 
@@ -51,7 +51,7 @@ impl Fronts {
         }
     }
 
-    /// Opens them all.
+    /// Opens all fronts.
     pub(super) async fn open(&self) -> anyhow::Result<Open> {
         let mut open = Open::default();
         let listener = server::bind(&self.socket)?;

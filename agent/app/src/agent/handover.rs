@@ -1,4 +1,4 @@
-//! One agent takes a node over from another, and at no moment does nobody serve its pods.
+//! The handover of a node from one agent to another, without a moment in which nobody serves its pods.
 //!
 //! ```text
 //!  new                                           old
@@ -9,7 +9,7 @@
 //!   puts its programs under the links and
 //!   the pods' hooks to its own listeners
 //!   "serving" ─────────────────────────────────>  accepts what was on its way; then only ends what is open
-//!   (the conversation lasts as long as the new one does)
+//!   (the connection stays open for as long as the new agent lives)
 //! ```
 //!
 //! If the new one fails before it serves, the old one goes on; if it fails later, and the old one has not been
@@ -40,44 +40,44 @@ use crate::cni::Departure;
 const TAKE_OVER: &str = "take over\n";
 const FROZEN: &str = "frozen\n";
 const SERVING: &str = "serving\n";
-/// How long either side may take over its next word.
+/// How long either side may take to send its next word.
 const WORD: Duration = Duration::from_secs(10);
 /// How long the new agent may take from "frozen" to "serving": a few milliseconds for each pod.
 const TAKING_OVER: Duration = Duration::from_mins(1);
-/// How long certificates of some pods may keep those of the others waiting.
+/// How long missing certificates of some pods may delay the handover for the others.
 const CERTIFICATES: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How far an agent is on its way out.
+/// How far an agent has handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// It is the node's agent.
+    /// This agent serves the node.
     Serving,
-    /// Another is about to be.
+    /// Another agent is about to take over; this one still serves, but leaves the kernel alone.
     Frozen,
-    /// Another is.
+    /// Another agent serves the node.
     Superseded,
-    /// Another was, and has gone.
+    /// The agent that had taken over has gone.
     Abandoned,
 }
 
-/// Where a node's agent is asked to hand over.
+/// Returns the path of the socket on which a node's agent is asked to hand over.
 pub(super) fn place(socket: &Path) -> PathBuf {
     socket.with_extension("handover")
 }
 
 // ---- the new agent's side
 
-/// The agent that serves the node so far; to be kept for as long as this one serves it.
+/// The connection to the agent that has served the node so far; it must stay open while this agent serves.
 pub(super) struct Predecessor(BufReader<UnixStream>);
 
-/// Whether an agent serves the node.
+/// Returns whether an agent serves the node.
 pub(super) async fn is_served(place: &Path) -> bool {
     UnixStream::connect(place).await.is_ok()
 }
 
-/// Waits until this agent could serve the node's pods: their state is known and their certificates are there.
-/// For whom certificates are kept now.
+/// Waits until this agent could serve the node's pods, with their state known and their certificates issued. Returns
+/// the identities for which certificates are now kept.
 pub(super) async fn prepare(
     node: &str,
     snapshots: &mut watch::Receiver<Option<Arc<Snapshot>>>,
@@ -109,7 +109,7 @@ pub(super) async fn prepare(
     }
 }
 
-/// Has the agent that serves the node leave its hooks alone from now on; `None` if there is none.
+/// Has the agent that serves the node leave its hooks alone from now on. Returns `None` if there is no such agent.
 pub(super) async fn freeze(place: &Path) -> anyhow::Result<Option<Predecessor>> {
     let Ok(stream) = UnixStream::connect(place).await else { return Ok(None) };
     if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
@@ -119,7 +119,7 @@ pub(super) async fn freeze(place: &Path) -> anyhow::Result<Option<Predecessor>> 
     stream.write_all(TAKE_OVER.as_bytes()).await?;
     match word(&mut stream, WORD + TAKING_OVER).await.as_deref() {
         Some(FROZEN) => Ok(Some(Predecessor(stream))),
-        // It has ended meanwhile, or handed over to yet another.
+        // That agent has ended meanwhile, or handed over to a third one.
         None if !is_served(place).await => Ok(None),
         answer => bail!("the agent that serves this node does not hand over: it says {answer:?}"),
     }
@@ -128,7 +128,7 @@ pub(super) async fn freeze(place: &Path) -> anyhow::Result<Option<Predecessor>> 
 // === impl Predecessor ===
 
 impl Predecessor {
-    /// Tells it that the pods are served from here.
+    /// Tells the predecessor that this agent serves the pods now.
     pub(super) async fn dismiss(&mut self) -> anyhow::Result<()> {
         let told = self.0.write_all(SERVING.as_bytes()).await;
         told.context("the agent that served this node before has gone, or has taken it back")
@@ -137,7 +137,7 @@ impl Predecessor {
 
 // ---- the old agent's side
 
-/// What has to be left alone once another takes over.
+/// The parts that this agent leaves alone once another takes over.
 pub(super) struct Keeper {
     pub(super) pods: Arc<Mutex<Pods>>,
     pub(super) datapath: Arc<Datapath>,
@@ -148,7 +148,7 @@ pub(super) struct Keeper {
 // === impl Keeper ===
 
 impl Keeper {
-    /// Hands over to whoever asks for it first and gets it done; ends when that one has.
+    /// Hands over to the first agent that asks and then serves. Returns once that agent has ended.
     pub(super) async fn offer(self, listener: UnixListener) {
         loop {
             match listener.accept().await {
@@ -166,7 +166,7 @@ impl Keeper {
         }
     }
 
-    /// Whether it came to that.
+    /// Hands over to one successor and waits for its end. Returns false if it failed before it served.
     async fn hand_over(&self, mut successor: BufReader<UnixStream>) -> bool {
         if word(&mut successor, WORD).await.as_deref() != Some(TAKE_OVER) {
             return false;
@@ -183,7 +183,7 @@ impl Keeper {
         }
         self.stage.send_replace(Stage::Superseded);
         tracing::info!("another agent serves this node now");
-        // Nothing more is said; what comes is its end.
+        // The successor says nothing more: this read ends when the successor does.
         drop(successor.read_line(&mut String::new()).await);
         self.stage.send_replace(Stage::Abandoned);
         true
@@ -213,7 +213,7 @@ impl Keeper {
     }
 }
 
-/// The next word; `None` when none comes.
+/// Reads the next word. Returns `None` if none comes in time.
 async fn word(stream: &mut BufReader<UnixStream>, patience: Duration) -> Option<String> {
     let mut line = String::new();
     let read = timeout(patience, stream.read_line(&mut line)).await;

@@ -1,4 +1,4 @@
-//! Keeps the kernel told who the kubelet is, whose probes pods take in plaintext.
+//! Keeps telling the kernel who the kubelet is, because pods take its probes in plaintext.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -13,11 +13,11 @@ use tokio::sync::watch;
 
 use super::handover::Stage;
 
-/// How often it is looked after: a kubelet that restarts is recognised again within this time.
+/// How often the kubelet is looked for: a restarted one is recognised again within this time.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// How long the number of a process is believed while no agent is there to look.
+/// How long the kubelet's process ID is trusted while no agent is there to check it.
 const BELIEVED_FOR: Duration = Duration::from_mins(5);
-/// What the kubelet's process is called.
+/// The name of the kubelet's process.
 const NAME: &str = "kubelet";
 
 /// Where to look for the kubelet.
@@ -46,7 +46,7 @@ pub(super) async fn follow(
             continue;
         }
         let (places, datapath, before) = (Arc::clone(&places), Arc::clone(&datapath), found.take());
-        // Reading the process list waits for the kernel: not on the runtime's own thread.
+        // Off the runtime's thread, because reading the process list waits for the kernel.
         let looked = tokio::task::spawn_blocking(move || {
             let (found, kubelet) = look(&places, before);
             let told = kubelet.as_ref().ok().copied();
@@ -67,7 +67,7 @@ pub(super) async fn follow(
     }
 }
 
-/// Who the kubelet is now, or why nobody is; and its process, if it was sought among all.
+/// Returns the kubelet's process, if it was searched for, and how to recognise it or why that is impossible.
 fn look(
     places: &Places,
     before: Option<kubelet::Kubelet>,
@@ -89,7 +89,7 @@ fn look(
     }
 }
 
-/// By what the kernel can recognise a kubelet that was found.
+/// Returns how the kernel can recognise the kubelet that was found.
 fn recognisable(places: &Places, found: &kubelet::Kubelet) -> Result<Kubelet, String> {
     match &found.cgroup {
         Some(path) if found.has_own_cgroup => {
@@ -111,7 +111,7 @@ fn cgroup(path: &Path) -> Result<Kubelet, String> {
     id.map_err(|error| format!("its cgroup {} cannot be found: {error}", path.display()))
 }
 
-/// What was last said of the kubelet, so that only news are.
+/// What was last logged about the kubelet; only changes are logged.
 #[derive(Default)]
 struct Said(Option<Result<Kubelet, String>>);
 

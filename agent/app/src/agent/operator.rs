@@ -1,4 +1,4 @@
-//! Gathers what the operator asks for from the parts that know it.
+//! Gathers the answers to the operator's questions from the parts of the agent.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -22,7 +22,7 @@ use crate::view::{
     server::Answers,
 };
 
-/// The parts that know.
+/// Answers the operator's questions.
 pub(super) struct Operator {
     node: String,
     instance: String,
@@ -31,7 +31,7 @@ pub(super) struct Operator {
     parts: Parts,
 }
 
-/// Where it is asked.
+/// The parts of the agent that hold the answers.
 pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
     pub(super) pods: Arc<Mutex<PodManager<Arc<Datapath>>>>,

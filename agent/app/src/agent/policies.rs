@@ -6,12 +6,12 @@ use sluice_policy::Severity;
 use super::source::{Report, Standing};
 use crate::view::model::Policy;
 
-/// Every policy, in force or refused.
+/// Returns every known policy, in force or refused.
 pub(super) fn of(snapshot: &Snapshot, source: &Report) -> Vec<Policy> {
     if let Some(standings) = &source.standings {
         return standings.iter().map(|standing| told(standing, source)).collect();
     }
-    // Files: what is not in force has no name, and is among the source's errors.
+    // With files, a policy that is not in force has no name; it is among the source's errors.
     let objects = snapshot.policies().objects().iter();
     let standings = objects.map(|(id, _)| Standing {
         kind: id.kind.to_string(),

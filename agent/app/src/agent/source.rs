@@ -1,4 +1,4 @@
-//! The source of the mesh's state, whichever it is, as the rest of the agent sees it.
+//! The source of the mesh's state in one form, whichever source it is.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -17,17 +17,17 @@ use crate::cni::{Announce, Deciding, Decision, FilePods};
 pub(super) struct Started {
     pub(super) snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     pub(super) status: StatusHandle,
-    /// Who decides about pods that a CNI plugin asks for.
+    /// Who decides whether a pod that the CNI plugin asks about belongs to the mesh.
     pub(super) announced: Announced,
-    /// Where what became of the node's pods is told, if anywhere.
+    /// Where the outcome for the node's pods is reported, if anywhere.
     pub(super) reports: Option<Reports>,
     /// The agent's own pod, if it runs in one.
     pub(super) own_pod: Option<OwnPod>,
-    /// Whether somebody on the node looks after the CNI plugin.
+    /// Whether something on the node keeps the CNI plugin installed.
     pub(super) has_plugin: bool,
 }
 
-/// Who decides about pods that a CNI plugin asks for.
+/// Who decides whether a pod that the CNI plugin asks about belongs to the mesh.
 pub(super) enum Announced {
     /// The mesh file.
     Files,
@@ -35,10 +35,10 @@ pub(super) enum Announced {
     Cluster(Announcements),
 }
 
-/// Names the agent's own pod.
+/// The environment variable that names the agent's own pod.
 const POD_VARIABLE: &str = "SLUICE_POD";
 
-/// Reads the source's own state.
+/// Gives access to the source's own state.
 #[derive(Clone)]
 pub(super) enum StatusHandle {
     Files(sluice_source::StatusHandle),
@@ -49,19 +49,19 @@ pub(super) enum StatusHandle {
 pub(super) struct Report {
     /// Counts the snapshots that were published.
     pub(super) version: u64,
-    /// When the last one was.
+    /// When the last snapshot was published.
     pub(super) loaded_at: Option<SystemTime>,
     /// What is wrong, and what is in force instead.
     pub(super) errors: Vec<String>,
-    /// Every policy that is known, where the source knows more of them than those in force.
+    /// Every known policy, if the source also knows those that are not in force.
     pub(super) standings: Option<Vec<Standing>>,
     /// Remarks on policies in force.
     pub(super) policies: Vec<sluice_policy::Finding>,
     /// Remarks on other objects.
     pub(super) findings: Vec<String>,
-    /// Whether what is in force is what an earlier run remembered.
+    /// Whether the state in force was remembered from an earlier run.
     pub(super) is_provisional: bool,
-    /// Seconds for which the source could not be heard in part.
+    /// For how many seconds the source could not be followed, at least in part.
     pub(super) lag_seconds: u64,
 }
 
@@ -71,9 +71,9 @@ pub(super) struct Standing {
     pub(super) kind: String,
     pub(super) namespace: String,
     pub(super) name: String,
-    /// Its generation.
+    /// `metadata.generation` of the newest known version.
     pub(super) version: Option<i64>,
-    /// Why that version is not in force, and what is instead.
+    /// Why this version is not in force, and what is in force instead.
     pub(super) refused: Option<String>,
 }
 
@@ -134,7 +134,7 @@ fn kube_config(config: &AgentConfig, kubernetes: &KubernetesConfig) -> KubeConfi
     }
 }
 
-/// What the chart says of the installation, and the API server of the pod.
+/// Returns where this agent is installed, as the configuration and its environment say; `None` if either does not.
 fn installation(kubernetes: &KubernetesConfig) -> Option<Installation> {
     Some(Installation {
         namespace: kubernetes.own_namespace.clone(),
@@ -192,14 +192,14 @@ impl Standing {
     }
 }
 
-/// Pods of a cluster: its API server knows them.
+/// Decides about the pods of a cluster by what its API server knows.
 struct ClusterPods(Announcements);
 
 impl Announce for ClusterPods {
     fn announce<'a>(&'a self, attachment: &'a Attachment) -> Deciding<'a> {
         Box::pin(async {
             let Attachment { netns, addresses, pod, .. } = attachment;
-            // The runtime that asks is not Kubernetes': none of the cluster's pods.
+            // Without Kubernetes' names it is none of the cluster's pods.
             let Some(pod) = pod else { return Ok(Decision::Outside) };
             let Some(netns) = netns else {
                 return Err("the runtime names no network namespace".to_owned());

@@ -54,15 +54,15 @@ pub(super) async fn pass_on(
             }
             changed = delivered.changed(), if delivers => match changed {
                 Ok(()) => trust.deliver(delivered.borrow_and_update().clone()),
-                // A CA within the agent has said all that it will.
+                // A CA within the agent delivers once and never again.
                 Err(_) => delivers = false,
             },
         }
     }
 }
 
-/// After each change of trust: no session outlives it, and no open connection that it does not carry.
-/// Apart from the control loop, which may be busy enrolling pods.
+/// After each change of trust, forgets all sessions and cuts the open connections that the new trust does not support.
+/// Runs apart from the control loop, which may be busy enrolling pods.
 pub(super) async fn enforce(shared: Arc<Shared>, proxy: Arc<Proxy>) {
     let mut changes = shared.certificates.roots_changed();
     while changes.changed().await.is_ok() {

@@ -1,4 +1,4 @@
-//! A whole cluster, judged: what every node says, and what the API server knows.
+//! Judges a whole cluster by what every node says and what the API server knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,20 +16,21 @@ use crate::{
 
 /// Clocks that differ by more than this, in seconds, are worth setting right.
 const SKEW: f64 = 2.0;
-/// Certificates are valid from a minute before they are issued, so beyond about this peers refuse fresh ones.
+/// The difference, in seconds, beyond which peers may refuse fresh certificates, which are valid from a minute before
+/// they are issued.
 const SKEW_THAT_HARMS: f64 = 30.0;
-/// The container that keeps the plugin installed, and what it is asked.
+/// The container that keeps the plugin installed, and the command to run in it.
 const CNI: &str = "cni";
 const CNI_LOOK: [&str; 2] = ["/usr/local/bin/sluice-cni", "look"];
 
-/// Looks at everything.
+/// Carries out all checks of a cluster.
 pub(super) async fn look(operator: Operator, options: &ViewOptions) -> anyhow::Result<Vec<Line>> {
-    // Without the API server there is nothing to be said of anything else.
+    // Without the API server nothing else can be checked.
     let mut lines = server(&operator).await?;
     lines.push(rights(operator.lacks(&OPERATORS_NEED).await, operator.namespace()));
     let fleet = match Fleet::find(operator, options).await {
         Ok(fleet) => fleet,
-        // Its other parts are not there either, or nobody may know.
+        // Then Sluice's other parts are missing too, or may not be looked at.
         Err(error) => {
             lines.push(Line::unanswered("agents", format!("{error:#}")));
             return Ok(lines);
@@ -167,7 +168,7 @@ async fn controllers(operator: &Operator) -> Line {
     }
 }
 
-/// What the agent of one node says, and how its clock goes.
+/// Returns what one node's agent says, with a line about the node's clock.
 fn node(
     agent: &AgentPod,
     outcome: Result<Ran, AskError>,
@@ -190,7 +191,7 @@ fn node(
     lines.map(|line| line.of_node(&agent.node)).collect()
 }
 
-/// Without the pod's name where it is the same for all.
+/// Describes an error. A missing permission is described without the pod's name, because it concerns all pods alike.
 fn words(error: &AskError) -> String {
     if let AskError::Forbidden { needs, .. } = error {
         format!("not permitted to ask: it needs {needs}")
@@ -296,7 +297,7 @@ fn same_versions(versions: &BTreeMap<String, Vec<String>>) -> Option<Line> {
     }
 }
 
-/// What several nodes say alike is one line.
+/// Merges equal lines of several nodes into one.
 fn merged(said: Vec<Line>) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for mut line in said {

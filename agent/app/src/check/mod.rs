@@ -1,7 +1,7 @@
-//! `sluice check`: everything that can be looked at before somebody has to be woken up, each with what to do.
+//! `sluice check`: finds what can be found before somebody has to be woken up, and says what to do about it.
 //!
-//! On a node it judges what that node's agent says. From an operator's machine it has every agent's container do that,
-//! merges what they say, and adds what only the API server knows.
+//! On a node it judges what that node's agent says. From an operator's machine it runs in every agent's container,
+//! merges the results, and adds what only the API server knows.
 
 mod cluster;
 mod node;
@@ -16,36 +16,36 @@ use crate::{
     view::{Health, Route, route, table::printable},
 };
 
-/// How something is.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mark {
     Ok,
-    /// Worth doing something about; nothing fails for it now.
+    /// Worth doing something about, although nothing fails because of it now.
     Warn,
     /// Something does not work, or is not protected.
     Fail,
 }
 
-/// One thing that was looked at.
+/// One check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
     pub(crate) result: Mark,
-    /// What was looked at, in a word.
+    /// What was checked, in a word.
     pub(crate) subject: String,
-    /// The nodes that say so; none when it is not about nodes.
+    /// The nodes with this result; none when it is not about nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) nodes: Vec<String>,
     pub(crate) says: String,
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) advice: Option<String>,
-    /// Whether it could not be looked at.
+    /// Whether the check could not be carried out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unanswered: bool,
 }
 
-/// What a node says of itself.
+/// What one node says about itself.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct NodeReport {
     pub(crate) node: String,
@@ -56,14 +56,14 @@ pub(crate) struct NodeReport {
     pub(crate) lines: Vec<Line>,
 }
 
-/// What programs get of a cluster.
+/// The JSON output for a whole cluster.
 #[derive(Serialize)]
 struct ClusterReport<'a> {
     result: Mark,
     lines: &'a [Line],
 }
 
-/// Looks, prints, and says how it is.
+/// Runs the checks, prints their results and returns the exit code.
 pub(crate) fn run(options: &ViewOptions) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let health = runtime.block_on(async {
@@ -158,7 +158,7 @@ impl Line {
         Self { result: Mark::Fail, advice: Some(advice.into()), ..Self::ok(subject, says) }
     }
 
-    /// Nobody answers: the error says what to do.
+    /// A check that nobody answered; the error says what to do.
     pub(crate) fn unanswered(subject: &str, error: impl Into<String>) -> Self {
         Self { result: Mark::Fail, unanswered: true, ..Self::ok(subject, error) }
     }
@@ -168,7 +168,7 @@ impl Line {
     }
 }
 
-/// The first few of many, and how many more.
+/// Lists the first few names, and how many more there are.
 fn some_of(names: &[String]) -> String {
     const SHOWN: usize = 20;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();

@@ -1,4 +1,4 @@
-//! What one node's agent says, judged.
+//! Judges what one node's agent says.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use crate::view::{
     status::moment,
 };
 
-/// A certificate is renewed at half of its life; one with less left than this was not.
+/// The share of a certificate's life below which it gets a warning: renewal was due at half life.
 const LEFT: f64 = 0.25;
 
-/// Asks the agent behind this socket.
+/// Asks the agent behind this socket and judges its answers.
 pub(super) async fn look(socket: &Path) -> anyhow::Result<NodeReport> {
     let node: NodeFacts = get(socket, "/node").await?;
     let status: Status = get(socket, "/status").await?;
@@ -82,7 +82,7 @@ fn state(status: &Status) -> Vec<Line> {
     lines
 }
 
-/// Those are said with the policies.
+/// Returns whether a finding is about a policy; such findings are reported with the policies.
 fn is_about_a_policy(finding: &str) -> bool {
     ["AuthorizationPolicy ", "PeerAuthentication "].iter().any(|kind| finding.starts_with(kind))
 }
@@ -171,7 +171,7 @@ fn certificates(certs: &Certs, now: OffsetDateTime) -> Vec<Line> {
         };
         lines.push(Line::fail("certificates", says, advice));
     }
-    // What the agent itself warns of beside leaves: roots, intermediates, lists.
+    // The agent's own warnings, except about leaf certificates: roots, intermediates, revocation lists.
     let leaf = |warning: &&String| !warning.starts_with("the certificate of ");
     lines.extend(certs.warnings.iter().filter(leaf).map(|warning| {
         Line::warn("trust", warning.clone(), "replace it before peers refuse what hangs on it")
@@ -196,7 +196,7 @@ fn certificates(certs: &Certs, now: OffsetDateTime) -> Vec<Line> {
     lines
 }
 
-/// What to do about a certificate that does not come.
+/// Returns what to do about a certificate that is not issued or renewed.
 fn advice(last_error: Option<&str>) -> &'static str {
     if last_error.is_some_and(|error| error.starts_with("the CA refuses ")) {
         "the CA's own log says why. istiod lets an agent ask for its node's pods only if CA_TRUSTED_NODE_ACCOUNTS \

@@ -1,4 +1,4 @@
-//! Whether a pod that is being added belongs to the mesh: asked of whoever knows the mesh's state.
+//! Decides whether a pod that is being added belongs to the mesh, by asking whoever knows the mesh's state.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, pin::Pin, sync::Arc};
 
@@ -6,7 +6,7 @@ use sluice_cni::protocol::Attachment;
 use sluice_mesh::{Workload, WorkloadUid};
 use sluice_proxy::Shared;
 
-/// What is known of a pod that is being added.
+/// Whether a pod that is being added belongs to the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// The mesh wants it captured, under this name.
@@ -15,19 +15,20 @@ pub(crate) enum Decision {
     Outside,
 }
 
-/// A decision, or why there is none yet.
+/// A pending decision, or why there is none yet.
 pub(crate) type Deciding<'a> = Pin<Box<dyn Future<Output = Result<Decision, String>> + Send + 'a>>;
 
 /// A source of the mesh's state that can be told of pods before it hears of them by itself.
 pub(crate) trait Announce: Send + Sync + 'static {
-    /// A pod is being added, with this namespace and these addresses. Told twice, it decides twice.
+    /// Decides about a pod that is being added, with its network namespace and addresses. May be called again for the
+    /// same pod, and then decides anew.
     fn announce<'a>(&'a self, attachment: &'a Attachment) -> Deciding<'a>;
 
-    /// The pod's sandbox has ended.
+    /// Forgets the pod, whose sandbox has ended.
     fn withdraw(&self, uid: &WorkloadUid);
 }
 
-/// Pods of the mesh file: it says itself where they are.
+/// Decides by the mesh file, which says itself where its pods are.
 pub(crate) struct FilePods {
     shared: Arc<Shared>,
     node: String,
@@ -64,11 +65,11 @@ impl Announce for FilePods {
         Box::pin(async { self.decide(attachment) })
     }
 
-    /// The file goes on listing the pod until somebody changes it.
+    /// Does nothing: the file goes on listing the pod until somebody changes it.
     fn withdraw(&self, _uid: &WorkloadUid) {}
 }
 
-/// Whether two paths lead to one namespace, however they are spelt.
+/// Returns whether `netns` leads to the pod's declared namespace, however the two paths are spelt.
 fn is_at(pod: &Workload, netns: Option<&Path>) -> bool {
     let identity = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let (Some(declared), Some(netns)) = (pod.netns.as_deref(), netns) else { return false };

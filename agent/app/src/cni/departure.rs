@@ -1,8 +1,8 @@
-//! How an agent's time on its node ends, for those who have to know: by an uninstallation, or by another agent.
+//! How an agent's time on its node ends: by an uninstallation, or because another agent takes over.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Shared by the control loop, which decides, and the desk, which answers the plugin and its keeper.
+/// State shared by the control loop, which decides, and the desk, which answers the plugin and its keeper.
 #[derive(Debug, Default)]
 pub(crate) struct Departure {
     under_way: AtomicBool,
@@ -13,7 +13,7 @@ pub(crate) struct Departure {
 // === impl Departure ===
 
 impl Departure {
-    /// The node's pods leave the mesh for good, or do not any more.
+    /// Notes whether the node's pods are leaving the mesh for good.
     pub(crate) fn set_under_way(&self, under_way: bool) {
         self.under_way.store(under_way, Ordering::Release);
         self.plugin_is_out.fetch_and(under_way, Ordering::AcqRel);
@@ -28,12 +28,12 @@ impl Departure {
         self.plugin_is_out.store(!present, Ordering::Release);
     }
 
-    /// Whether the keeper of the plugin has said that it is in none of the lists any more.
+    /// Returns whether the plugin's keeper has said that none of the lists names the plugin any more.
     pub(crate) fn is_plugin_out(&self) -> bool {
         self.plugin_is_out.load(Ordering::Acquire)
     }
 
-    /// Another agent takes the node over, or has failed to.
+    /// Notes whether another agent is taking the node over.
     pub(crate) fn set_replaced(&self, replaced: bool) {
         self.replaced.store(replaced, Ordering::Release);
     }

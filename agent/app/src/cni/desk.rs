@@ -1,4 +1,4 @@
-//! What becomes of the plugin's questions.
+//! Answers the CNI plugin's questions.
 
 use std::{
     collections::HashMap,
@@ -24,23 +24,23 @@ use super::{
     departure::Departure,
 };
 
-/// How long ADD may take here: the plugin gives up after 10 s, and should hear the reason before.
+/// How long ADD may take here: the plugin gives up after 10 s, and should hear the reason before that.
 const ADD_PATIENCE: Duration = Duration::from_secs(9);
-/// How long CHECK leaves a pod that has just been changed.
+/// How long CHECK waits for a pod that has just been changed.
 const CHECK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a pod is looked at again while nothing else happens.
 const PAUSE: Duration = Duration::from_millis(250);
 
 const NOT_YET: &str = "the agent does not know the state of the mesh yet";
 
-/// The pods of this node, as the real kernel has them.
+/// The manager of this node's pods, on the real kernel.
 pub(crate) type Pods = PodManager<Arc<Datapath>>;
 
-/// An attachment: the network's name, and what the runtime calls it.
+/// The key of an attachment: the network's name and the runtime's identifier.
 type Key = (String, AttachmentId);
 
-/// Decides, waits and answers. Nothing in it has to outlive the agent: what was lost is asked for again
-/// by CHECK, and what has ended is found by the audit.
+/// Decides, waits and answers. Its state need not outlive the agent: CHECK asks again for what was lost, and the audit
+/// finds what has ended.
 pub(crate) struct Desk {
     source: Arc<dyn Announce>,
     pods: Arc<Mutex<Pods>>,
@@ -101,7 +101,7 @@ impl Desk {
         }
     }
 
-    /// A source that does not know the pod yet may hear of it any moment.
+    /// Asks the source until it decides or the deadline passes: it may hear of an unknown pod at any moment.
     async fn decide(&self, attachment: &Attachment, deadline: Instant) -> Result<Decision, String> {
         let mut turns = self.turns.clone();
         loop {
@@ -151,8 +151,8 @@ impl Desk {
         let uid = attachment.pod.as_ref().and_then(|pod| pod.uid.clone());
         let key = (attachment.network, attachment.id);
         let known = self.attachments().remove(&key);
-        // An agent that was started since ADD recognises the sandbox by its namespace. Without that, the
-        // pod may have a new sandbox already, which this DEL is not about.
+        // An agent that was started since ADD recognises the sandbox by its namespace. Without one, nothing is
+        // withdrawn: the pod may have a new sandbox already.
         let uid = match (known, uid, netns) {
             (Some(known), ..) => Some(known),
             (None, Some(uid), Some(netns)) => {
@@ -166,14 +166,14 @@ impl Desk {
         Answer::Done
     }
 
-    /// Whether another agent takes the node over: this one captures nothing any more, and the plugin should ask
-    /// that one soon.
+    /// Returns whether another agent is taking the node over. This one then captures nothing more, and the plugin
+    /// should soon ask the other.
     fn is_replaced(&self) -> bool {
         self.departure.is_replaced()
     }
 
-    /// The source forgets these pods, except those of which another attachment is left: the next sandbox
-    /// of the pod, or its second interface.
+    /// Has the source forget these pods, except those with another attachment left: the pod's next sandbox, or its
+    /// second interface.
     fn withdraw_all(&self, uids: impl Iterator<Item = WorkloadUid>) {
         for uid in uids {
             let is_attached = self.attachments().values().any(|attached| *attached == uid);
@@ -192,14 +192,15 @@ impl Desk {
             tracing::info!(network, attachments = ended.len(), "stale attachments removed");
         }
         self.withdraw_all(ended.into_iter());
-        // Whatever an agent before this one knew is told by the namespaces that have gone.
+        // Attachments that only an earlier agent knew are found by namespaces that have gone.
         match self.blocking(|pods| drop(pods.audit())).await {
             Some(()) => Answer::Done,
             None => Answer::TryAgain { reason: "BUG: the audit of pods panicked".to_owned() },
         }
     }
 
-    /// Whether the plugin is to be in the node's lists: not once the node's pods are to leave the mesh for good.
+    /// Answers whether the plugin is to be in the node's network lists: not once the pods are to leave the mesh for
+    /// good. From then on, notes whether the plugin is in them.
     fn entry(&self, present: bool) -> Answer {
         if *self.turns.borrow() == 0 {
             return Answer::TryAgain { reason: NOT_YET.to_owned() };
@@ -218,7 +219,7 @@ impl Desk {
         Answer::TryAgain { reason: NOT_YET.to_owned() }
     }
 
-    /// What the kernel has; after another attempt if that is not what it should have.
+    /// Returns what the kernel has of the pod. With `hasten`, a pod that is not captured is tried again first.
     async fn verdict(&self, uid: &WorkloadUid, hasten: bool) -> Option<Verdict> {
         let uid = uid.clone();
         self.blocking(move |pods| {
@@ -232,7 +233,7 @@ impl Desk {
         .await
     }
 
-    /// Enrolment enters namespaces and waits for the kernel: not on the runtime's own thread.
+    /// Runs `work` off the runtime's thread, because enrolment enters namespaces and waits for the kernel.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Pods) -> T + Send + 'static,
@@ -269,7 +270,7 @@ fn judge(verdict: Option<Verdict>, netns: NetnsId) -> Result<(), Unmet> {
     }
 }
 
-/// What the runtime's path leads to in our own view of the file system.
+/// Returns the namespace that the runtime's path leads to in the agent's own view of the file system.
 fn namespace(attachment: &Attachment) -> Result<NetnsId, String> {
     let path = attachment.netns.as_deref().unwrap_or(Path::new(""));
     match fs::metadata(path) {

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::Desk;
 
-/// Questions that are answered at once; more wait in the backlog. A node of Kubernetes has 110 pods.
+/// Questions that are answered at the same time; more wait in the backlog. A Kubernetes node has 110 pods.
 const AT_ONCE: usize = 128;
 /// How long a caller may take to ask.
 const ASKING: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub(crate) async fn serve(listener: UnixListener, desk: Arc<Desk>) {
 }
 
 async fn converse(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
-    // The socket's mode keeps others out already; a descriptor that was passed on does not get past this.
+    // The socket's mode keeps others out already; this also stops those to whom a descriptor was passed on.
     if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
         tracing::warn!("refused a caller on the plugin's socket that is not root");
         return Ok(());

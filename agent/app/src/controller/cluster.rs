@@ -1,4 +1,4 @@
-//! What the controller asks of Kubernetes, in the words of the controller.
+//! What the controller asks of Kubernetes, as implementations of the controller's own traits.
 
 use std::{
     io,
@@ -28,7 +28,7 @@ use tokio::sync::watch;
 /// How often the Secret is asked for when the API server does not answer.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// The API server, with what is followed of it.
+/// The API server, and the pods that are followed there, if they are needed.
 pub(super) struct Kubernetes {
     server: ApiServer,
     places: Option<PodPlaces>,
@@ -37,7 +37,7 @@ pub(super) struct Kubernetes {
 // === impl Kubernetes ===
 
 impl Kubernetes {
-    /// `None` when nothing in the configuration is asked of Kubernetes.
+    /// Connects to the API server. Returns `None` if the configuration needs nothing of Kubernetes.
     pub(super) async fn open(config: &ControllerConfig) -> Result<Option<Self>, ConnectError> {
         let asks_for_pods = config.pods == PodsConfig::Kubernetes
             || matches!(config.callers, CallersConfig::Kubernetes { .. });
@@ -75,7 +75,7 @@ impl Kubernetes {
         Arc::new(InSecret { secret, was_opened: AtomicBool::new(false) })
     }
 
-    /// The same material, whose roots are kept in a `ConfigMap` from now on.
+    /// Returns the same material, but with its roots kept in a `ConfigMap` from now on.
     pub(super) fn published(
         &self,
         material: Arc<dyn CaMaterial>,
@@ -102,7 +102,7 @@ impl Kubernetes {
     }
 }
 
-/// What no other replica is called.
+/// Returns a name that no other replica has.
 fn identity() -> String {
     std::env::var("POD_NAME").unwrap_or_else(|_not_in_a_pod| {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -110,7 +110,7 @@ fn identity() -> String {
     })
 }
 
-/// Callers by their service-account tokens.
+/// Authenticates callers by their service-account tokens.
 struct Reviewed(TokenJudge);
 
 impl Callers for Reviewed {
@@ -125,7 +125,7 @@ impl Callers for Reviewed {
     }
 }
 
-/// Pods as the API server tells them.
+/// Looks up where pods run, as the API server says.
 struct Watched(PodPlaces);
 
 impl Placement for Watched {
@@ -150,10 +150,10 @@ impl Placement for Watched {
     }
 }
 
-/// The authority of a Secret, which whichever replica comes first makes.
+/// An authority kept in a Secret, created by whichever replica comes first.
 struct InSecret {
     secret: CaSecret,
-    /// Whether it was ever opened: who serves must not wait for the API server.
+    /// Whether it was ever opened: from then on the replica serves, and must not wait for the API server.
     was_opened: AtomicBool,
 }
 
@@ -174,7 +174,7 @@ impl InSecret {
             if made.map_err(|fault| Unusable::Secret(fault.into()))? {
                 tracing::info!(secret = self.secret.name(), trust_domain = %domain, "made a new root CA");
             }
-            // Whoever made it, what counts is what is there.
+            // Whichever replica made it, the Secret's content counts: read it.
         }
     }
 }
@@ -221,7 +221,7 @@ impl CaMaterial for InSecret {
     }
 }
 
-/// Tells the roots of what was opened.
+/// Publishes the roots of the authority whenever it is opened.
 struct Published {
     material: Arc<dyn CaMaterial>,
     roots: watch::Sender<Option<String>>,

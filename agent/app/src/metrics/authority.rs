@@ -1,4 +1,4 @@
-//! Metrics and health of the controller: what it issued and refused, and until when it can.
+//! Metrics and health of the controller: what it issued and refused, and until when it can issue.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::{
     node::{gauges, seconds},
 };
 
-/// The parts of a controller that know.
+/// The parts of a controller that metrics are gathered from.
 #[derive(Clone)]
 pub(crate) struct AuthorityExporter {
     pub(crate) standing: Arc<Standing>,
@@ -44,7 +44,7 @@ impl Export for AuthorityExporter {
     }
 }
 
-/// What is encoded when it is asked for.
+/// Gathers the metrics when they are asked for.
 struct Gathered(AuthorityExporter);
 
 impl std::fmt::Debug for Gathered {

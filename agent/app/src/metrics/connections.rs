@@ -25,7 +25,7 @@ pub(super) fn encode_connections(
     shared: &Shared,
 ) -> Result<(), std::fmt::Error> {
     let series = shared.series.all(&shared.live.all());
-    // Pods of one Deployment have series of their own, and equal labels.
+    // Each pod of a Deployment has a series of its own, but their labels are equal.
     let mut rows: HashMap<(&Labels, &'static str), Sums> = HashMap::new();
     for one in &series {
         for sums in one.sums() {
@@ -111,7 +111,7 @@ fn reporter(direction: Direction) -> &'static str {
 
 fn security(transport: Transport) -> &'static str {
     match transport {
-        // Within one agent the handshake proves the same; there is no wire.
+        // Within one agent the handshake proves the same; there is just no wire.
         Transport::MutualTls | Transport::Local => "mutual_tls",
         Transport::Plaintext => "none",
     }

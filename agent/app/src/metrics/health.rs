@@ -1,12 +1,12 @@
-//! Whether the agent does its duty.
+//! Whether the agent is ready.
 
 use super::Exporter;
 use crate::view::model::Status;
 
 impl Exporter {
-    /// What is still missing before this agent can carry connections; nothing once it can.
+    /// Returns what is still missing before this agent can carry connections; nothing once it can.
     ///
-    /// That the hooks are verified need not be asked: without them the agent does not come this far.
+    /// The hooks need no check: an agent whose hooks are not verified does not come this far.
     pub(super) fn missing(&self) -> Vec<String> {
         let status = self.answers.status();
         let mut missing: Vec<String> = state(&status).into_iter().collect();

@@ -1,7 +1,7 @@
 //! Metrics and health over HTTP: `/metrics` in `OpenMetrics` text, `/healthz/live`, `/healthz/ready`.
 //!
-//! Everything is gathered when it is asked for, from the parts that know it; between two scrapes nothing is
-//! done for metrics except that a connection adds to its series when it is opened and when it ends.
+//! Everything is gathered on each scrape from the parts that know it. Between scrapes nothing is done for metrics,
+//! except that a connection adds to its series when it is opened and when it ends.
 
 mod authority;
 mod connections;
@@ -26,16 +26,16 @@ pub(crate) use self::{
 use self::{connections::encode_connections, node::encode_node};
 use crate::{logging, view::server::Answers};
 
-/// What is shown over HTTP.
+/// A source of metrics and readiness.
 pub(crate) trait Export: Send + Sync {
-    /// Everything in `OpenMetrics` text.
+    /// Returns all metrics as `OpenMetrics` text.
     fn text(&self) -> Result<String, std::fmt::Error>;
 
-    /// What is still missing before the program can do its duty; nothing once it can.
+    /// Returns what is still missing before the program is ready; nothing once it is.
     fn missing(&self) -> Vec<String>;
 }
 
-/// The parts of an agent that know.
+/// The parts of an agent that metrics are gathered from.
 #[derive(Clone)]
 pub(crate) struct Exporter {
     pub(crate) shared: Arc<Shared>,

@@ -112,7 +112,7 @@ fn encode_pods(encoder: &mut DescriptorEncoder<'_>, pods: &[Pod]) -> Encoded {
     let help =
         "Pods of this node that belong to the mesh, by what the kernel says of their capture";
     gauges(encoder, "sluice_pods", help, states.collect())?;
-    // Summed over pods, and over those that have gone not at all: gauges, since a sum may fall.
+    // Gauges, because these sums may fall: pods that have gone are not in them.
     let sum =
         |column: fn(&Counters) -> u64| pods.iter().map(|pod| column(&pod.counters)).sum::<u64>();
     let events =

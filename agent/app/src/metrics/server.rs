@@ -19,7 +19,7 @@ use tokio::{
 use super::Export;
 use crate::listen;
 
-/// Callers at once: a scraper, a kubelet and somebody with curl.
+/// Callers at the same time: enough for a scraper, a kubelet and somebody with curl.
 const MAX_CALLERS: usize = 16;
 /// How long a caller may take over its request.
 const REQUEST_TIME: Duration = Duration::from_secs(10);

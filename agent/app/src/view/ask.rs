@@ -1,4 +1,4 @@
-//! Whether this machine's agent is asked, or those of a cluster.
+//! Decides whether to ask this machine's agent or those of a cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,8 @@ pub(crate) enum Route {
     Cluster(Operator),
 }
 
-/// Decides it. Options that name a cluster, or an agent's socket, win; then an agent that is here; then a cluster.
+/// Decides whom to ask: the socket or cluster that the options name; otherwise an agent on this machine; otherwise a
+/// cluster.
 pub(crate) async fn route(options: &ViewOptions) -> anyhow::Result<Route> {
     let ViewOptions { socket, kubeconfig, context, namespace, node, .. } = options;
     if let Some(socket) = socket {

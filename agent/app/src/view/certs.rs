@@ -43,7 +43,7 @@ impl View for Certs {
     }
 }
 
-/// Certificates of pods.
+/// Renders the certificates of pods as a table.
 pub(super) fn table<'a>(
     is_merged: bool,
     nodes: impl Iterator<Item = (&'a str, &'a [Certificate])>,

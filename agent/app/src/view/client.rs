@@ -8,7 +8,7 @@ use hyper::{Request, body::Bytes, header::HOST};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-/// The body of `GET path`.
+/// Returns the body of `GET path`.
 pub(crate) async fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(

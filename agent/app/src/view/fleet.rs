@@ -8,18 +8,18 @@ use crate::args::ViewOptions;
 
 /// The agent's own program, in its own image.
 const PROGRAM: &str = "/usr/local/bin/sluice";
-/// Where it listens, in its own container. Named, so that a program that finds nobody there does not go on to ask a
+/// The agent's socket in its own container. Without the name, a program that finds nobody there would go on to ask a
 /// cluster.
 const SOCKET: &str = "/run/sluice/agent.sock";
-/// The container it is in.
+/// The container that the agent runs in.
 const CONTAINER: &str = "agent";
 
-/// The agents that are to be asked, and what is wrong so far.
+/// The agents that are to be asked, and the troubles found so far.
 pub(crate) struct Fleet {
     operator: Operator,
     agents: Vec<AgentPod>,
     troubles: Vec<Trouble>,
-    /// Whether it is noted that RBAC forbids to ask.
+    /// Whether it has been noted that RBAC forbids asking.
     is_forbidden: bool,
 }
 
@@ -29,19 +29,19 @@ pub(crate) struct Told<T> {
     pub(crate) node: String,
     /// The agent's pod.
     pub(crate) agent: String,
-    /// Whether it is ready, as Kubernetes says.
+    /// Whether Kubernetes says that the agent is ready.
     pub(crate) ready: bool,
-    /// As the same command prints it on the node; null when it could not be asked.
+    /// What the same command prints on the node; null when it could not be asked.
     pub(crate) answer: Option<T>,
 }
 
 /// Something that is wrong.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Trouble {
-    /// Where, if at one node.
+    /// The node concerned, if it is a single one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) node: Option<String>,
-    /// Whether this is all that is known, because somebody could not be asked.
+    /// Whether nothing more is known because somebody could not be asked.
     pub(crate) unanswered: bool,
     pub(crate) what: String,
 }
@@ -83,7 +83,7 @@ impl Fleet {
         Ok(Self { operator, agents, troubles, is_forbidden: false })
     }
 
-    /// The agents, also those that do not run.
+    /// Returns the agents, including those that do not run.
     pub(crate) fn agents(&self) -> &[AgentPod] {
         &self.agents
     }
@@ -92,7 +92,7 @@ impl Fleet {
         &self.operator
     }
 
-    /// Asks every agent that runs. What goes wrong is among the troubles.
+    /// Asks every running agent. Failures are added to the troubles.
     pub(crate) async fn ask<T: View>(&mut self) -> Vec<Told<T>> {
         let mut answers = Vec::new();
         for (agent, outcome) in self.run(T::COMMAND).await {
@@ -117,7 +117,7 @@ impl Fleet {
         answers
     }
 
-    /// Has every agent that runs print what `sluice COMMAND` says there; `None` for those that do not run.
+    /// Runs `sluice COMMAND` in every agent's container; `None` for agents that do not run.
     pub(crate) async fn run(
         &self,
         command: &str,
@@ -135,7 +135,7 @@ impl Fleet {
             .collect()
     }
 
-    /// Notes that an agent could not be asked. What RBAC forbids says nothing about the node, and is said once.
+    /// Notes that an agent could not be asked. What RBAC forbids says nothing about the node, and is noted once.
     fn unasked(&mut self, node: &str, error: &AskError) {
         if !matches!(error, AskError::Forbidden { .. }) {
             self.troubles.push(Trouble::unanswered(Some(node), error.to_string()));
@@ -144,13 +144,13 @@ impl Fleet {
         }
     }
 
-    /// What is wrong so far.
+    /// Returns the troubles found so far.
     pub(crate) fn troubles(self) -> Vec<Trouble> {
         self.troubles
     }
 }
 
-/// Why an answer cannot be read: what the program complained of says more than the parser.
+/// Returns why an answer cannot be read. What the program itself complained of says more than the parser.
 pub(crate) fn unreadable(ran: &Ran, command: &str, error: &serde_json::Error) -> String {
     let complaint = ran.errors.lines().find(|line| !line.trim().is_empty());
     match complaint {
@@ -177,13 +177,13 @@ impl Trouble {
     }
 }
 
-/// How it is, all in all.
+/// Returns the overall health: that of the worst trouble.
 pub(crate) fn health(troubles: &[Trouble]) -> Health {
     let of = |trouble: &Trouble| if trouble.unanswered { Health::Unknown } else { Health::Wrong };
     troubles.iter().map(of).max().unwrap_or(Health::Well)
 }
 
-/// For people.
+/// Renders the troubles for people.
 pub(crate) fn troubles_text(troubles: &[Trouble]) -> String {
     let mut text = String::new();
     for Trouble { node, unanswered, what } in troubles {

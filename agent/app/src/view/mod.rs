@@ -1,8 +1,8 @@
 //! The operator's view: what agents know, asked over their Unix sockets.
 //!
-//! HTTP/1.1 with JSON, so that `curl --unix-socket` works where no `sluice` is at hand. The same types are written by
-//! the agent and read by the commands. From outside a cluster the commands run themselves in the agents' containers
-//! and merge what they print.
+//! The protocol is HTTP/1.1 with JSON: `curl --unix-socket` works where no `sluice` is at hand. The agent writes the
+//! same types that the commands read. From outside a cluster each command runs itself in the agents' containers and
+//! merges what it prints there.
 
 mod ask;
 mod certs;
@@ -26,40 +26,40 @@ use crate::{
     logging::print,
 };
 
-/// What a command ends with.
+/// The outcome of a command, which decides its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Health {
     /// All is well.
     Well,
     /// Something is wrong in the mesh.
     Wrong,
-    /// Somebody could not be asked, so nobody can say.
+    /// Somebody could not be asked, so the state is not known.
     Unknown,
 }
 
-/// Something that agents answer.
+/// An answer of agents, and how to print it.
 pub(crate) trait View: Serialize + DeserializeOwned {
     /// The command that prints it.
     const COMMAND: &'static str;
-    /// Where an agent's socket has it.
+    /// The HTTP path of the answer on an agent's socket.
     const PATH: &'static str;
 
-    /// What of it is wrong, each with its cause.
+    /// Returns what the answer shows to be wrong, each with its cause.
     fn troubles(&self) -> Vec<String>;
 
-    /// For people.
+    /// Renders the answers for people.
     fn text(shown: &Shown<'_, Self>) -> String;
 }
 
-/// Answers, to be printed.
+/// Answers that are to be printed.
 pub(crate) struct Shown<'a, T> {
-    /// Each with its node.
+    /// The answers, each with its node.
     pub(crate) answers: Vec<(&'a str, &'a T)>,
-    /// Whether they are of several nodes, which have a column then.
+    /// Whether the answers are of a cluster's nodes, which then have a column.
     pub(crate) is_merged: bool,
 }
 
-/// Asks, prints, and says how it is.
+/// Asks, prints the answers and returns the exit code.
 pub(crate) fn show<T: View>(options: &ViewOptions) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let health = runtime.block_on(async {
@@ -80,7 +80,7 @@ async fn show_one<T: View>(socket: &std::path::Path, output: Output) -> anyhow::
     let answer: T = serde_json::from_slice(&body)?;
     let troubles: Vec<Trouble> = answer.troubles().into_iter().map(Trouble::here).collect();
     match output {
-        // As it came: what this version does not know is passed on too.
+        // Printed as it came: fields that this version does not know are passed on too.
         Output::Json => {
             let value: serde_json::Value = serde_json::from_slice(&body)?;
             print(&format!("{}\n", serde_json::to_string_pretty(&value)?))?;
@@ -93,7 +93,7 @@ async fn show_one<T: View>(socket: &std::path::Path, output: Output) -> anyhow::
     Ok(fleet::health(&troubles))
 }
 
-/// What programs get of several nodes.
+/// The JSON output for several nodes.
 #[derive(Serialize)]
 struct Merged<'a, T> {
     nodes: &'a [Told<T>],
@@ -118,7 +118,7 @@ fn show_all<T: View>(
             let known =
                 answers.iter().filter_map(|one| Some((one.node.as_str(), one.answer.as_ref()?)));
             let shown = Shown { answers: known.collect(), is_merged: true };
-            // Empty tables would say that there is nothing.
+            // Empty tables would claim that the mesh is empty.
             let text = match shown.answers.as_slice() {
                 [] => "no agent has answered\n".to_owned(),
                 _ => T::text(&shown),
@@ -141,7 +141,7 @@ impl From<Health> for ExitCode {
     }
 }
 
-/// A value that may be missing.
+/// Renders a value that may be missing.
 fn shown(value: Option<&String>) -> String {
     value.map_or_else(|| "-".to_owned(), Clone::clone)
 }

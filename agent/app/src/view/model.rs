@@ -23,14 +23,14 @@ pub(crate) struct Status {
 pub(crate) struct Source {
     /// Counts the states that were taken over; 0 while nothing is known yet.
     pub(crate) version: u64,
-    /// Seconds since the last one.
+    /// Seconds since the last state was taken over.
     pub(crate) age_seconds: Option<u64>,
-    /// What is wrong with which line of which file; the last good state of it is in force.
+    /// What is wrong and where; the last good state is in force instead.
     pub(crate) errors: Vec<String>,
-    /// What objects of a cluster say wrongly, or what they keep out of the mesh.
+    /// What is wrong in objects of a cluster, or what they keep out of the mesh.
     #[serde(default)]
     pub(crate) findings: Vec<String>,
-    /// Whether what is in force is what an earlier run remembered, because the API server does not answer.
+    /// Whether the state in force was remembered from an earlier run, because the API server does not answer.
     #[serde(default)]
     pub(crate) is_provisional: bool,
     /// Whether Sluice is being uninstalled: every pod is to leave the mesh.
@@ -57,13 +57,13 @@ pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) identity: String,
     pub(crate) addresses: Vec<String>,
-    /// `captured`, as asked of the kernel for this answer, or `refused`, `degraded`.
+    /// `captured`, as the kernel said for this answer, or `impaired`, `refused` or `unknown`.
     pub(crate) state: String,
-    /// Why it is not captured.
+    /// Why the pod is not captured, or not fully.
     pub(crate) reason: Option<String>,
     /// Connections from before its enrolment, which were ended so that they come back encrypted.
     pub(crate) connections_ended_at_enrolment: usize,
-    /// Whether it ran before it was captured; not remembered over a restart of the agent.
+    /// Whether the pod ran before it was captured; not remembered across a restart of the agent.
     #[serde(default)]
     pub(crate) ran_before_capture: bool,
     pub(crate) counters: Counters,
@@ -114,12 +114,12 @@ pub(crate) struct Certificate {
     pub(crate) identity: String,
     pub(crate) issuer: Option<String>,
     pub(crate) serial: Option<String>,
-    /// RFC 3339.
+    /// Beginning of validity, RFC 3339.
     #[serde(default)]
     pub(crate) not_before: Option<String>,
-    /// RFC 3339.
+    /// End of validity, RFC 3339.
     pub(crate) not_after: Option<String>,
-    /// RFC 3339.
+    /// When renewal is next tried, RFC 3339.
     pub(crate) next_renewal: Option<String>,
     pub(crate) last_error: Option<String>,
 }
@@ -128,7 +128,7 @@ pub(crate) struct Certificate {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Certs {
     pub(crate) certificates: Vec<Certificate>,
-    /// Who is believed.
+    /// The roots that are believed, and the revocation lists.
     pub(crate) trust: Vec<TrustEntry>,
     /// Entries in the list of denied identities.
     pub(crate) denied: usize,
@@ -163,15 +163,15 @@ pub(crate) struct Policy {
     /// effect. `refused`: this version is not in force; the findings say what is instead.
     #[serde(default)]
     pub(crate) state: String,
-    /// What of it cannot be enforced, and what that means.
+    /// What part of the policy cannot be enforced, and what that means.
     pub(crate) findings: Vec<String>,
 }
 
-/// What a node is, for `sluice check`.
+/// Facts about a node, for `sluice check`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct NodeFacts {
     pub(crate) node: String,
-    /// The agent's.
+    /// The agent's version.
     pub(crate) version: String,
     /// The node's clock, in milliseconds since 1970.
     pub(crate) now_ms: u64,
@@ -183,7 +183,7 @@ pub(crate) struct NodeFacts {
     pub(crate) cgroup: String,
     /// The programs that are loaded, each with where it is attached.
     pub(crate) hooks: Vec<String>,
-    /// Those of them that the kernel does not have in effect.
+    /// Hooks that the kernel does not have in effect.
     pub(crate) hooks_missing: Vec<String>,
     /// What the kernel lacks, and what is done instead.
     pub(crate) kernel_lacks: Vec<String>,

@@ -6,7 +6,7 @@ use super::{
     table::Table,
 };
 
-/// What is said where no policy is.
+/// The text shown when there is no policy.
 pub(super) const NONE: &str = "none: every connection is allowed, mutual TLS is PERMISSIVE";
 
 impl View for Policies {
@@ -25,7 +25,7 @@ impl View for Policies {
     }
 }
 
-/// What of the policies is not in force.
+/// Describes each policy that is not in force.
 pub(super) fn refused(policies: &[Policy]) -> Vec<String> {
     let refused = policies.iter().filter(|policy| policy.state == "refused");
     let said = refused.map(|Policy { kind, namespace, name, findings, .. }| {
@@ -34,7 +34,7 @@ pub(super) fn refused(policies: &[Policy]) -> Vec<String> {
     said.collect()
 }
 
-/// Sorted by policy, so that the nodes' rows of one are together.
+/// Renders the policies as a table, sorted by policy: the nodes' rows of one are together.
 pub(super) fn table<'a>(
     is_merged: bool,
     nodes: impl Iterator<Item = (&'a str, &'a [Policy])>,

@@ -26,7 +26,7 @@ use super::model::{Certs, Flow, NodeFacts, Policy, Status};
 pub(crate) trait Answers: Send + Sync + 'static {
     /// Everything about pods, certificates and policies.
     fn status(&self) -> Status;
-    /// Certificates and whom they make believable.
+    /// Certificates, and what peers are believed by.
     fn certs(&self) -> Certs;
     /// The open connections.
     fn flows(&self) -> Vec<Flow>;
@@ -36,8 +36,7 @@ pub(crate) trait Answers: Send + Sync + 'static {
     fn node(&self) -> NodeFacts;
 }
 
-/// Takes the socket's place. An existing one is removed: it is a dead agent's, since two agents with
-/// one configuration would already have clashed over their pins.
+/// Binds the socket. An existing one is removed: the agent before this one has ended, or has handed over.
 pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     let directory = path.parent().context("the socket's path has no directory")?;
     if !directory.exists() {
@@ -72,7 +71,7 @@ pub(crate) async fn serve(listener: UnixListener, answers: Arc<dyn Answers>) {
 }
 
 async fn converse(stream: UnixStream, answers: Arc<dyn Answers>) {
-    // The socket's mode keeps others out already; a descriptor that was passed on does not get past this.
+    // The socket's mode keeps others out already; this also stops those to whom a descriptor was passed on.
     if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
         tracing::warn!("refused a caller on the operator's socket that is not root");
         return;

@@ -39,7 +39,7 @@ impl View for Status {
 }
 
 impl Status {
-    /// What is wrong with what the node knows of the mesh.
+    /// Returns what is wrong with the node's knowledge of the mesh.
     pub(crate) fn source_troubles(&self) -> Vec<String> {
         let source = &self.source;
         let mut troubles = Vec::new();
@@ -66,7 +66,7 @@ impl Status {
 }
 
 impl Pod {
-    /// Why it is not wholly captured.
+    /// Returns why the pod is not wholly captured; `None` if it is.
     pub(crate) fn trouble(&self) -> Option<String> {
         if self.state == "captured" {
             return None;
@@ -78,7 +78,7 @@ impl Pod {
 }
 
 impl Certificate {
-    /// Whether it has expired, or has never come.
+    /// Returns what is wrong if the certificate has expired or never came.
     pub(crate) fn trouble(&self) -> Option<String> {
         let because = self.last_error.as_ref().map(|error| format!(": {error}"));
         let Some(not_after) = &self.not_after else {
@@ -90,7 +90,7 @@ impl Certificate {
     }
 }
 
-/// A moment, as agents write it.
+/// Parses a moment as agents write it.
 pub(crate) fn moment(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok()
 }

@@ -1,9 +1,9 @@
-//! Columns for people.
+//! Tables of text for people.
 
-/// Rows under headings, as wide as they need to be.
+/// Rows under headings, with columns as wide as they need to be.
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// Whether rows begin with their node.
+    /// Whether each row begins with its node.
     is_merged: bool,
     rows: Vec<Vec<String>>,
 }
@@ -11,12 +11,12 @@ pub(crate) struct Table {
 // === impl Table ===
 
 impl Table {
-    /// A table with these headings.
+    /// Creates a table with these headings.
     pub(crate) fn new(headings: &[&str]) -> Self {
         Self::of_nodes(false, headings)
     }
 
-    /// A table of one node, or of several, which have a column then.
+    /// Creates a table with a column for the node in front if it is merged from several.
     pub(crate) fn of_nodes(is_merged: bool, headings: &[&str]) -> Self {
         let node = is_merged.then_some("NODE");
         let headings = node.iter().chain(headings).map(|heading| (*heading).to_owned());
@@ -34,7 +34,7 @@ impl Table {
         self.rows.push(cells.iter().map(|cell| printable(cell)).collect());
     }
 
-    /// The table as text; `nothing` when it has no rows.
+    /// Returns the table as text, or `nothing` if it has no rows.
     pub(crate) fn render(&self, nothing: &str) -> String {
         if self.rows.len() < 2 {
             return format!("{nothing}\n");
@@ -56,7 +56,7 @@ impl Table {
     }
 }
 
-/// Text of others, without what would move a terminal's cursor.
+/// Replaces control characters: text written by others could move the terminal's cursor.
 pub(crate) fn printable(text: &str) -> String {
     let shown = |char: char| match char {
         '\n' | '\t' => ' ',
@@ -66,7 +66,7 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// A number of bytes, short.
+/// Renders a number of bytes in short.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut whole = count;

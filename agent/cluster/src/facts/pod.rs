@@ -1,4 +1,4 @@
-//! What matters of a pod.
+//! What matters to the mesh in a pod.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
@@ -21,12 +21,12 @@ pub(crate) struct PodFacts {
     pub(crate) namespace: Arc<str>,
     pub(crate) name: Arc<str>,
     pub(crate) account: Arc<str>,
-    /// Empty until it is scheduled.
+    /// The pod's node; empty until the pod is scheduled.
     pub(crate) node: Arc<str>,
     pub(crate) labels: Labels,
-    /// RFC 3339 in UTC, which sorts by time.
+    /// When the pod was created: RFC 3339 in UTC, which sorts by time.
     pub(crate) created: Arc<str>,
-    /// Those that its node reports; none of a pod of the host's network.
+    /// The addresses that the pod's node reports; none if the pod uses the host's network.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) host_network: bool,
     pub(crate) stage: Stage,
@@ -59,7 +59,7 @@ pub struct Marks {
 // === impl PodFacts ===
 
 impl PodFacts {
-    /// `None` for a pod that has ended: its address is somebody else's, or soon will be.
+    /// Returns `None` for a pod that has ended: its address is somebody else's, or soon will be.
     pub(crate) fn of(pod: &Pod, names: &mut Interner) -> Option<Self> {
         let Pod { metadata, spec, status } = pod;
         let phase = status.phase.as_deref();
@@ -106,7 +106,7 @@ impl PodFacts {
         })
     }
 
-    /// Shares what equals others' after reading from disk.
+    /// Shares texts and labels that equal others', after the facts were read from disk.
     pub(crate) fn share(&mut self, names: &mut Interner) {
         for text in [&mut self.namespace, &mut self.account, &mut self.node, &mut self.created] {
             *text = names.text(text);

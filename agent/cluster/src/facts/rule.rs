@@ -1,4 +1,4 @@
-//! What matters of a `DestinationRule`: which ports of which service are reached without the mesh.
+//! What matters to the mesh in a `DestinationRule`: which ports of which service are reached without the mesh.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,11 +14,11 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RuleFacts {
     pub(crate) name: Name,
-    /// As it was written.
+    /// The host, as it was written.
     pub(crate) host: Arc<str>,
     /// The service that the host could name.
     pub(crate) service: Option<Name>,
-    /// On ports that are not below.
+    /// How ports that are not in `ports` are reached.
     pub(crate) default: Reach,
     pub(crate) ports: BTreeMap<u16, Reach>,
     pub(crate) complaints: Vec<Complaint>,
@@ -27,16 +27,16 @@ pub(crate) struct RuleFacts {
 /// How a port is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reach {
-    /// As the mesh decides.
+    /// In the way that the mesh decides.
     Mesh,
-    /// Without it.
+    /// Without the mesh.
     Direct,
 }
 
 // === impl RuleFacts ===
 
 impl RuleFacts {
-    /// `None` for a rule that says nothing about TLS.
+    /// Returns `None` for a rule that says nothing about TLS.
     pub(crate) fn of(
         rule: &DestinationRule,
         settings: &Settings,
@@ -86,7 +86,8 @@ impl RuleFacts {
     }
 }
 
-/// As in Istio: a name without dots is a service of the rule's own namespace, any other is spelled out.
+/// Returns the service that a host names. As in Istio, a name without dots is a service of the rule's own namespace,
+/// and any other is spelled out.
 fn service_of(
     host: &str,
     namespace: &Arc<str>,

@@ -1,4 +1,4 @@
-//! What matters of services and their slices.
+//! What matters to the mesh in services and their slices.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -17,7 +17,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ServiceFacts {
     pub(crate) name: Name,
-    /// Empty for a headless service.
+    /// The virtual addresses; none for a headless service.
     pub(crate) addresses: Vec<IpAddr>,
     /// Of load balancers.
     #[serde(default)]
@@ -29,7 +29,7 @@ pub(crate) struct ServiceFacts {
     pub(crate) created: Arc<str>,
 }
 
-/// A TCP port by the name that ties slices to services.
+/// A TCP port, with the name that ties slices' ports to services'.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PortFacts {
     pub(crate) name: Arc<str>,
@@ -47,7 +47,7 @@ pub(crate) struct SliceFacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EndpointFacts {
     pub(crate) address: IpAddr,
-    /// UID of the pod that it is.
+    /// UID of the pod behind the endpoint.
     pub(crate) pod: Option<Arc<str>>,
     pub(crate) node: Option<Arc<str>>,
     pub(crate) zone: Option<Arc<str>>,
@@ -58,7 +58,7 @@ pub(crate) struct EndpointFacts {
 // === impl ServiceFacts ===
 
 impl ServiceFacts {
-    /// `None` for a service that is only a name of something else.
+    /// Returns `None` for a service that is only a name for something else.
     pub(crate) fn of(service: &Service, names: &mut Interner) -> Option<Self> {
         let ServiceSpec { kind, ports, .. } = &service.spec;
         if kind.as_deref() == Some("ExternalName") {
@@ -120,7 +120,7 @@ fn parsed<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<IpAddr> {
 // === impl SliceFacts ===
 
 impl SliceFacts {
-    /// `None` for a slice of no service, or of names instead of addresses.
+    /// Returns `None` for a slice without a service, or with names instead of addresses.
     pub(crate) fn of(slice: &EndpointSlice, names: &mut Interner) -> Option<Self> {
         let service = slice.metadata.labels.get(SERVICE_NAME)?;
         if slice.address_type == "FQDN" {
@@ -145,7 +145,7 @@ impl SliceFacts {
         })
     }
 
-    /// Shares what equals others' after reading from disk.
+    /// Shares texts that equal others', after the facts were read from disk.
     pub(crate) fn share(&mut self, names: &mut Interner) {
         for name in [&mut self.name, &mut self.service] {
             name.namespace = names.text(&name.namespace);

@@ -9,10 +9,10 @@ use super::{Meta, or_default};
 pub struct Service {
     /// Names and annotations.
     pub metadata: Meta,
-    /// What it offers.
+    /// What the service offers.
     #[serde(default, deserialize_with = "or_default")]
     pub spec: ServiceSpec,
-    /// What the cluster made of it.
+    /// What the cluster made of the service.
     #[serde(default, deserialize_with = "or_default")]
     pub status: ServiceStatus,
 }
@@ -48,7 +48,7 @@ pub struct ServiceSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct ServicePortSpec {
-    /// Its name, by which slices refer to it.
+    /// The port's name, by which slices refer to it.
     #[serde(deserialize_with = "or_default")]
     pub name: String,
     /// Its number.
@@ -70,7 +70,7 @@ pub struct ServiceStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct LoadBalancer {
-    /// Where it listens.
+    /// The addresses at which it listens.
     #[serde(deserialize_with = "or_default")]
     pub ingress: Vec<LoadBalancerIngress>,
 }
@@ -116,7 +116,7 @@ pub struct SliceEndpoint {
     pub node_name: Option<String>,
     /// Its zone.
     pub zone: Option<String>,
-    /// What it is.
+    /// The object behind the endpoint.
     pub target_ref: Option<TargetReference>,
 }
 
@@ -124,9 +124,9 @@ pub struct SliceEndpoint {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct EndpointConditions {
-    /// Absent means yes.
+    /// Whether it is ready; absent means yes.
     pub ready: Option<bool>,
-    /// Whether it would be ready if it were not terminating; absent means as `ready`.
+    /// Whether it would be ready if it were not terminating; if absent, the same as `ready`.
     pub serving: Option<bool>,
 }
 
@@ -134,7 +134,7 @@ pub struct EndpointConditions {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct TargetReference {
-    /// Such as `Pod`.
+    /// The object's kind, such as `Pod`.
     pub kind: String,
     /// Its UID.
     pub uid: String,
@@ -158,7 +158,7 @@ pub struct SlicePort {
 pub struct DestinationRule {
     /// Names.
     pub metadata: Meta,
-    /// What it says.
+    /// What the rule says.
     #[serde(default, deserialize_with = "or_default")]
     pub spec: DestinationRuleSpec,
 }
@@ -169,9 +169,9 @@ pub struct DestinationRule {
 pub struct DestinationRuleSpec {
     /// The host: a service's short name or its DNS name.
     pub host: String,
-    /// How it is reached.
+    /// How the host is reached.
     pub traffic_policy: Option<TrafficPolicy>,
-    /// Which clients it is for.
+    /// The clients that the rule is for.
     pub workload_selector: Option<serde::de::IgnoredAny>,
 }
 
@@ -179,9 +179,9 @@ pub struct DestinationRuleSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrafficPolicy {
-    /// On every port.
+    /// TLS on every port.
     pub tls: Option<Tls>,
-    /// On some ports; takes the place of the above there.
+    /// Settings of single ports, each of which replaces `tls` on its port.
     #[serde(deserialize_with = "or_default")]
     pub port_level_settings: Vec<PortLevel>,
 }
@@ -192,7 +192,7 @@ pub struct TrafficPolicy {
 pub struct PortLevel {
     /// The service's port.
     pub port: Option<PortSelector>,
-    /// TLS there.
+    /// TLS on that port.
     pub tls: Option<Tls>,
 }
 

@@ -20,10 +20,10 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 pub struct Pod {
     /// Names, labels and annotations.
     pub metadata: Meta,
-    /// What was asked for.
+    /// What the pod is asked to be.
     #[serde(default, deserialize_with = "or_default")]
     pub spec: PodSpec,
-    /// What its node reports.
+    /// What the pod's node reports.
     #[serde(default, deserialize_with = "or_default")]
     pub status: PodStatus,
 }
@@ -56,13 +56,13 @@ pub struct Container {
     /// Ports, for their names.
     #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ContainerPort>,
-    /// Whether it may get traffic.
+    /// The probe for whether it may get traffic.
     pub readiness_probe: Option<Handler>,
-    /// Whether it is to be restarted.
+    /// The probe for whether it is to be restarted.
     pub liveness_probe: Option<Handler>,
-    /// Whether it has started.
+    /// The probe for whether it has started.
     pub startup_probe: Option<Handler>,
-    /// What the kubelet calls at its start and end.
+    /// What the kubelet calls at the container's start and end.
     pub lifecycle: Option<Lifecycle>,
 }
 
@@ -78,15 +78,15 @@ pub struct ContainerPort {
     pub protocol: Option<String>,
 }
 
-/// What the kubelet does to ask a container.
+/// How the kubelet asks a container; one of the three is set.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Handler {
-    /// Asks by HTTP.
+    /// An HTTP request.
     pub http_get: Option<HttpGet>,
-    /// Only connects.
+    /// A connection, and nothing more.
     pub tcp_socket: Option<TcpSocket>,
-    /// Asks by gRPC.
+    /// A gRPC health request.
     pub grpc: Option<GrpcAction>,
 }
 
@@ -94,18 +94,18 @@ pub struct Handler {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Lifecycle {
-    /// After its start.
+    /// Called after the container's start.
     pub post_start: Option<Handler>,
-    /// Before its end.
+    /// Called before the container's end.
     pub pre_stop: Option<Handler>,
 }
 
 /// An HTTP request of the kubelet's.
 #[derive(Clone, Debug, Deserialize)]
 pub struct HttpGet {
-    /// Where to.
+    /// The port to connect to.
     pub port: PortReference,
-    /// Another host than the pod.
+    /// The host, if it is not the pod.
     #[serde(default)]
     pub host: Option<String>,
 }
@@ -113,9 +113,9 @@ pub struct HttpGet {
 /// A connection of the kubelet's.
 #[derive(Clone, Debug, Deserialize)]
 pub struct TcpSocket {
-    /// Where to.
+    /// The port to connect to.
     pub port: PortReference,
-    /// Another host than the pod.
+    /// The host, if it is not the pod.
     #[serde(default)]
     pub host: Option<String>,
 }
@@ -123,7 +123,7 @@ pub struct TcpSocket {
 /// A gRPC health request of the kubelet's.
 #[derive(Clone, Debug, Deserialize)]
 pub struct GrpcAction {
-    /// Where to.
+    /// The port to connect to.
     pub port: PortReference,
 }
 
@@ -162,7 +162,7 @@ pub struct PodIp {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Condition {
-    /// Such as `Ready`.
+    /// The condition's type, such as `Ready`.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.

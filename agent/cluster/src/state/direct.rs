@@ -13,9 +13,9 @@ use crate::{
     facts::{Name, Reach, RuleFacts},
 };
 
-/// The service's addresses and those of its endpoints, on the ports that every rule about it wants
-/// reached directly. Only rules of the service's own namespace or the root namespace count: a client
-/// must not decide for the others of its node.
+/// Returns the addresses of services and of their endpoints, on the ports that every rule about the service wants
+/// reached directly. Only rules of the service's own namespace or the root namespace count: a client must not decide
+/// for the others on its node.
 pub(crate) fn destinations(
     rules: &BTreeMap<Name, RuleFacts>,
     services: &[Arc<Service>],

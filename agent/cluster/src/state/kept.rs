@@ -1,4 +1,4 @@
-//! How objects of each kind come and go.
+//! How a cluster keeps and forgets objects of each kind.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -20,21 +20,21 @@ pub trait Kept: Object {
     /// The kind's name.
     const KIND: &'static str;
 
-    /// What tells objects of the kind apart over time.
+    /// Returns what tells objects of the kind apart over time.
     fn key(meta: &Meta) -> String {
         format!("{}/{}", meta.namespace, meta.name)
     }
 
-    /// Takes over the object as it is now.
+    /// Takes over the object in its present state.
     fn keep(&self, cluster: &mut Cluster);
 
     /// Forgets an object that was deleted.
     fn forget(cluster: &mut Cluster, meta: &Meta);
 
-    /// Whether any object of the kind is known.
+    /// Returns whether any object of the kind is known.
     fn any(cluster: &Cluster) -> bool;
 
-    /// Forgets every object whose key is not in `listed`: the whole of what there is.
+    /// Forgets every object whose key is not in `listed`, which names all that there are.
     fn retain(cluster: &mut Cluster, listed: &HashSet<String>);
 }
 

@@ -1,4 +1,4 @@
-//! Pods, and which of them has an address.
+//! Pods, and which of them owns an address.
 
 mod claims;
 
@@ -20,15 +20,15 @@ use crate::{
 
 #[derive(Debug, Default)]
 pub(crate) struct Pods {
-    /// Boxed, since a table has room to spare.
+    /// Boxed, because a hash table keeps room for more entries than it has.
     entries: HashMap<Arc<str>, Box<Entry>>,
     announced: HashMap<Arc<str>, Heard>,
     claims: Claims,
-    /// Pods to be looked at anew.
+    /// Pods that have to be judged again.
     dirty: HashSet<Arc<str>>,
-    /// Pods of their node's network that came or went.
+    /// Pods that use their node's network and came or went.
     of_host: Vec<Arc<str>>,
-    /// Addresses that nobody is trusted with, and why.
+    /// Addresses that are given to nobody, and why.
     disputed: HashMap<IpAddr, Arc<str>>,
 }
 
@@ -36,7 +36,8 @@ pub(crate) struct Pods {
 struct Entry {
     facts: PodFacts,
     uid: WorkloadUid,
-    /// What the mesh knows of it; `None` for a pod that is not of the mesh's kind, or has no address yet.
+    /// The pod as the mesh knows it; `None` while its namespace, node or address is unknown, if it uses the node's
+    /// network, or if it can have no identity.
     member: Option<Arc<Member>>,
     /// What is to be said of its part in the mesh, and of which field.
     remark: Option<(String, Meaning)>,
@@ -50,11 +51,11 @@ struct Heard {
     reported: Vec<IpAddr>,
 }
 
-/// What a pod's place in the mesh depends on besides itself.
+/// What a pod's place in the mesh depends on besides the pod itself.
 pub(crate) struct Known<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) zones: &'a BTreeMap<Arc<str>, Arc<str>>,
-    /// Labels of a namespace.
+    /// Looks up the labels of a namespace.
     pub(crate) labels: &'a dyn Fn(&str) -> Option<&'a Labels>,
     pub(crate) policies: &'a PolicySet,
 }
@@ -120,7 +121,7 @@ impl Pods {
         }
     }
 
-    /// Notes what addresses a pod claims now; it, and whoever contends for them, is to be looked at.
+    /// Notes which addresses a pod claims now, and marks the pod and its rivals for them as dirty.
     fn claim(&mut self, uid: &Arc<str>) {
         let addresses =
             self.entries.get(uid).map(|entry| self.addresses(entry)).unwrap_or_default();
@@ -166,12 +167,12 @@ impl Pods {
         self.all().any(|facts| &*facts.namespace == namespace)
     }
 
-    /// The unique name that is shared with the pod's workload.
+    /// Returns the UID in the form that is shared with the pod's workload.
     pub(crate) fn uid(&self, uid: &str) -> Option<WorkloadUid> {
         self.entries.get(uid).map(|entry| entry.uid.clone())
     }
 
-    /// Pods of their node's network that came or went since it was last asked.
+    /// Returns the pods that use their node's network and came or went since the last call.
     pub(crate) fn take_host_pods(&mut self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.of_host)
     }
@@ -180,7 +181,7 @@ impl Pods {
         self.facts(uid).is_some_and(|facts| facts.host_network)
     }
 
-    /// One of the pods that claim an address, by namespace and name.
+    /// Returns namespace and name of one of the pods that claim an address.
     pub(crate) fn claimant(&self, address: IpAddr) -> Option<String> {
         let facts = self.facts(self.claims.of(address).first()?)?;
         Some(format!("{}/{}", facts.namespace, facts.name))
@@ -194,14 +195,14 @@ impl Pods {
         &self.disputed
     }
 
-    /// Makes anew what has changed; answers whether anything has that the mesh sees.
+    /// Rebuilds what has changed. Returns whether anything changed that the mesh sees.
     pub(crate) fn refresh(&mut self, known: &Known<'_>, affected: &Affected) -> bool {
         let mut changed = false;
         if affected.is_any() {
             self.touch(|facts| affected.covers(&facts.namespace));
         }
         for uid in std::mem::take(&mut self.dirty) {
-            // One that is gone was a member, or claimed what others get now.
+            // A pod that is gone was a member, or claimed an address that another gets now.
             let Some(entry) = self.entries.get(&uid) else {
                 changed = true;
                 continue;
@@ -225,7 +226,7 @@ impl Pods {
         changed
     }
 
-    /// The pod as the mesh has it: the same as before where nothing differs.
+    /// Returns the pod as a member of the mesh, or why it can have no identity. An unchanged pod keeps its member.
     fn member(
         &self,
         entry: &Entry,

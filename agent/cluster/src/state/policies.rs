@@ -1,4 +1,4 @@
-//! Policies: read one by one, compiled together.
+//! Policies, which are read one by one and compiled together.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,10 +14,10 @@ use crate::{
     object::{Meta, Policy},
 };
 
-/// The annotation that has a policy checked but not enforced.
+/// The annotation that says that a policy is to be checked but not enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
 const API_VERSION: &str = "security.istio.io/v1";
-/// Where the reader says that it found a policy.
+/// The origin that the reader gives a policy.
 const ORIGIN: &str = "kubernetes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub(crate) struct Policies {
     changed: Affected,
 }
 
-/// A policy, and whether what it says now is in force.
+/// A policy, and whether its newest version is in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyStanding {
     /// Its kind, such as `AuthorizationPolicy`.
@@ -44,9 +44,9 @@ pub struct PolicyStanding {
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
-    /// The newest version that was seen, as its `metadata.generation` counts; `None` when it is not told.
+    /// `metadata.generation` of the newest version that was seen; `None` when the object has none.
     pub generation: Option<i64>,
-    /// Why that version is not in force, and what is instead.
+    /// Why that version is not in force, and what is in force instead.
     pub refused: Option<Meaning>,
 }
 
@@ -55,7 +55,7 @@ struct Entry {
     generation: Option<i64>,
     /// The last version that could be read.
     good: Option<Good>,
-    /// What is wrong with the newest.
+    /// What is wrong with the newest version.
     error: Option<String>,
 }
 
@@ -65,7 +65,7 @@ struct Good {
     objects: Vec<PolicyObject>,
 }
 
-/// Whose policies are others than before.
+/// Whose policies have changed: everyone's, or those of some namespaces.
 #[derive(Debug, Default)]
 pub(crate) struct Affected {
     everyone: bool,
@@ -143,7 +143,7 @@ impl Policies {
         }
     }
 
-    /// Makes the set what the policies say now; answers whom that affects.
+    /// Compiles the policies into a new set if any has changed. Returns whom that affects.
     pub(crate) fn compile(&mut self, settings: &Settings) -> Affected {
         let mut affected = std::mem::take(&mut self.changed);
         if !affected.is_any() {
@@ -178,17 +178,17 @@ impl Policies {
         &self.set
     }
 
-    /// Remarks on policies in force.
+    /// Returns the remarks on policies in force.
     pub(crate) fn remarks(&self) -> &[sluice_policy::Finding] {
         &self.remarks
     }
 
-    /// Every policy that is known, readable or not.
+    /// Returns every known policy, readable or not.
     pub(crate) fn standings(&self) -> &Arc<[PolicyStanding]> {
         &self.standings
     }
 
-    /// What is wrong with those that cannot be read.
+    /// Returns what is wrong with the policies that cannot be read.
     pub(crate) fn findings(&self) -> impl Iterator<Item = Finding> {
         self.entries.iter().filter_map(|((kind, name), entry)| {
             let meaning = entry.fault()?;
@@ -197,15 +197,15 @@ impl Policies {
         })
     }
 
-    /// The texts to remember: the last good one of each. One that has none is remembered as such, so
-    /// that it is still denied by after a restart.
+    /// Returns the texts to remember: the last good one of each policy. A policy without one is remembered as such, so
+    /// that it still denies after a restart.
     pub(crate) fn texts(&self) -> impl Iterator<Item = (Kind, &Name, Option<&str>)> {
         self.entries
             .iter()
             .map(|((kind, name), entry)| (*kind, name, entry.good.as_ref().map(|good| &*good.text)))
     }
 
-    /// A policy of which an earlier run knew that there is one, but not what it says.
+    /// Notes a policy that an earlier run knew to exist but could not read.
     pub(crate) fn withhold(&mut self, kind: Kind, name: Name) {
         self.changed.namespaces.insert(Arc::clone(&name.namespace));
         let error = Some("it could not be read before the restart".to_owned());
@@ -220,7 +220,7 @@ impl Entry {
         Self { generation: None, good: None, error: None }
     }
 
-    /// What is wrong with the newest version, and what is in force instead.
+    /// Returns what is wrong with the newest version, and what is in force instead.
     fn fault(&self) -> Option<Meaning> {
         let error = self.error.clone()?;
         Some(match self.good {
@@ -236,7 +236,7 @@ impl Entry {
     }
 }
 
-/// The generation that a policy's text names.
+/// Returns the generation that a policy's text names.
 fn generation(text: &str) -> Option<i64> {
     #[derive(Deserialize)]
     struct Head {
@@ -249,7 +249,7 @@ fn generation(text: &str) -> Option<i64> {
     serde_json::from_str::<Head>(text).ok()?.metadata.generation
 }
 
-/// The policy as the reader takes it, with nothing in its metadata that is not read.
+/// Returns the policy in the form that the reader takes, with only the metadata that is read.
 fn written(kind: Kind, policy: &Policy) -> String {
     let Meta { name, namespace, creation_timestamp, annotations, generation, .. } =
         &policy.metadata;

@@ -1,7 +1,7 @@
-//! What is known of a cluster, in a form that can be kept on disk and read again.
+//! The known state of a cluster, in a form that can be kept on disk and read again.
 //!
-//! In two parts, since they are written at different times: a restart must not forget a rule that was in
-//! force, while the many pods of other nodes may be a little old.
+//! It has two parts, which are written at different times: a restart must not forget a rule that was in force, while
+//! the many pods of other nodes may be a little old.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,21 +10,21 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{Cluster, NamespaceFacts, policies::Kind};
 use crate::facts::{Name, PodFacts, RuleFacts, ServiceFacts, SliceFacts};
 
-/// Version of the form; another one is refused.
+/// The version of the form; others are refused.
 const FORMAT: u32 = 1;
 
 /// Why a saved state is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// Not what was written.
+    /// The text is not what was written.
     #[error("it is damaged: {0}")]
     Damaged(#[from] serde_json::Error),
-    /// Written by another version.
+    /// The text was written in another version of the form.
     #[error("it has format {0}, and this version reads format {FORMAT}")]
     Format(u32),
 }
 
-/// What decides: labels of namespaces, policies, rules.
+/// What decides who is let through: labels of namespaces, policies, rules.
 #[derive(Serialize, Deserialize)]
 struct Rules {
     format: u32,
@@ -37,11 +37,11 @@ struct Rules {
 struct SavedPolicy {
     kind: Kind,
     name: Name,
-    /// `None` for one that could never be read.
+    /// The last good text; `None` if the policy could never be read.
     text: Option<String>,
 }
 
-/// Who is there: nodes, pods, services.
+/// The nodes, pods and services.
 #[derive(Deserialize)]
 struct Members {
     format: u32,
@@ -51,7 +51,7 @@ struct Members {
     slices: Vec<SliceFacts>,
 }
 
-/// The same, written without a copy of it.
+/// [`Members`] for writing, which borrows instead of copying.
 #[derive(Serialize)]
 struct MembersNow<'a> {
     format: u32,
@@ -84,7 +84,7 @@ impl Serialize for Slices<'_> {
 }
 
 impl Cluster {
-    /// The labels, policies and rules: what is to be remembered at once when it changes.
+    /// Returns the labels, policies and rules as text, which is to be kept at once when it changes.
     pub fn rules_text(&self) -> serde_json::Result<Vec<u8>> {
         let labels = |namespace: &NamespaceFacts| namespace.labels.as_ref().clone();
         serde_json::to_vec(&Rules {
@@ -107,7 +107,7 @@ impl Cluster {
         })
     }
 
-    /// The nodes, pods and services: what is to be remembered from time to time.
+    /// Returns the nodes, pods and services as text, which is to be kept from time to time.
     pub fn members_text(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec(&MembersNow {
             format: FORMAT,
@@ -122,7 +122,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// When either is not what was written.
+    /// When either part is damaged or of another version.
     pub fn restore(&mut self, rules: &[u8], members: &[u8]) -> Result<(), RestoreError> {
         let rules: Rules = serde_json::from_slice(rules)?;
         let members: Members = serde_json::from_slice(members)?;

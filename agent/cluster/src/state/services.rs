@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct Services {
     facts: BTreeMap<Name, ServiceFacts>,
     slices: BTreeMap<Name, SliceFacts>,
-    /// Names of the slices of each service, known or not.
+    /// Names of the slices of each service, whether the service is known or not.
     slices_of: HashMap<Name, BTreeSet<Name>>,
     built: BTreeMap<Name, Arc<Service>>,
     dirty: BTreeSet<Name>,
@@ -82,7 +82,7 @@ impl Services {
         self.dirty.extend(inside.cloned());
     }
 
-    /// A pod of its node's network came or went, and may be behind an endpoint.
+    /// Marks the services that have this pod behind an endpoint, because it uses its node's network and came or went.
     pub(crate) fn touch_endpoint(&mut self, uid: &str) {
         let has = |slice: &&SliceFacts| {
             slice.endpoints.iter().any(|endpoint| endpoint.pod.as_deref() == Some(uid))
@@ -91,7 +91,7 @@ impl Services {
         self.dirty.extend(services);
     }
 
-    /// Makes anew what has changed; answers whether anything has.
+    /// Rebuilds the services that have changed. Returns whether any is different now.
     pub(crate) fn refresh(
         &mut self,
         pods: &Pods,

@@ -1,4 +1,4 @@
-//! Addresses that are used again, and events that are late.
+//! Addresses that are reused, and events that are late.
 
 use std::path::PathBuf;
 
@@ -42,7 +42,7 @@ fn the_newer_pod_has_the_address_once_the_older_is_on_its_way_out() {
     );
     assert_eq!(world.resolve("10.0.0.1:80", client(), 0), "c 10.0.0.1:80");
     assert!(world.workload("a").unwrap().addresses.is_empty());
-    // Late news of the older one change nothing.
+    // Late events of the older pod change nothing.
     world.apply(&pod("a", "10.0.0.1", [TERMINATING, "", "reason: x"]));
     assert_eq!(world.resolve("10.0.0.1:80", client(), 0), "c 10.0.0.1:80");
 }
@@ -84,7 +84,7 @@ fn what_the_plugin_says_counts_before_the_api_server_knows() {
     let workload = world.workload("a").unwrap();
     assert_eq!(workload.netns.as_deref(), Some("/run/netns/a".as_ref()));
     assert!(workload.in_mesh && world.protects("10.0.0.7"));
-    // Announced again: no news.
+    // A repeated announcement is not a change.
     world.cluster.announce(announced);
     assert!(!world.settle());
     world.cluster.withdraw("a");

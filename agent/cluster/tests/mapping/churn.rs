@@ -1,4 +1,4 @@
-//! Whatever order events come in, what was built step by step is what is built at once.
+//! In whatever order events come, a state built step by step equals one built at once.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use sluice_mesh::Snapshot;
 
 use crate::world::{SHOP, World, pod};
 
-/// `SplitMix64`, so that a failure can be repeated.
+/// Random numbers by `SplitMix64`: a failure can be repeated from its seed.
 struct Dice(u64);
 
 impl Dice {
@@ -17,7 +17,7 @@ impl Dice {
         (mixed ^ (mixed >> 31)) % sides
     }
 
-    /// An object of few names and addresses, so that they clash.
+    /// Makes an object of few possible names and addresses, so that they clash.
     fn object(&mut self) -> (String, String) {
         match self.roll(8) {
             0 => {
@@ -58,7 +58,7 @@ impl Dice {
                 let phase = ["Running", "Running", "Pending", "Failed"];
                 let phase = phase[usize::try_from(self.roll(4)).unwrap()];
                 let text = pod(&name, &address, [ending, host, ""]).replace("Running", phase);
-                // Created in the order of their names.
+                // Pods are created in the order of their names.
                 (name.clone(), text.replace("01T00:00:00Z", &format!("01T00:00:0{}Z", &name[1..])))
             }
         }

@@ -1,4 +1,4 @@
-//! Who is of the mesh.
+//! Which pods belong to the mesh.
 
 use sluice_cluster::{Outside, Standing};
 
@@ -30,7 +30,7 @@ fn an_uninstallation_takes_every_pod_out_and_back_in_when_it_is_called_off() {
     assert!(world.enrolled().is_empty() && !world.protects("10.0.0.1"));
     let standing = world.cluster.pod("plain").unwrap().standing;
     assert_eq!(standing, Some(Standing::Outside(Outside::Leaving)));
-    // Nobody is let in meanwhile, whatever the labels say.
+    // No pod joins meanwhile, whatever the labels say.
     let labelled = ["labels: {istio.io/dataplane-mode: ambient}", "", ""];
     world.apply(&pod("late", "10.0.0.2", labelled));
     assert!(world.enrolled().is_empty());
@@ -114,7 +114,7 @@ fn a_namespace_that_goes_before_its_pods_keeps_them_until_they_are_gone() {
     assert_eq!(world.enrolled(), ["a"]);
     world.delete(&pods);
     assert!(world.enrolled().is_empty());
-    // Another namespace of the name starts from its own labels.
+    // A new namespace of that name starts from its own labels.
     world.apply(&("---\nkind: Namespace\nmetadata: {name: shop}\n".to_owned() + &pods));
     assert!(world.enrolled().is_empty());
 }

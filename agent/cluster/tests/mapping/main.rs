@@ -1,4 +1,4 @@
-//! YAML in, mesh state out: what the objects of a cluster mean.
+//! What the objects of a cluster mean: YAML in, mesh state out.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

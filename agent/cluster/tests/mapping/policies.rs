@@ -1,4 +1,4 @@
-//! Policies come one by one, and one that cannot be read harms its own namespace alone.
+//! Policies are taken over one by one, and one that cannot be read harms its own namespace alone.
 
 use sluice_mesh::WorkloadUid;
 use sluice_policy::{Connection, MtlsMode, Verdict};

@@ -1,4 +1,4 @@
-//! What is remembered over a restart is what was known.
+//! A restart remembers what was known before it.
 
 use sluice_cluster::{Cluster, RestoreError};
 
@@ -52,7 +52,7 @@ fn a_restart_knows_the_same() {
     later.restore(&rules, &members).unwrap();
     let view = later.build(true).unwrap().unwrap();
     assert!(view.snapshot.is_provisional());
-    // That the API server says the same is news: now what is not there may go.
+    // The API server's confirmation is a change: from now on, what is missing may be removed.
     assert!(!later.build(false).unwrap().unwrap().snapshot.is_provisional());
     assert!(later.build(false).unwrap().is_none());
     let known = |snapshot: &sluice_mesh::Snapshot| {

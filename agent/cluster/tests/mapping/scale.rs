@@ -1,4 +1,4 @@
-//! Ten thousand pods: what a change costs, and what it all weighs.
+//! What a change costs with ten thousand pods, and how much memory they take.
 
 use std::{
     fs,
@@ -14,8 +14,8 @@ const PODS: usize = 10_000;
 const SERVICES: usize = 1_000;
 const POLICIES: usize = 1_000;
 const NAMESPACES: usize = 100;
-/// Far above what is needed, so that a busy machine does not fail the test; a rebuild of everything for each
-/// change would.
+/// How long a change may take on average: far more than it needs, so that a busy machine does not fail the test, but
+/// less than a rebuild of everything for each change.
 const CHANGE_LIMIT: Duration = Duration::from_millis(60);
 
 fn keep<T: Kept + serde::de::DeserializeOwned>(cluster: &mut Cluster, object: Value) {
@@ -104,7 +104,7 @@ fn fill(cluster: &mut Cluster) {
     }
 }
 
-/// Resident memory of this process, bytes.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> usize {
     let status = fs::read_to_string("/proc/self/statm").unwrap();
     status.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -128,7 +128,7 @@ fn a_change_costs_little_however_many_pods_there_are() {
         let ready = if round / 10 % 2 == 0 { "False" } else { "True" };
         let started = Instant::now();
         keep::<object::Pod>(&mut cluster, pod(round % 10, ready));
-        // The last is held until the next is there, as it is in an agent.
+        // The last view is held until the next is there, as in an agent.
         last = cluster.build(false).unwrap().unwrap();
         slowest = slowest.max(started.elapsed());
         total += started.elapsed();

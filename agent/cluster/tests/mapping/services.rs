@@ -2,7 +2,8 @@
 
 use crate::world::{SHOP, World, client, pod};
 
-/// A service `web` with two ports, one by name, and the given fields of its spec.
+/// Returns a service `web` with two ports, one of which has a named target and one is UDP, and the given fields of its
+/// spec.
 fn service(spec: &str) -> String {
     format!(
         "---\nkind: Service\nmetadata: {{namespace: shop, name: web, creationTimestamp: '2026-01-01T00:00:00Z'}}\n\
@@ -26,7 +27,7 @@ fn endpoint(name: &str, address: &str, node: &str, zone: &str) -> String {
     )
 }
 
-/// Three pods: here, in this zone, and far away.
+/// Returns three pods: on this node, in its zone, and in another zone.
 fn pods() -> String {
     SHOP.to_owned()
         + &pod("here", "10.0.0.1", ["", "", ""])
@@ -61,7 +62,7 @@ fn an_address_leads_to_ready_endpoints_as_the_service_says() {
 #[test]
 fn no_endpoint_is_said_with_its_reason() {
     let mut world = World::new(&(pods() + &service("")));
-    // The namespace is of the mesh: clients are refused by the mesh, not sent around it.
+    // The namespace belongs to the mesh: clients are refused by the mesh, not sent around it.
     assert!(world.protects("10.96.0.1"));
     assert_eq!(
         world.reached("10.96.0.1:80"),
@@ -85,7 +86,7 @@ fn readiness_is_the_slices_word_unless_the_service_takes_all() {
     assert_eq!(world.reached("10.96.0.1:80"), ["far 10.0.0.3:8080"]);
     world.apply(&service("publishNotReadyAddresses: true"));
     assert_eq!(world.reached("10.96.0.1:80").len(), 3);
-    // While nothing is ready, what terminates and still serves will do.
+    // While no endpoint is ready, one that terminates but still serves is used.
     let ending = endpoints().replacen("{ready: true}", "{ready: false, serving: true}", 1);
     let ending = ending.replace("{ready: true}", "{ready: false, serving: false}");
     world.apply(&(service("") + &slice("web-1", 8080, &ending)));

@@ -1,4 +1,4 @@
-//! A cluster that is told of objects in YAML.
+//! A cluster whose objects are given in YAML.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -21,7 +21,7 @@ impl World {
         world
     }
 
-    /// Tells of objects; answers whether that made a new snapshot.
+    /// Applies objects. Returns whether that made a new snapshot.
     pub(crate) fn apply(&mut self, objects: &str) -> bool {
         each(objects, |kind, object| keep(&mut self.cluster, kind, object));
         self.settle()
@@ -52,7 +52,7 @@ impl World {
         Some(Arc::clone(&member.workload))
     }
 
-    /// UIDs of the pods that are in the mesh.
+    /// Returns the UIDs of the pods that are in the mesh.
     pub(crate) fn enrolled(&self) -> Vec<String> {
         let members = self.snapshot().members().iter();
         let mut uids: Vec<_> = members
@@ -63,7 +63,7 @@ impl World {
         uids
     }
 
-    /// Where a connection goes, as a word and an address.
+    /// Returns where a connection goes, as a word and an address.
     pub(crate) fn resolve(&self, target: &str, client: Client<'_>, turn: usize) -> String {
         match self.snapshot().resolve(target.parse().unwrap(), &client, turn) {
             Destination::Member(member, at) => format!("{} {at}", member.workload.uid),
@@ -74,7 +74,7 @@ impl World {
         }
     }
 
-    /// The same for a client on node `a` in zone `west`, whatever its turn, without repetition.
+    /// Returns the same for a client on node `a` in zone `west`: every result of its turns, once.
     pub(crate) fn reached(&self, target: &str) -> Vec<String> {
         let mut all: Vec<_> = (0..6).map(|turn| self.resolve(target, client(), turn)).collect();
         all.sort();
@@ -106,7 +106,7 @@ pub(crate) fn client() -> Client<'static> {
     Client { address: "10.0.9.9".parse().unwrap(), node: "a", zone: Some("west") }
 }
 
-/// A running pod in `shop`, with the UID of its name; `more` goes into its metadata, spec and status.
+/// Returns a running pod in `shop`, with its name as UID. The last three texts go into its metadata, spec and status.
 pub(crate) fn pod(name: &str, address: &str, [metadata, spec, status]: [&str; 3]) -> String {
     format!(
         "---\nkind: Pod\nmetadata: {{namespace: shop, name: {name}, uid: {name}, \
@@ -116,7 +116,7 @@ pub(crate) fn pod(name: &str, address: &str, [metadata, spec, status]: [&str; 3]
     )
 }
 
-/// A namespace `shop` of the mesh.
+/// A namespace `shop` that is in the mesh.
 pub(crate) const SHOP: &str = "---\nkind: Namespace\n\
     metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}\n";
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::PLUGIN;
 
-/// Beside the binary, it says that the mesh has left this node.
+/// The file beside the binary that says that Sluice was uninstalled.
 const RETIRED: &str = "sluice-cni.retired";
 
 /// The binary's place on the node.
@@ -38,12 +38,12 @@ impl Binary {
         draft::remove(&self.directory.join(RETIRED))
     }
 
-    /// Whether it is there, and answers for us.
+    /// Returns whether the binary is there and not retired.
     pub(super) fn is_in_place(&self) -> bool {
         self.directory.join(PLUGIN).exists() && !self.directory.join(RETIRED).exists()
     }
 
-    /// Leaves the binary, for runtimes that remember it, and has it do nothing any more.
+    /// Leaves the binary in place for runtimes that remember it, but has it do nothing from now on.
     pub(super) fn retire(&self) -> Result<(), InstallError> {
         draft::remove_stale(&self.directory)?;
         if !self.directory.join(PLUGIN).exists() {
@@ -59,7 +59,7 @@ impl Binary {
     }
 }
 
-/// Whether the running plugin has been uninstalled.
+/// Returns whether the running plugin has been uninstalled.
 pub fn is_retired() -> bool {
     let here = std::env::current_exe().ok();
     here.and_then(|path| path.parent().map(|directory| directory.join(RETIRED).exists()))

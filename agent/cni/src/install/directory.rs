@@ -13,15 +13,15 @@ use super::{
 };
 use crate::plugin::SUPPORTED;
 
-/// A plugin that every node has for `lo`, and that is nobody's network.
+/// The plugin that every node has for `lo`; it makes no pod network.
 const LOOPBACK: &str = "loopback";
 
-/// `/etc/cni/net.d`, usually.
+/// The directory of network lists, usually `/etc/cni/net.d`.
 pub(super) struct Directory {
     path: PathBuf,
 }
 
-/// The file by which the runtime makes a pod's network.
+/// The file that tells the runtime how to make a pod's network.
 #[derive(Debug)]
 pub(super) enum Source {
     /// A list of plugins.
@@ -74,12 +74,12 @@ impl Directory {
         draft::remove_stale(&self.path)
     }
 
-    /// The first file in lexical order that a runtime would take; what it would not is passed over.
+    /// Returns the first file in lexical order that a runtime would take; others are passed over.
     pub(super) fn first_valid(&self) -> Result<Option<Source>, InstallError> {
         Ok(self.files(&["conf", "conflist", "json"])?.into_iter().find_map(valid))
     }
 
-    /// Files with one of these suffixes, in lexical order. No directory is an empty one.
+    /// Returns the files with one of these suffixes, in lexical order; none if there is no directory.
     pub(super) fn files(&self, suffixes: &[&str]) -> Result<Vec<PathBuf>, InstallError> {
         let unreadable = failed("read", &self.path);
         let entries = match fs::read_dir(&self.path) {
@@ -99,7 +99,7 @@ impl Directory {
         Ok(found)
     }
 
-    /// Takes our entry out of everything except one file.
+    /// Takes our entry out of every file except `kept`.
     pub(super) fn leave_all_but(&self, kept: Option<&Path>) -> Result<(), InstallError> {
         for path in self.files(&["conflist"])? {
             if Some(path.as_path()) == kept {
@@ -135,8 +135,8 @@ pub(super) fn enter_list(file: &Text, entry: &str) -> Result<Installed, InstallE
     Ok(Installed::InPlace { file: file.path.clone(), changed, main })
 }
 
-/// Replaces a file that others own by what it would be with, or without, our entry. If they have changed it
-/// since it was read, theirs stands, and the next look takes it from there.
+/// Replaces a file of others by `text`, which differs from it in our entry only. If they have changed the file since it
+/// was read, theirs stands: this fails, and the next look starts from what they wrote.
 pub(super) fn rewrite(file: &Text, text: &str) -> Result<(), InstallError> {
     let target = fs::canonicalize(&file.path).map_err(failed("read", &file.path))?;
     let ownership = Ownership::of(&target)?;
@@ -150,7 +150,7 @@ pub(super) fn rewrite(file: &Text, text: &str) -> Result<(), InstallError> {
     draft::replace(parent, &target, text.as_bytes(), ownership)
 }
 
-/// The plugin answers only for versions that it is tested with: in any other list it would fail every pod.
+/// Fails unless the plugin speaks this version: in a list of any other it would fail every pod.
 pub(super) fn check_version(path: &Path, version: &str) -> Result<(), InstallError> {
     if SUPPORTED.contains(&version) {
         return Ok(());

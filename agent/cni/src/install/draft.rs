@@ -1,4 +1,4 @@
-//! Files that are replaced at once or not at all.
+//! Replaces files at once or not at all.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -10,10 +10,10 @@ use std::{
 use super::InstallError;
 
 const PREFIX: &str = ".sluice-cni.";
-/// Not a suffix that any runtime reads.
+/// A suffix that no runtime reads.
 const SUFFIX: &str = ".draft";
 
-/// Who a new file belongs to, and who may read it.
+/// The owner and mode of a new file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ownership {
     mode: u32,
@@ -27,15 +27,15 @@ impl Ownership {
         Self { mode, owner: None }
     }
 
-    /// The same as that of an existing file.
+    /// Returns the ownership of an existing file.
     pub(super) fn of(path: &Path) -> Result<Self, InstallError> {
         let found = fs::metadata(path).map_err(failed("read", path))?;
         Ok(Self { mode: found.mode() & 0o7777, owner: Some((found.uid(), found.gid())) })
     }
 }
 
-/// Writes `bytes` to `target` in such a way that everybody sees the old file or the new one, also after a
-/// crash. The draft lies in `directory`, which is on the same file system.
+/// Replaces `target` by `bytes`. Everybody sees the old file or the new one, also after a crash. The draft lies in
+/// `directory`, which must be on the same file system.
 pub(super) fn replace(
     directory: &Path,
     target: &Path,
@@ -47,7 +47,7 @@ pub(super) fn replace(
         .map_err(failed("write", &draft))
         .and_then(|()| fs::rename(&draft, target).map_err(failed("replace", target)));
     if written.is_err() {
-        // The error that is reported is the first one.
+        // Only the first error is reported.
         drop(fs::remove_file(&draft));
     }
     written?;
@@ -66,7 +66,7 @@ fn write(draft: &Path, bytes: &[u8], ownership: Ownership) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Renames, and makes the new name last.
+/// Renames a file and syncs the directory of its new name.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), InstallError> {
     fs::rename(from, to).map_err(failed("rename", from))?;
     to.parent().map_or(Ok(()), sync)
@@ -87,7 +87,7 @@ fn sync(directory: &Path) -> Result<(), InstallError> {
         .map_err(failed("write the directory", directory))
 }
 
-/// Drafts of installers that were killed.
+/// Removes the drafts of installers that were killed.
 pub(super) fn remove_stale(directory: &Path) -> Result<(), InstallError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,

@@ -1,9 +1,9 @@
-//! The entry in a file of its own, beside the list: `<network>/sluice-cni.conf`, which libcni appends to
-//! the list from 1.3 on. No file of others is touched. A list does not tell whether its runtime does that,
-//! so this is only done for runtimes that are known to.
+//! The entry in a file of its own, beside the list: `<network>/sluice-cni.conf`, which libcni appends to the list from
+//! 1.3 on. No file of others is touched. A list does not say whether its runtime reads drop-ins, so only runtimes that
+//! are known to read them get one.
 //!
-//! Runtimes watch the directory of lists but not those below it. The draft therefore lies in the former:
-//! its renaming is what they notice, and by then the entry is in place.
+//! Runtimes watch the directory of lists but not those below it. The draft therefore lies in the watched one: runtimes
+//! notice its renaming, and by then the entry is in place.
 
 use std::{fs, io, path::Path};
 
@@ -16,11 +16,11 @@ use super::{
 use crate::plugin::is_network_name;
 
 const FILE: &str = "sluice-cni.conf";
-/// First releases with libcni 1.3.
+/// The first release of each runtime with libcni 1.3.
 const RUNTIMES: [(&str, [u32; 2]); 2] = [("containerd://", [2, 1]), ("cri-o://", [1, 34])];
 
-/// Whether the runtime (`containerRuntimeVersion` of the node's status) reads drop-ins, and the list lets
-/// it.
+/// Returns whether the runtime (`containerRuntimeVersion` of the node's status) reads drop-ins and the list allows
+/// them.
 pub(super) fn is_usable(runtime: &str, source: &Source) -> bool {
     let Source::List(file) = source else { return false };
     reads_dropins(runtime)
@@ -60,12 +60,12 @@ pub(super) fn enter(
     Ok(Installed::InPlace { file: target, changed, main })
 }
 
-/// Whether the list has our drop-in beside it.
+/// Returns whether our drop-in lies beside the list.
 pub(super) fn is_entered(directory: &Directory, list: &List<'_>) -> bool {
     is_network_name(&list.name) && directory.path().join(&list.name).join(FILE).is_file()
 }
 
-/// Removes our drop-ins of all networks, except one.
+/// Removes our drop-ins of all networks, except `kept`.
 pub(super) fn leave_all_but(
     directory: &Directory,
     kept: Option<&Path>,
@@ -80,11 +80,11 @@ pub(super) fn leave_all_but(
         if Some(file.as_path()) == kept || !file.is_file() {
             continue;
         }
-        // Out of the way first, into the directory that runtimes watch.
+        // Moved first into the directory that runtimes watch, for them to notice.
         let leaving = directory.path().join(format!(".sluice-cni.{}.draft", std::process::id()));
         draft::rename(&file, &leaving)?;
         draft::remove(&leaving)?;
-        // It stays when others have drop-ins there too.
+        // The directory stays if others have drop-ins there too.
         drop(fs::remove_dir(entry.path()));
     }
     Ok(())

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::PLUGIN;
 
-/// What the plugin is configured with.
+/// The plugin's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The agent's socket, as the node sees it.
@@ -20,7 +20,7 @@ pub struct Entry {
 // === impl Entry ===
 
 impl Entry {
-    /// The object, on one line.
+    /// Returns the entry as a JSON object on one line.
     pub fn to_json(&self) -> String {
         let own = |(namespace, prefix): &(String, String)| json!({ "namespace": namespace, "namePrefix": prefix });
         json!({

@@ -1,5 +1,5 @@
-//! A network list as text. Our entry is put in and taken out without touching another byte, and taking out
-//! undoes putting in exactly, so that no copy of the original has to be kept.
+//! A network list as text. Our entry is put in and taken out without touching another byte. Taking it out restores the
+//! original exactly, so no copy of that has to be kept.
 
 use serde_json::{Value, value::RawValue};
 
@@ -30,7 +30,7 @@ pub(super) struct List<'a> {
 // === impl List ===
 
 impl<'a> List<'a> {
-    /// Holds the text to what libcni holds it to.
+    /// Parses a list, with the same requirements as libcni.
     pub(super) fn parse(text: &'a str) -> Result<Self, NotAList> {
         let members = Members::parse(text)?;
         let plugins = members.raw("plugins").ok_or(NotAList::Field("plugins"))?;
@@ -47,12 +47,12 @@ impl<'a> List<'a> {
             Some(Value::String(only)) => only.eq_ignore_ascii_case("true"),
             _ => false,
         };
-        // Without a version it is 0.1.0, the specification says.
+        // By the specification a list without a version is of 0.1.0.
         let version = version.unwrap_or_else(|| "0.1.0".to_owned());
         Ok(Self { text, plugins, name, version, inlined_only })
     }
 
-    /// The `type` of the first plugin that is not ours.
+    /// Returns the `type` of the first plugin that is not ours.
     pub(super) fn main_plugin(&self) -> Option<String> {
         self.others().next()
     }
@@ -70,7 +70,7 @@ impl<'a> List<'a> {
         self.plugins.iter().any(|plugin| is_ours(plugin))
     }
 
-    /// The text with our entry at the end and nowhere else.
+    /// Returns the text with our entry at the end and nowhere else.
     pub(super) fn with_entry(&self, entry: &str) -> String {
         if self.is_entered(entry) {
             return self.text.to_owned();
@@ -89,7 +89,7 @@ impl<'a> List<'a> {
             && self.plugins.last().is_some_and(|last| same(last))
     }
 
-    /// Written like the elements before it: with the white space that precedes the last of them.
+    /// Appends the entry, after the same white space as precedes the last element.
     fn append(&self, entry: &str) -> String {
         let Some(last) = self.plugins.last() else { return self.text.to_owned() };
         let last = range_of(self.text, last);
@@ -100,7 +100,7 @@ impl<'a> List<'a> {
         format!("{head},{space}{entry}{tail}")
     }
 
-    /// The text without any entry of ours. A list that has nothing else stays as it is.
+    /// Returns the text without any entry of ours. A list that has nothing else stays as it is.
     pub(super) fn without_entry(&self) -> String {
         let mut text = self.text.to_owned();
         while let Ok(list) = List::parse(&text) {
@@ -120,7 +120,8 @@ impl<'a> List<'a> {
     }
 }
 
-/// A file with a single plugin, as specifications before 1.0.0 had them.
+/// Parses a file with a single plugin, as specifications before 1.0.0 had them. Returns the plugin's `type` and, if
+/// given, the CNI version.
 pub(super) fn single(text: &str) -> Result<(String, Option<String>), NotAList> {
     let members = Members::parse(text)?;
     let kind: String = members.get("type")?.ok_or(NotAList::Field("type"))?;
@@ -139,7 +140,7 @@ fn type_of(plugin: &RawValue) -> Option<String> {
     kind.filter(|kind| !kind.is_empty())
 }
 
-/// What a version is ordered by.
+/// Returns the numbers that a version is ordered by.
 fn numbers(version: &str) -> Vec<u32> {
     version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
 }

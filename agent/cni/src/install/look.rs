@@ -1,4 +1,4 @@
-//! What is installed, looked at without changing anything.
+//! Looks at what is installed, without changing anything.
 
 use serde_json::{Value, json};
 
@@ -10,8 +10,8 @@ use super::{
     list::List,
 };
 
-/// The list that runtimes take, and whether the plugin is chained in it, as one line of JSON for programs:
-/// `file` and `main` (its first plugin) are null while there is no list, `entered` and `binary` say whether the entry
+/// Returns, as JSON for programs, the file that runtimes take and whether the plugin is chained in it. `file` is null
+/// while there is none, `main` (the main plugin) while there is no list; `entered` and `binary` say whether the entry
 /// and the program that it names are there.
 ///
 /// # Errors

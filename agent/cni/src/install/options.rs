@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use super::{Entry, InstallError};
 use crate::DEFAULT_SOCKET;
 
-/// How the installer is called.
+/// The installer's usage text.
 pub const USAGE: &str = "\
 usage: sluice-cni install | watch | keep-out | look | uninstall [OPTIONS]
 

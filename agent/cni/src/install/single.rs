@@ -1,7 +1,7 @@
 //! A file with a single plugin becomes a list of two.
 //!
-//! The list is there before the single file goes, and the single file is back before the list goes: it
-//! sorts first, so that a reader in between finds the network without us, as it was.
+//! The list is there before the single file goes, and the single file is back before the list goes. The single file
+//! sorts first: a reader in between finds the network as it was, without us.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use super::{
     list::{self, List},
 };
 
-/// Appended to the name of the single file, which no runtime reads then.
+/// The suffix of a single file that has been put aside; no runtime reads it.
 const SAVED: &str = "sluice-saved";
 
 pub(super) fn enter(
@@ -42,7 +42,7 @@ pub(super) fn enter(
     Ok(Installed::InPlace { file: list, changed: true, main })
 }
 
-/// Puts single files back whose lists are still what we made of them.
+/// Puts back the single files whose lists are still what we made of them.
 pub(super) fn leave(directory: &Directory) -> Result<(), InstallError> {
     for saved in directory.files(&[SAVED])? {
         let single = saved.with_extension("");
@@ -54,11 +54,11 @@ pub(super) fn leave(directory: &Directory) -> Result<(), InstallError> {
             draft::rename(&saved, &single)?;
             draft::remove(&list)?;
         } else {
-            // Others have gone on without it; our entry is taken out of what they have now.
+            // Others have changed the list or written the file again; our entry is taken out of what they have now.
             draft::remove(&saved)?;
         }
     }
-    // Whoever was killed above has left both.
+    // An uninstallation that was killed above, or an installation, has left both files.
     for single in directory.files(&["conf", "json"])? {
         let list = single.with_extension("conflist");
         let Ok(original) = fs::read_to_string(&single) else { continue };
@@ -87,7 +87,7 @@ fn as_list(single: &str, version: &str, entry: &str) -> String {
     )
 }
 
-/// Whether a list has nothing but the plugin of a single file, and us.
+/// Returns whether a list has nothing but the plugin of a single file and our entry.
 fn is_made_from(list: &str, single: &str) -> bool {
     let value = |text: &str| serde_json::from_str::<Value>(text).ok();
     List::parse(list).is_ok_and(|list| {

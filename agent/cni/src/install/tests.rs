@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{list::List, *};
 
-/// As Calico writes it, with a number that no float holds.
+/// A list as Calico writes it, with a number that no float holds.
 const CALICO: &str = r#"{
   "name": "k8s-pod-network",
   "cniVersion": "0.3.1",
@@ -71,7 +71,7 @@ impl Node {
         uninstall(&self.options).unwrap();
     }
 
-    /// The plugins of a list, by type.
+    /// Returns the types of a list's plugins.
     fn types(&self, name: &str) -> Vec<String> {
         let list: Value = serde_json::from_str(&self.read(name)).unwrap();
         let types = list["plugins"].as_array().unwrap().iter();
@@ -178,7 +178,7 @@ fn a_single_plugin_becomes_a_list_and_is_given_back() {
     assert_eq!(node.names(), ["10-ptp.conf.sluice-saved", "10-ptp.conflist"]);
     node.install();
     assert_eq!(node.types("10-ptp.conflist"), ["ptp", "sluice-cni"]);
-    // Its owner writes it again, changed.
+    // The file's owner writes it again, changed.
     let newer = SINGLE.replace("1500", "1400");
     node.write("10-ptp.conf", &newer);
     node.install();
@@ -188,7 +188,7 @@ fn a_single_plugin_becomes_a_list_and_is_given_back() {
     assert_eq!(node.names(), ["10-ptp.conf"]);
     assert_eq!(node.read("10-ptp.conf"), newer);
 
-    // Somebody has edited the list since: that stays, without us.
+    // Somebody has edited the list since: the edited list stays, without our entry.
     node.install();
     let edited = node.read("10-ptp.conflist").replace("1400", "9000");
     node.write("10-ptp.conflist", &edited);
@@ -250,7 +250,7 @@ fn a_runtime_that_reads_dropins_gets_one_and_nobodys_file_changes() {
     let Installed::InPlace { changed, .. } = node.install() else { panic!("waiting") };
     assert!(!changed);
 
-    // An older runtime: back into the list, and only there.
+    // With an older runtime the entry goes back into the list, and only there.
     node.options.runtime = "containerd://1.7.28".to_owned();
     node.install();
     assert_eq!(node.types("10-flannel.conflist"), ["flannel", "sluice-cni"]);
@@ -261,7 +261,7 @@ fn a_runtime_that_reads_dropins_gets_one_and_nobodys_file_changes() {
     node.uninstall();
     assert_eq!(node.names(), ["10-flannel.conflist"]);
 
-    // A list that wants no drop-ins, and names that are no directories.
+    // A list that allows no drop-ins, and a name that is no directory's.
     for (list, name) in [
         (FLANNEL.replace("\"name\"", "\"loadOnlyInlinedPlugins\":true,\"name\""), "only inlined"),
         (FLANNEL.replace("cbr0", "../x"), "name"),

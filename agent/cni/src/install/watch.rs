@@ -1,4 +1,4 @@
-//! Keeps the entry in place: other plugins write their lists anew when they start or are upgraded.
+//! Keeps the entry in place: other plugins rewrite their lists when they start or are upgraded.
 
 use std::{
     collections::VecDeque,
@@ -20,21 +20,21 @@ use crate::{
     protocol::{Answer, Request},
 };
 
-/// How often it is looked without a reason: a watch may miss what happens to the directory itself.
+/// How often the entry is checked without a notification: a watch may miss what happens to the directory itself.
 const RECHECK: Duration = Duration::from_secs(30);
-/// While there is nothing to be entered in.
+/// How often it is checked while the entry is not in place or the directory is not watched.
 const RECHECK_WAITING: Duration = Duration::from_secs(1);
-/// How often the agent is asked whether the plugin is still wanted, and how long it has to say so.
+/// How often the agent is asked whether the plugin is still wanted, and how long it has to answer.
 const ASK: Duration = Duration::from_secs(1);
-/// Others write in several steps; meanwhile their file is not looked at.
+/// How long a change may take to settle: others write in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
-/// So many rewrites by others within [`QUARREL`] are a rival, not an upgrade.
+/// This many rewrites by others within [`QUARREL`] mean a rival, not an upgrade.
 const MANY: usize = 5;
 const QUARREL: Duration = Duration::from_mins(1);
-/// How long a rival is left alone then.
+/// How long a rival is then left alone.
 const TRUCE: Duration = Duration::from_secs(10);
 
-/// How much a line of the watch matters.
+/// How much a message of the watch matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
     /// For the record.
@@ -43,7 +43,7 @@ pub enum Level {
     Warning,
 }
 
-/// Installs, and puts back what others remove, until the process ends. Each step of it may be the last.
+/// Installs, and puts back what others remove, until the process ends. It may be killed at any step.
 ///
 /// # Errors
 ///
@@ -60,7 +60,7 @@ pub fn watch(
             stay_away(options, report);
             keeper = Keeper::default();
         }
-        // Again every time: the directory may be another one.
+        // Watched anew every time: the directory may have been replaced.
         let events = WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
             | WatchFlags::MOVED_TO
@@ -78,8 +78,8 @@ pub fn watch(
     }
 }
 
-/// Whether the agent says that Sluice is being uninstalled. Without an agent, or one that knows, all stays as it
-/// is: pods must not start outside the mesh.
+/// Returns whether the agent says that Sluice is being uninstalled. Without an agent, or while it does not know, the
+/// entry stays: pods must not start outside the mesh.
 fn is_unwanted(options: &Options, present: bool) -> bool {
     matches!(ask(&options.entry.socket, &Request::Entry { present }, ASK), Ok(Answer::Outside))
 }
@@ -139,7 +139,7 @@ struct Keeper {
 // === impl Keeper ===
 
 impl Keeper {
-    /// Says what is new, and for how long a rival is to be left alone.
+    /// Reports what is new. Returns how long a rival is to be left alone, if there is one.
     fn take(
         &mut self,
         outcome: &Result<Installed, InstallError>,
@@ -201,7 +201,7 @@ impl Keeper {
     }
 }
 
-/// Returns once something has happened in the directory and settled, or `is_over`, or after `patience`.
+/// Returns once the directory has changed and settled, `is_over` is true, or `patience` has passed.
 fn wait(changes: &OwnedFd, patience: Duration, mut is_over: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
     loop {
@@ -227,7 +227,7 @@ fn drain(changes: impl AsFd) {
     loop {
         match events.next() {
             Ok(_) | Err(Errno::INTR) => {}
-            // Nothing is left; what else may be wrong is found at the next look.
+            // Nothing is left to read; any other fault shows at the next check.
             Err(_) => return,
         }
     }

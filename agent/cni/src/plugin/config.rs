@@ -1,4 +1,4 @@
-//! What a runtime writes to standard input: our entry of the list, with what it adds.
+//! What a runtime writes to standard input: our entry of the list, and what the runtime adds to it.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{DEFAULT_SOCKET, json::Members, protocol::AttachmentId};
 
-/// The configuration of one call. Fields that we do not know are somebody else's, and passed over.
+/// The configuration of one call. Fields that we do not know are somebody else's, and ignored.
 #[derive(Debug)]
 pub(crate) struct Config<'a> {
     members: Members<'a>,
@@ -59,7 +59,7 @@ struct Ip {
     interface: Option<usize>,
 }
 
-/// The version that the text asks for, as far as it can be read at all.
+/// Returns the version that the text asks for, if it can be read at all.
 pub(crate) fn version_in(text: &str) -> Option<String> {
     Members::parse(text).ok()?.get("cniVersion").ok()?
 }
@@ -77,7 +77,7 @@ impl<'a> Config<'a> {
                 "`name` must begin with a letter or digit, and have only these and _ . - in it";
             Failure::new(Code::InvalidConfiguration, "missing or invalid network name", why)
         })?;
-        // Without one it is 0.1.0, the specification says.
+        // By the specification a configuration without a version is of 0.1.0.
         let asked = field::<String>(&members, "cniVersion")?.unwrap_or_else(|| "0.1.0".to_owned());
         let version = SUPPORTED.into_iter().find(|version| *version == asked).ok_or_else(|| {
             let why = format!("the configuration is {asked}, the plugin speaks {SUPPORTED:?}");
@@ -105,7 +105,7 @@ impl<'a> Config<'a> {
         Err(Failure::new(Code::IncompatibleVersion, format!("no {command} in this version"), why))
     }
 
-    /// The result of the plugins before us, as it is to be passed on.
+    /// Returns the result of the plugins before us, as it is to be passed on.
     pub(crate) fn previous_result(&self) -> Result<String, Failure> {
         let raw = self.previous()?;
         let refuse = |why: String| {
@@ -125,7 +125,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// The addresses inside the sandbox; none when there is no result, or none that we understand.
+    /// Returns the addresses inside the sandbox; none when there is no result that we understand.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         let result = self.previous().ok();
         let parsed = result.and_then(|raw| serde_json::from_str(raw.get()).ok());
@@ -146,8 +146,8 @@ impl<'a> Config<'a> {
         })
     }
 
-    /// What GC is to keep. A list that is not there is not an empty one: taken for that, it would
-    /// remove everything. libcni also sends it under a name that the specification does not have.
+    /// Returns what GC is to keep. A missing list must not be taken for an empty one, which would remove everything.
+    /// libcni also sends the list under a name that the specification does not have.
     pub(crate) fn valid_attachments(&self) -> Result<Vec<AttachmentId>, Failure> {
         for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
             if let Some(valid) = field(&self.members, key)? {
@@ -167,7 +167,7 @@ impl<'a> Config<'a> {
     }
 }
 
-/// Results of one family have the same form.
+/// Returns the family of a version; results of one family have the same form.
 fn family(version: &str) -> Option<u8> {
     match version {
         "0.3.0" | "0.3.1" | "0.4.0" => Some(0),

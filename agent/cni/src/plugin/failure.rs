@@ -24,7 +24,7 @@ pub enum Code {
     TryAgain = 11,
     /// No pod can be added now.
     Unavailable = 50,
-    /// No pod can be added now, and those that there are may be refused their connections.
+    /// No pod can be added now, and existing ones may be refused their connections.
     UnavailableAndLimited = 51,
     /// The pod is not captured, although the mesh wants it to be.
     NotCaptured = 100,
@@ -35,11 +35,11 @@ pub enum Code {
 /// Why a command failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: Code,
-    /// In a few words.
+    /// The failure in a few words.
     pub message: String,
-    /// In full, with what to do.
+    /// The failure in full, with what to do.
     pub details: String,
 }
 
@@ -50,7 +50,7 @@ impl Failure {
         Self { code, message: message.into(), details: details.to_string() }
     }
 
-    /// The error object; `version` is the one that the configuration asks for, as far as that is known.
+    /// Returns the error object. `version` is the one that the configuration asks for, if that is known.
     pub fn to_json(&self, version: Option<&str>) -> String {
         json!({
             "cniVersion": version.unwrap_or(NEWEST),

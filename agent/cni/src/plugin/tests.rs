@@ -97,7 +97,7 @@ fn what_cannot_be_decided_is_to_be_tried_again() {
         let (code, text) = lab.failure();
         assert!(code == 11 && text.contains("unknown pod"), "{text}");
     }
-    // One that hangs up, and one that talks nonsense.
+    // Agents that hang up, and agents that talk nonsense.
     for said in [b"".as_slice(), &[0, 0, 0, 2, b'{', b'x'], &[255; 8], &[0, 0, 0, 2, b'{', b'}']] {
         let lab = Lab::new("ADD");
         let listener = UnixListener::bind(lab.socket()).unwrap();
@@ -113,7 +113,7 @@ fn what_cannot_be_decided_is_to_be_tried_again() {
 
 #[test]
 fn an_agent_that_hangs_costs_a_second_to_connect_and_no_more_than_is_allowed() {
-    // Accepts nothing: its backlog is full.
+    // An agent that accepts nothing: its backlog is full.
     let lab = Lab::new("ADD");
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::UNIX,
@@ -127,7 +127,7 @@ fn an_agent_that_hangs_costs_a_second_to_connect_and_no_more_than_is_allowed() {
     let start = Instant::now();
     assert_eq!(lab.failure().0, 11);
     assert!((0.9..2.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
-    // Accepts, and says nothing.
+    // An agent that accepts, and says nothing.
     let lab = Lab::new("STATUS");
     let _listener = UnixListener::bind(lab.socket()).unwrap();
     let start = Instant::now();

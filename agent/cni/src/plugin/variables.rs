@@ -16,7 +16,7 @@ const MAX_INTERFACE_BYTES: usize = 15;
 /// Reads one variable.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// What is to be done.
+/// The command that is to be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Add,
@@ -46,7 +46,7 @@ impl Command {
         }
     }
 
-    /// Whether the command is about one attachment, and needs its namespace.
+    /// Returns whether the command cannot do without the attachment's namespace.
     fn needs_netns(self) -> bool {
         matches!(self, Self::Add | Self::Check)
     }
@@ -63,8 +63,8 @@ pub(crate) struct Target {
 // === impl Target ===
 
 impl Target {
-    /// Every variable that is missing is named at once. `CNI_PATH` is not asked for: we start no other
-    /// plugin, and the specification calls it optional.
+    /// Reads the variables of an attachment; an error names all that are missing. `CNI_PATH` is not needed: we start no
+    /// other plugin, and the specification calls it optional.
     pub(crate) fn read(command: Command, variables: Variables<'_>) -> Result<Self, Failure> {
         let container = text(variables, "CNI_CONTAINERID")?;
         let interface = text(variables, "CNI_IFNAME")?;
@@ -97,7 +97,7 @@ impl Target {
     }
 }
 
-/// Container ids and network names: a letter or digit, then also `_`, `.` and `-`.
+/// Returns whether a text can be a container's ID or a network's name: a letter or digit, then also `_`, `.` and `-`.
 pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
@@ -112,8 +112,8 @@ fn check_interface(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The path without links, so that it means the same to an agent with other mounts. The namespace that
-/// we are in ourselves is the node's, which no pod of the mesh has.
+/// Returns the path without links: it then means the same to an agent with other mounts. Refuses the plugin's own
+/// namespace, which is the node's: no pod of the mesh has that.
 fn checked_netns(path: &Path) -> Result<PathBuf, Failure> {
     let failed = |error| invalid("CNI_NETNS", format!("{}: {error}", path.display()));
     if !path.is_absolute() {
@@ -125,7 +125,7 @@ fn checked_netns(path: &Path) -> Result<PathBuf, Failure> {
         let why = format!("{} is the plugin's own network namespace", path.display());
         return Err(invalid("CNI_NETNS", why));
     }
-    // Not what a link of /proc leads to, which has no path.
+    // A link of /proc is kept: what it leads to has no path.
     Ok(if path.starts_with("/proc") {
         path.to_owned()
     } else {
@@ -133,7 +133,7 @@ fn checked_netns(path: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// `K8S_POD_*` of `CNI_ARGS`, as every Kubernetes runtime gives them.
+/// Reads `K8S_POD_*` of `CNI_ARGS`, which every Kubernetes runtime gives.
 fn pod(variables: Variables<'_>) -> Result<Option<PodName>, Failure> {
     let Some(arguments) = text(variables, "CNI_ARGS")? else { return Ok(None) };
     let (mut namespace, mut name, mut uid) = (None, None, None);
@@ -153,7 +153,7 @@ fn pod(variables: Variables<'_>) -> Result<Option<PodName>, Failure> {
     Ok(Some(PodName { namespace, name, uid }))
 }
 
-/// A variable; an empty one counts as missing.
+/// Reads a variable; an empty one counts as missing.
 fn text(variables: Variables<'_>, name: &str) -> Result<Option<String>, Failure> {
     match variables(name).map(OsString::into_string) {
         None => Ok(None),

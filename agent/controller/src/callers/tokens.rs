@@ -1,7 +1,7 @@
 //! Tokens in a file, for one machine and for tests: `[{token: ..., node: ...}]`.
 //!
-//! Only their SHA-256 is kept, and a token is compared with all of them in constant time, so that neither memory
-//! nor timing tells one.
+//! Only their SHA-256 is kept, and a token is compared with all of them in constant time, so neither memory nor timing
+//! gives one away.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,7 @@ use crate::{
     stamp::{POLL, Stamp},
 };
 
-/// Shorter ones could be guessed.
+/// The shortest token that is accepted: a shorter one could be guessed.
 const MIN_TOKEN_BYTES: usize = 32;
 
 /// Why the file's tokens cannot be used.
@@ -47,7 +47,7 @@ pub enum TokenError {
         /// Its permission bits.
         mode: u32,
     },
-    /// Not the expected YAML. What is there instead is not shown: it may be a token.
+    /// The file is not the expected YAML. What it holds instead is not shown: it may be a token.
     #[error("{}:{line}: must be a list of {{token: ..., node: ...}} and nothing else", path.display())]
     Syntax {
         /// The file.
@@ -73,8 +73,8 @@ pub enum TokenError {
     },
 }
 
-/// The callers that a file lists. It is looked at again when a second has passed; a change takes effect with the
-/// first request after it. A file that is gone admits nobody; a faulty one leaves its last good version in force.
+/// The callers that a file lists. A request checks the file again if a second has passed since the last check, and
+/// already sees the change. A file that is gone admits nobody; if it is faulty, its last good version stays in force.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! What the configuration says, and how it is refused.
+//! What a configuration may say, and how a bad one is refused.
 
 use super::*;
 

@@ -42,7 +42,7 @@ pods:
 - {namespace: shop, name: cart-1, node: two, serviceAccount: cart, addresses: [10.0.0.2]}
 ";
 
-/// What a test has otherwise than usual.
+/// The settings of a controller that a test may change.
 pub(crate) struct Setup {
     pub(crate) mesh: Option<&'static str>,
     pub(crate) ttl: Duration,
@@ -64,7 +64,7 @@ pub(crate) struct Controller {
 #[derive(Clone)]
 pub(crate) struct Client(pub(crate) IstioCertificateServiceClient<Channel>);
 
-/// What is asked for. The CSR holds `names` as URIs.
+/// A request. Its CSR holds `names` as URIs.
 pub(crate) struct Ask<'a> {
     pub(crate) token: &'a str,
     pub(crate) id: &'a str,
@@ -181,7 +181,7 @@ impl Client {
         Ok(self.0.clone().create_certificate(request).await?.into_inner().cert_chain)
     }
 
-    /// The code and the rule of the refusal.
+    /// Returns the code and the rule of the refusal.
     pub(crate) async fn refusal(&self, ask: &Ask<'_>) -> (tonic::Code, String) {
         rule(&self.ask(ask).await.expect_err("a certificate was issued"))
     }
@@ -215,7 +215,8 @@ pub(crate) fn write_tokens(path: &Path, tokens: &[(&str, &str)]) {
     fs::rename(&draft, path).unwrap();
 }
 
-/// The certificates of an answer without the roots, which are its last text, and the roots.
+/// Splits an answer into the certificates without the roots, and the roots, which are its last
+/// text.
 pub(crate) fn parts_of(
     chain: &[String],
 ) -> (Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>) {
@@ -236,7 +237,7 @@ pub(crate) fn verified(chain: &[String]) -> Svid {
     verify_chain(&bundle, &path, PeerRole::Server, SystemClock.now()).unwrap()
 }
 
-/// Waits up to ten seconds.
+/// Waits up to ten seconds until `holds` returns true.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     for _ in 0..200 {
         if holds().await {

@@ -12,7 +12,7 @@ use crate::words::{one_line, with_causes};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
-    /// The address is not one.
+    /// The configured address cannot be that of a CA.
     #[error("{address:?} is not the address of a CA: write https://host:port ({reason})")]
     Address {
         /// What was configured.
@@ -33,7 +33,7 @@ pub enum AskError {
         /// What the system said.
         source: io::Error,
     },
-    /// The file of the token holds none.
+    /// The token's file holds no token.
     #[error("{} holds no token: it should be one line, as Kubernetes projects it", path.display())]
     Token {
         /// The file.
@@ -55,10 +55,10 @@ pub enum AskError {
         /// What is wrong with them.
         source: ServerRootsError,
     },
-    /// The CA will not.
+    /// The CA refuses.
     #[error("{0}")]
     Refused(String),
-    /// The CA cannot, or the connection failed.
+    /// The CA cannot answer, or the connection failed.
     #[error("{0}")]
     Failed(String),
 }
@@ -70,7 +70,7 @@ impl AskError {
         Self::Failed(format!("{:?}: {}", status.code(), with_causes(status.message(), status)))
     }
 
-    /// The error as the store knows it.
+    /// Converts the error into the one that the store knows.
     pub(super) fn about(self, id: &SpiffeId) -> IssueError {
         let id = id.clone();
         if let Self::Refused(rule) = self {
@@ -80,7 +80,7 @@ impl AskError {
     }
 }
 
-/// The CA's words if `status` is its decision about this request.
+/// Returns the CA's words if `status` is its decision about this request.
 pub(super) fn refusal(status: &Status) -> Option<String> {
     let decided = matches!(
         status.code(),

@@ -1,4 +1,4 @@
-//! The connection to the CA: made when it is needed, by the roots of that moment.
+//! The connection to the CA. It is made when needed, and the CA is judged by the roots of that moment.
 
 use std::{
     fs,
@@ -14,9 +14,11 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use super::{AskError, IstioCaSettings};
 use crate::words::with_causes;
 
-/// Connecting, to all addresses of the name together. Well below the store's limit for a request.
+/// The time limit for connecting, to all addresses of the name together. It is well below the store's limit for a
+/// request.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// Load balancers forget a connection that is idle, and say so to nobody; and a new one may reach another replica.
+/// How long a connection may be idle and still be used. Load balancers forget idle connections without telling anybody,
+/// and a new connection may reach another replica.
 const MAX_IDLE: Duration = Duration::from_secs(30);
 
 /// The way to the CA.
@@ -39,16 +41,16 @@ struct Template {
 struct Open {
     /// What `root_cert` held when it was last usable.
     roots: Vec<u8>,
-    /// The CA as judged by them.
+    /// The CA's endpoint, judged by `roots`.
     secured: Endpoint,
     /// The connection, and when it was last used.
     channel: Option<(Channel, Instant)>,
-    /// Counts connections, so that a request that fails late does not end its successor.
+    /// Counts connections, so that a request that fails late does not end its connection's successor.
     made: u64,
 }
 
-/// A request on a connection. Dropped before the request went well, it takes the connection with it: without
-/// HTTP/2 pings (which Go servers punish) nothing else would notice that the other end has vanished.
+/// A request on a connection. If it is dropped before it went well, the connection is given up too: without HTTP/2
+/// pings (which Go servers punish) nothing else would notice that the other end has vanished.
 pub(super) struct Use<'a> {
     line: &'a Line,
     number: u64,
@@ -80,7 +82,7 @@ impl Line {
         Ok(Self { template, open })
     }
 
-    /// The present connection, or a new one if there is none, if it was idle, or if the roots have changed.
+    /// Returns the present connection, or a new one if there is none, if it was idle, or if the roots have changed.
     pub(super) fn channel(&self) -> (Channel, Use<'_>) {
         let mut open = self.open();
         match self.template.newer(&open.roots) {
@@ -111,7 +113,8 @@ impl Line {
 // === impl Template ===
 
 impl Template {
-    /// What the file of roots holds now, if it is not `known`.
+    /// Reads the file of roots. Returns its content and the endpoint judged by it, or `None` if the content is still
+    /// `known`.
     fn newer(&self, known: &[u8]) -> Result<Option<(Vec<u8>, Endpoint)>, AskError> {
         let roots = self.read_roots()?;
         if roots == known {
@@ -150,7 +153,7 @@ impl Template {
 // === impl Use ===
 
 impl Use<'_> {
-    /// The CA answered, whatever it said.
+    /// Records that the CA answered, whatever it said, so that the connection is kept.
     pub(super) fn went_well(mut self) {
         self.went_well = true;
     }

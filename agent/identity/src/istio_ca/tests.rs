@@ -25,7 +25,7 @@ impl Bench {
         Self::of(&["localhost"]).await
     }
 
-    /// With a server whose certificate holds `names`.
+    /// A bench with a server whose certificate holds `names`.
     async fn of(names: &[&str]) -> Self {
         let root = Arc::new(Pki::root("root"));
         let server = Server::start(root.server(names)).await;
@@ -68,14 +68,14 @@ impl Bench {
         CertStore::new(settings, Arc::new(self.client()), bundle, Arc::new(SystemClock))
     }
 
-    /// Has the CA sign for the identity of the request with its root, for `seconds`.
+    /// Makes the CA sign for the identity of the request with its root, for `seconds`.
     fn sign(&self, seconds: i64) {
         let root = Arc::clone(&self.root);
         self.server.answer(move |csr, id| Ok(vec![root.certify(csr, id, seconds), root.pem()]));
     }
 }
 
-/// What the store says about its first request for [`WEB`].
+/// Returns what the store says about its first request for [`WEB`].
 async fn complaint(store: &CertStore) -> String {
     store.want(&WEB.parse().unwrap());
     for _ in 0..500 {

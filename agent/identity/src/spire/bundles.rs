@@ -16,7 +16,7 @@ use crate::{
     words::{one_line, with_causes},
 };
 
-/// All bundles of a node: hundreds of trust domains.
+/// The longest push that is read: all bundles of a node, with room for hundreds of trust domains.
 const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Takes over every set of bundles that is pushed, until it is aborted.
@@ -71,8 +71,8 @@ async fn listen(
     }
 }
 
-/// The bundles of a push; `None`, so that what was known stays, if ours is not among them. A federated bundle that
-/// cannot be read is left out: its domain is not believed.
+/// Returns the bundles of a push, or `None` if ours is not among them: what was known then stays. A federated bundle
+/// that cannot be read is left out, so its domain is not believed.
 fn read(bundles: HashMap<String, Vec<u8>>, domain: &TrustDomain) -> Option<Delivered> {
     let mut delivered = Delivered::default();
     for (name, der) in bundles {

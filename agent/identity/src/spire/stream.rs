@@ -21,24 +21,26 @@ use zeroize::Zeroizing;
 use super::{pause_after, trust_domain};
 use crate::words::{one_line, with_causes};
 
-/// Certificates and keys of all entries that match; many times what is usual.
+/// The longest push that is read: certificates and keys of all entries that match; many times what
+/// is usual.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
-/// What SPIRE gives out for one identity, as it was last pushed. Closed when it is dropped.
+/// The stream of one identity's certificates, and what SPIRE last pushed on it. It is closed when
+/// dropped.
 #[derive(Debug)]
 pub(super) struct Stream {
     state: watch::Receiver<State>,
-    /// The serial number of the state that the store was told.
+    /// The serial number of the state that the store was last told.
     told: AtomicU64,
     task: AbortHandle,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts what SPIRE said.
+    /// Counts SPIRE's pushes.
     serial: u64,
     said: Option<Said>,
-    /// Why the stream is closed, while it is.
+    /// Why the stream is closed; `None` while it is open.
     trouble: Option<Trouble>,
 }
 
@@ -46,7 +48,7 @@ struct State {
 #[derive(Clone, Debug)]
 enum Said {
     Has(Arc<Pair>),
-    /// That there is nothing for the identity; in which words.
+    /// SPIRE has nothing for the identity; the text says why.
     HasNot(String),
 }
 
@@ -77,7 +79,7 @@ impl Stream {
         Arc::new(Self { state, told: AtomicU64::new(0), task })
     }
 
-    /// Waits until SPIRE has said something that the store was not told.
+    /// Waits until SPIRE has pushed something that the store has not been told.
     pub(super) async fn newer(&self) {
         let told = |state: &State| state.serial != self.told.load(Ordering::Acquire);
         if self.state.clone().wait_for(told).await.is_err() {
@@ -85,7 +87,7 @@ impl Stream {
         }
     }
 
-    /// Waits until the stream is in trouble and there is nothing to tell from before.
+    /// Waits until the stream is in trouble.
     pub(super) async fn fails(&self) {
         let fails = |state: &State| state.trouble.is_some();
         if self.state.clone().wait_for(fails).await.is_err() {
@@ -93,7 +95,8 @@ impl Stream {
         }
     }
 
-    /// What SPIRE said last about `id`, waiting for the first time.
+    /// Returns what SPIRE said last about `id`, or why the stream is in trouble. Waits until there
+    /// is one or the other.
     pub(super) async fn take(&self, id: &SpiffeId) -> Result<Issued, IssueError> {
         let id = id.clone();
         let mut state = self.state.clone();
@@ -193,7 +196,8 @@ async fn listen(
     }
 }
 
-/// The certificate of exactly `id`; the others that match the selectors are for somebody else.
+/// Picks the certificate of exactly `id`; the others that match the selectors are for somebody
+/// else.
 fn choose(message: SubscribeToX509sviDsResponse, id: &SpiffeId) -> Said {
     // Whoever runs as this service account is described by the same selectors, so this is about `id` too.
     let federates_with: BTreeSet<TrustDomain> =

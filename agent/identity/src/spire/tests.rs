@@ -50,8 +50,8 @@ impl Bench {
         Self { root, agent, store }
     }
 
-    /// Waits until the last error says all of `words`: on a busy machine other errors come before, such as a request
-    /// that was made before SPIRE's roots had arrived.
+    /// Waits until the last error says all of `words`. On a busy machine other errors may come first, such as that of a
+    /// request made before SPIRE's roots had arrived.
     async fn await_error(&self, words: &[&str]) {
         let start = Instant::now();
         loop {

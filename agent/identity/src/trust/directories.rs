@@ -1,4 +1,4 @@
-//! The directories that inotify watches, also when one is replaced by another.
+//! The directories that inotify watches, even when one is replaced by another.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf, sync::mpsc};
 
@@ -6,9 +6,10 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 use super::follow::Wake;
 
-/// A watch belongs to a directory, not to its path: a new directory needs a new watch.
+/// The directories under watch. A watch belongs to a directory, not to its path: a new directory
+/// needs a new watch.
 pub(super) struct Directories {
-    /// `None` where inotify is not to be had; then only polling sees changes.
+    /// `None` if inotify is not available; then only polling sees changes.
     watcher: Option<RecommendedWatcher>,
     /// Device and inode of the directory under watch, by path.
     watched: BTreeMap<PathBuf, (u64, u64)>,

@@ -11,7 +11,7 @@ pub enum TrustFault {
     /// The file or directory cannot be read.
     #[error("{}: cannot be read: {source}", file.display())]
     Unreadable {
-        /// Which.
+        /// The file or directory.
         file: PathBuf,
         /// What the operating system says.
         source: std::io::Error,
@@ -19,7 +19,7 @@ pub enum TrustFault {
     /// The roots in it cannot be used.
     #[error("{}: {source}", file.display())]
     Roots {
-        /// Which.
+        /// The file or directory.
         file: PathBuf,
         /// What is wrong with them.
         source: RootError,
@@ -30,15 +30,15 @@ pub enum TrustFault {
     /// The revocation list in it cannot be used.
     #[error("{}: {source}", file.display())]
     Crl {
-        /// Which.
+        /// The file or directory.
         file: PathBuf,
         /// What is wrong with it.
         source: CrlError,
     },
-    /// Not a YAML list of texts.
+    /// The file is not a YAML list of texts.
     #[error("{}:{line}: {message}; write a list of SPIFFE identities, [] to deny nobody", file.display())]
     Syntax {
-        /// Which.
+        /// The file or directory.
         file: PathBuf,
         /// Line, from 1.
         line: u64,
@@ -48,7 +48,7 @@ pub enum TrustFault {
     /// An entry that denies nobody.
     #[error("{}:{line}: {source}", file.display())]
     Denied {
-        /// Which.
+        /// The file or directory.
         file: PathBuf,
         /// Line, from 1.
         line: u64,
@@ -58,11 +58,11 @@ pub enum TrustFault {
     /// The issuer should have published another list by now.
     #[error("{}: the revocation list of {issuer} should have been replaced at {} (Unix time)", file.display(), since)]
     Expired {
-        /// Which.
+        /// The file or directory.
         file: PathBuf,
-        /// Who should have.
+        /// The issuer that should have published another.
         issuer: String,
-        /// Since when, in seconds.
+        /// When it should have been replaced, in seconds since 1970.
         since: u64,
     },
 }

@@ -15,7 +15,7 @@ pub(super) type Seen = BTreeMap<PathBuf, Result<[i128; 5], io::ErrorKind>>;
 /// A file's bytes, or why there are none.
 pub(super) type Content = Result<Vec<u8>, io::Error>;
 
-/// Nobody's roots or revocation lists are larger; what is, is not read into memory.
+/// The longest file that is read into memory; nobody's roots or revocation lists are longer.
 const MAX_LENGTH: u64 = 64 << 20;
 
 impl TrustFiles {
@@ -48,7 +48,7 @@ impl TrustFiles {
         self.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
     }
 
-    /// Directories whose entries tell of changes.
+    /// Returns the directories to watch: those that hold the files.
     pub(super) fn directories(&self) -> Vec<PathBuf> {
         let all = self.others().chain(&self.crls);
         let parents = all.filter_map(|path| path.components().as_path().parent());

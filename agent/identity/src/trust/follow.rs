@@ -24,11 +24,11 @@ use super::{
 };
 use crate::Delivered;
 
-/// Calm after the last event before the files are read: an editor's save is several events.
+/// How long no event may come before the files are read: an editor's save is several events.
 const CALM: Duration = Duration::from_millis(50);
-/// Longest wait for calm: others may write in the same directory all the time.
+/// The longest wait for that calm: others may write in the same directory all the time.
 const MAX_UNREST: Duration = Duration::from_millis(500);
-/// Longest wait for a writer of one of our files to close it.
+/// The longest wait for a writer of one of our files to close it.
 const MAX_UNFINISHED: Duration = Duration::from_secs(5);
 /// How often the files are looked at without an event; also how soon a list is found to be out of date.
 const POLL: Duration = Duration::from_secs(2);
@@ -49,7 +49,7 @@ pub(super) struct Follower {
     seen: Option<Seen>,
     directories: Directories,
     wakes: mpsc::Receiver<Wake>,
-    /// Files that were opened for writing and not closed since.
+    /// Files that were written and not closed since.
     unfinished: HashSet<PathBuf>,
     bundles: watch::Sender<Arc<TrustBundle>>,
     faults: watch::Sender<Arc<Vec<String>>>,
@@ -114,7 +114,7 @@ impl Follower {
         }
     }
 
-    /// `None` after `patience`, or when what came was no event of a file.
+    /// Returns the next event of a file, or `None` after `patience` or when something else came.
     fn next_event(&mut self, patience: Duration) -> Option<Event> {
         match self.wakes.recv_timeout(patience) {
             Ok(Wake::File(Ok(event))) => Some(event),
@@ -135,10 +135,10 @@ impl Follower {
         }
     }
 
-    /// Whether the event may mean a change. Reading the files makes events too, which must not.
+    /// Returns whether the event may mean a change. Reading the files causes events too, which must not count.
     fn note(&mut self, event: &Event) -> bool {
         match event.kind {
-            // A file that is renamed or gone will be closed under another name.
+            // A file that was renamed or removed will not be closed under this name.
             EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Modify(ModifyKind::Name(_))
             | EventKind::Remove(_) => {
@@ -158,7 +158,8 @@ impl Follower {
         }
     }
 
-    /// Half a file of roots may well be valid, and cut everybody whom the other half vouches for.
+    /// Waits until writers are done. Half a file of roots may well be valid, and would cut off everybody whom the other
+    /// half vouches for.
     fn wait_for_calm(&mut self) {
         let started = Instant::now();
         while started.elapsed() < MAX_UNFINISHED && !self.stopped {
@@ -174,7 +175,7 @@ impl Follower {
         self.unfinished.clear();
     }
 
-    /// Takes over what changed since the last look, and what time has changed.
+    /// Takes over what has changed since the last look, in the files or by the passing of time.
     fn look(&mut self) {
         for _ in 0..READ_ATTEMPTS {
             let before = self.files.look();
@@ -207,7 +208,7 @@ impl Follower {
         }
     }
 
-    /// Logs what is new among the faults, and what of them is over.
+    /// Publishes the faults, and logs which are new and which are over.
     fn say(&mut self, faults: &[Told]) {
         let shown = |(fault, consequence): &Told| format!("{fault} ({consequence})");
         let now: Vec<String> = faults.iter().map(shown).collect();

@@ -1,4 +1,4 @@
-//! What the files and the CA say, put together; the last good content of whatever is bad.
+//! Puts together what the files and the CA say, with the last good content of whatever is bad.
 
 use std::{
     collections::BTreeMap,
@@ -34,9 +34,9 @@ pub(super) struct State {
     crls: BTreeMap<PathBuf, (Vec<Arc<Crl>>, bool)>,
     /// The newest list of each issuer and scope so far: none may go back behind it.
     newest: Vec<Arc<Crl>>,
-    /// What is wrong with contents, until they are read again.
+    /// What is wrong with the contents that were read last.
     bad: Vec<Told>,
-    /// A list that was never good.
+    /// Why a list that was never good cannot be used.
     blind: Option<String>,
 }
 
@@ -61,8 +61,8 @@ impl State {
         }
     }
 
-    /// The first state. Fails for want of a last good one, except over revocation lists, which follow
-    /// their policy from the start.
+    /// Returns the first state. Any fault is an error, because there is no last good state, except those of revocation
+    /// lists, which follow their policy from the start.
     pub(super) fn begin(
         &mut self,
         contents: Vec<(PathBuf, Content)>,
@@ -130,7 +130,7 @@ impl State {
             let bad = |source| TrustFault::Roots { file: path.to_owned(), source };
             let roots = certificates_of_pem(&pem).map_err(bad)?;
             for domain in &domains {
-                // Whether they can be roots is asked now, so that bad ones never replace good ones.
+                // Checked at once, so that bad roots never replace good ones.
                 TrustBundle::new(domain.clone(), roots.clone()).map_err(bad)?;
             }
             Ok(roots)
@@ -171,13 +171,13 @@ impl State {
         self.bad.push((Arc::new(fault), if strict { REFUSED } else { consequence }));
     }
 
-    /// The same list as before, if it is one: it remembers who signed it.
+    /// Returns the earlier copy of `list` if there is one: it remembers who signed it.
     fn known(&self, list: Crl) -> Arc<Crl> {
         let known = self.newest.iter().find(|known| ***known == list);
         known.cloned().unwrap_or_else(|| Arc::new(list))
     }
 
-    /// The trust of now, unless the roots contradict each other; and everything that is wrong.
+    /// Returns the trust of now, or `None` if delivered roots cannot be used, and everything that is wrong.
     pub(super) fn evaluate(&mut self) -> (Option<TrustBundle>, Vec<Told>) {
         let mut told = Vec::new();
         let bundle = match self.bundle() {
@@ -240,7 +240,7 @@ impl State {
                 let (issuer, since) = (list.issuer().to_owned(), list.next_update().as_secs());
                 tell(TrustFault::Expired { file: file.clone(), issuer, since });
             }
-            // Only where it has a consequence: otherwise it would be a change of trust without one.
+            // Set only where it has a consequence: otherwise trust would change without one.
             revocations.add(Arc::clone(list), strict && (expired || *is_bad));
         }
         if let (Some(reason), true) = (blind, strict) {
@@ -286,11 +286,11 @@ impl State {
 struct Candidate {
     list: Arc<Crl>,
     file: PathBuf,
-    /// Whether its file ought to hold another by now.
+    /// Whether its file should hold another list by now.
     is_bad: bool,
 }
 
-/// `known`, and the fault, if `list` would go back behind it.
+/// Returns `known` and the fault if `list` is older than `known`.
 fn older(list: &Crl, known: &Arc<Crl>) -> Option<(Arc<Crl>, CrlError)> {
     list.check_successor_of(known).err().map(|error| (Arc::clone(known), error))
 }

@@ -13,7 +13,7 @@ const CREATE: u32 = 28;
 const UPDATE: u32 = 29;
 const DETACH: u32 = 34;
 
-/// `BPF_F_BEFORE`: with no other program named, in front of all others.
+/// `BPF_F_BEFORE`: without another program named, puts this one in front of all others.
 const BEFORE: u32 = 1 << 3;
 
 #[repr(C)]
@@ -22,7 +22,7 @@ struct Link {
     target: u32,
     attach_type: u32,
     flags: u32,
-    /// Of tcx: no other program to be before or after, any revision.
+    /// For tcx: no program to be placed before or after, any revision.
     relative: [u64; 2],
 }
 // SAFETY: the prefix of `BPF_LINK_CREATE` that all of our attach types share, and tcx's 16 bytes.
@@ -62,7 +62,7 @@ struct Update {
 // SAFETY: the anonymous struct of `BPF_LINK_UPDATE`, 16 bytes.
 unsafe impl Attribute for Update {}
 
-/// Puts another program under a link, with no moment in which none is attached.
+/// Puts another program under a link; at no moment is none attached.
 pub(crate) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut update = Update { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
     bpf(UPDATE, &mut update).map(drop)
@@ -75,7 +75,7 @@ struct Detach {
 // SAFETY: the anonymous struct of `BPF_LINK_DETACH`, 4 bytes.
 unsafe impl Attribute for Detach {}
 
-/// Detaches a link now, whoever else holds it.
+/// Detaches a link immediately, even if others hold it.
 pub(crate) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(DETACH, &mut Detach { link: raw(link) }).map(drop)
 }
@@ -102,20 +102,20 @@ pub(crate) struct LinkInfo {
 }
 
 impl LinkInfo {
-    /// Of a link to a network namespace: its inode, or 0 when it is gone.
+    /// For a link to a network namespace: the namespace's inode, or 0 if it is gone.
     pub(crate) fn namespace(&self) -> u64 {
         let [inode, _attach_type] = self.target;
         inode.into()
     }
 
-    /// Of a link to a cgroup: its id, which is its directory's inode.
+    /// For a link to a cgroup: the cgroup's id, which is its directory's inode.
     pub(crate) fn cgroup(&self) -> u64 {
         let bytes = self.target.map(u32::to_ne_bytes);
         bytes.as_flattened().try_into().map_or(0, u64::from_ne_bytes)
     }
 }
 
-/// What a link is attached to, and with which program.
+/// Returns what a link is attached to, and with which program.
 pub(crate) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     let length = u32::try_from(size_of::<LinkInfo>()).unwrap_or_default();

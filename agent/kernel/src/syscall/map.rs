@@ -1,4 +1,4 @@
-//! Maps by key.
+//! Access to maps by key.
 
 use std::{
     fs, io,
@@ -42,7 +42,8 @@ pub(crate) fn lookup<K: aya::Pod, V: aya::Pod>(
     Ok(found.then(|| unsafe { value.assume_init() }))
 }
 
-/// The value of every CPU at `key`; values are multiples of 8 bytes, as the kernel pads them to.
+/// Returns the value of every CPU at `key`. Values must be multiples of 8 bytes, to which the
+/// kernel pads them.
 pub(crate) fn lookup_per_cpu<K: aya::Pod, V: aya::Pod + Default>(
     map: BorrowedFd<'_>,
     key: &K,
@@ -63,7 +64,7 @@ fn lookup_into<K: aya::Pod, V>(map: BorrowedFd<'_>, key: &K, value: *mut V) -> i
     }
 }
 
-/// Sets the value at `key`, whether or not there is one.
+/// Sets the value at `key`, whether or not there is one already.
 pub(crate) fn update<K: aya::Pod, V: aya::Pod>(
     map: BorrowedFd<'_>,
     key: &K,
@@ -87,7 +88,7 @@ fn update_from<K: aya::Pod, V>(map: BorrowedFd<'_>, key: &K, value: *const V) ->
     bpf(UPDATE, &mut element).map(drop)
 }
 
-/// Removes the entry at `key`; whether there was one.
+/// Removes the entry at `key`. Returns whether there was one.
 pub(crate) fn delete<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     let mut element = Element { map: raw(map), padding: 0, key: address(key), value: 0, flags: 0 };
     match bpf(DELETE, &mut element) {
@@ -100,7 +101,7 @@ pub(crate) fn delete<K: aya::Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bo
     }
 }
 
-/// The key after `key`, or the first one; `None` at the end.
+/// Returns the key after `key`, or without one the first key; `None` at the end.
 pub(crate) fn next_key<K: aya::Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
     let mut next = MaybeUninit::<K>::uninit();
     let mut element = Element {

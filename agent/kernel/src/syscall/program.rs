@@ -1,4 +1,4 @@
-//! Programs: where they can be attached, and which ones are.
+//! Where programs can be attached, and which ones are.
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use super::{Attribute, address, bpf, owned, raw};
 const LOAD: u32 = 5;
 const QUERY: u32 = 16;
 
-/// `BPF_F_QUERY_EFFECTIVE`: what runs, inherited programs included.
+/// `BPF_F_QUERY_EFFECTIVE`: query what runs, inherited programs included.
 const EFFECTIVE: u32 = 1;
 
 /// `enum bpf_attach_type`.
@@ -42,17 +42,18 @@ struct Query {
     program_attach_flags: u64,
     link_ids: u64,
     link_attach_flags: u64,
-    /// Written by Linux 6.6 and later whatever size it is told, so it has to be there.
+    /// Linux 6.6 and later write this field whatever size they are told, so it has to be there.
     revision: u64,
 }
-// SAFETY: the anonymous struct of `BPF_QUERY` as of Linux 6.6; older kernels take a longer one
-// whose tail is zero, and none writes behind `revision`.
+// SAFETY: the anonymous struct of `BPF_QUERY` as of Linux 6.6. Older kernels accept a longer struct
+// whose tail is zero, and none writes past `revision`.
 unsafe impl Attribute for Query {}
 
-/// Programs per hook that are looked at; the kernel allows 64 per cgroup and interface.
+/// Largest number of programs per hook that a query returns; the kernel allows 64 per cgroup and
+/// interface.
 const MAX_PROGRAMS: usize = 128;
 
-/// Ids of the programs on a cgroup, or on the interface of this index.
+/// Returns the ids of the programs on a cgroup, or on the interface of this index.
 pub(crate) fn query(target: u32, attach_type: AttachType, flags: u32) -> io::Result<Vec<u32>> {
     let mut programs = vec![0_u32; MAX_PROGRAMS];
     let mut query = Query {
@@ -73,7 +74,7 @@ pub(crate) fn query(target: u32, attach_type: AttachType, flags: u32) -> io::Res
     Ok(programs)
 }
 
-/// Ids of the programs that are in effect on a cgroup.
+/// Returns the ids of the programs that are in effect on a cgroup.
 pub(crate) fn query_cgroup(
     cgroup: BorrowedFd<'_>,
     attach_type: AttachType,

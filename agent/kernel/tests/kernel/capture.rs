@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::lab::{AgentSockets, Lab, Pod, is_refused, port, set_peers};
 
-/// A pod that is enrolled on a node that knows one peer, which nobody answers for.
+/// An enrolled pod, on a node that knows one peer, at whose addresses nobody answers.
 struct Captured {
     lab: Lab,
     datapath: Datapath,
@@ -39,7 +39,7 @@ impl Captured {
         }
     }
 
-    /// Accepts at the agent's listener, and asks for the destination.
+    /// Accepts at the agent's listener, and reads the original destination.
     fn accept(&self, listener: &TcpListener) -> (TcpStream, Option<SocketAddr>) {
         let (accepted, _) = listener.accept().unwrap();
         let original = self.datapath.sockets().original_destination(&accepted).unwrap();
@@ -148,7 +148,7 @@ fn an_mptcp_connection_is_captured_and_shows_its_peer_and_its_own_address() {
         socket.connect(&dialled.into()).unwrap();
         let (_accepted, original) = lab.accept(listener);
         assert_eq!(original, Some(dialled));
-        // Before Linux 5.19 the hooks cannot tell which connection such a socket is of.
+        // Before Linux 5.19 the hooks cannot tell which MPTCP connection a subflow belongs to.
         if !is_known {
             continue;
         }
@@ -191,7 +191,7 @@ fn the_agents_own_socket_goes_where_it_is_sent() {
     socket.connect(&SocketAddr::from((server.v4, 9000)).into()).unwrap();
     let (mut accepted, from) = listener.accept().unwrap();
     assert_eq!(from.ip(), lab.pod.v4);
-    // With data, which the guard lets pass too.
+    // The guard lets the agent's data pass too.
     let mut stream = TcpStream::from(socket);
     stream.write_all(b"sealed").unwrap();
     let mut data = [0; 6];

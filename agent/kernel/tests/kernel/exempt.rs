@@ -1,4 +1,4 @@
-//! Opt-outs: exactly what a pod or the node exempts is left alone, live, and nothing more.
+//! Opt-outs: what a pod or the node exempts is left alone, and nothing more. Changes apply at once.
 
 use std::{
     io::{Read, Write},
@@ -38,8 +38,8 @@ impl Exempted {
         self.pod.exempt(&self.lab, &self.datapath, exemptions);
     }
 
-    /// Whether the pod's connection to the peer's port is the application's own and carries data both
-    /// ways; otherwise the agent has it.
+    /// Whether the pod's connection to the peer's port reaches it directly and carries data both
+    /// ways. If not, the agent must have it.
     fn goes_direct(&self, address: IpAddr, port: u16) -> bool {
         let listener = self.peer.listen((address, port));
         listener.set_nonblocking(true).unwrap();
@@ -54,8 +54,8 @@ impl Exempted {
         true
     }
 
-    /// Whether a connection of the peer to the pod's port is the application's own and carries data
-    /// both ways; otherwise the agent has it.
+    /// Whether a connection of the peer to the pod's port reaches the application directly and
+    /// carries data both ways. If not, the agent must have it.
     fn is_left_alone(&self, address: IpAddr, port: u16) -> bool {
         let application = self.pod.listen((address, port));
         let client = self.peer.connect((address, port)).unwrap();
@@ -75,7 +75,7 @@ impl Exempted {
     }
 }
 
-/// Data goes both ways.
+/// Asserts that data goes both ways.
 fn assert_talk(mut client: &TcpStream, mut server: &TcpStream) {
     for stream in [client, server] {
         stream.set_nonblocking(false).unwrap();
@@ -144,12 +144,12 @@ fn an_inbound_port_is_the_applications_own_and_its_answers_reach_peers() {
 #[test]
 fn an_inbound_port_is_no_way_out() {
     let lab = Exempted::new("xway", &inbound_ports(&[0x3039]));
-    // From the exempt port, but of a packet socket: no connection of the application's.
+    // Sent from the exempt port by a packet socket: this is no connection of the application.
     let mut sniffer = Sniffer::new(&lab.peer);
     let packet = ipv4(lab.lab.v4(2), lab.lab.v4(3), TCP, &tcp(PUSH_ACK, b"no-way-out"));
     send_frame(&lab.pod, &lab.peer, 0x0800, &packet);
     assert!(!sniffer.sees(b"no-way-out"));
-    // From the exempt port by a socket that connects: the mesh has it.
+    // A socket that connects from the exempt port is captured.
     let own = SocketAddr::new(lab.pod.v4, 0x3039);
     let peer = SocketAddr::new(lab.peer.v4, 80);
     let socket = lab.pod.run(|| {
@@ -216,7 +216,7 @@ fn more_than_a_pod_has_room_for_changes_nothing() {
     let error = refused.unwrap_err().to_string();
     assert!(error.contains("64 ports"), "{error}");
     assert!(lab.goes_direct(lab.peer.v4, 5432) && !lab.goes_direct(lab.peer.v4, 64));
-    // Enrolled with them, the pod is captured all the same.
+    // A pod that is enrolled with too many exemptions is captured all the same.
     let other = lab.lab.pod(4);
     let agent = other.agent(&lab.datapath, 1);
     let placed = other.enroll_exempt(&lab.lab, &lab.datapath, &agent, &many);
@@ -236,7 +236,8 @@ fn exemptions_outlive_the_agent_and_die_with_the_pod() {
     lab.datapath.withdraw(lab.pod.cookie()).unwrap();
     let next = lab.lab.pod(4);
     let agent = next.agent(&lab.datapath, 1);
-    // The same slot, and of the same kind of exemption: what the pod before it had is gone.
+    // The new pod has the same slot and the same kind of exemption, but not its predecessor's
+    // ports.
     let placed = next.enroll_exempt(&lab.lab, &lab.datapath, &agent, &outbound_ports(&[6000]));
     assert_eq!(placed.slot, 1);
     next.connect((lab.peer.v4, 5432)).unwrap();

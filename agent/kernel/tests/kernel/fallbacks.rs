@@ -1,4 +1,4 @@
-//! The ways of older kernels, which this one can go too.
+//! The fallbacks for older kernels, which this one can use too.
 
 use std::{fs, io::ErrorKind, net::IpAddr, os::fd::AsFd};
 
@@ -21,12 +21,12 @@ fn each_fallback_is_reported() {
     assert_eq!(missing, ALL);
     let plain = Lab::new("told-not");
     for (feature, since) in ALL.into_iter().zip([(6, 6), (5, 18), (5, 19)]) {
-        // Distributions take some of them over into older kernels.
+        // Distributions backport some of them to older kernels.
         assert!(release() < since || !plain.lacks(feature), "{feature:?} is there since {since:?}");
     }
 }
 
-/// The series of the kernel that runs.
+/// Major and minor version of the running kernel.
 fn release() -> (u32, u32) {
     let name = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = name.split(['.', '-']).map(str::parse);

@@ -51,7 +51,8 @@ impl Guarded {
         self.pod.counters(&self.datapath).guard_drops
     }
 
-    /// What happens to `send`'s packet, which carries `marker`: it is dropped and counted, or arrives.
+    /// Whether the packet that `send` sends, and that carries `marker`, arrives. If not, it must be
+    /// counted as dropped.
     fn arrives(&self, marker: &[u8], send: impl FnOnce()) -> bool {
         let before = self.drops();
         let mut sniffer = Sniffer::new(&self.peer);
@@ -173,7 +174,7 @@ fn udp_sockets_may_talk_to_peers_and_are_counted() {
     for (own, other) in [(lab.pod.v4, lab.peer.v4), (lab.pod.v6, lab.peer.v6)] {
         let server = lab.peer.run(|| UdpSocket::bind((other, 5353))).unwrap();
         let client = lab.pod.run(|| UdpSocket::bind((own, 0))).unwrap();
-        // Larger than the link's MTU: fragments have the socket too.
+        // The second size exceeds the link's MTU: fragments have the socket too.
         for size in [10, 4000] {
             client.send_to(&vec![7; size], (other, 5353)).unwrap();
             server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -235,7 +236,7 @@ fn a_connection_from_before_the_peer_was_known_carries_no_more_data_but_may_be_r
 fn a_syn_of_a_socket_that_is_not_the_agents_is_stopped() {
     let lab = Guarded::new("syn");
     set_peers(&lab.datapath, &[]);
-    // It has begun to connect, to a peer that is down, before the address was known to the mesh.
+    // The socket has begun to connect, to a peer that is down, before the mesh knew the address.
     let mut sniffer = Sniffer::new(&lab.peer);
     know_neighbour(&lab);
     lab.lab.set_link(&lab.peer, "down");
@@ -253,7 +254,7 @@ fn a_syn_of_a_socket_that_is_not_the_agents_is_stopped() {
     assert!(lab.drops() > before);
 }
 
-/// Makes the pod know its neighbour's hardware address for good.
+/// Gives the pod a permanent entry for its neighbour's hardware address.
 fn know_neighbour(lab: &Guarded) {
     let neighbour = lab.peer.hardware_address();
     lab.pod
@@ -273,7 +274,7 @@ fn neighbour_discovery_and_everything_elsewhere_pass() {
         let mut data = [0; 5];
         accepted.read_exact(&mut data).unwrap();
     }
-    // From the peer's side everything is as it was: it reaches the pod's agent.
+    // Connections from the peer are as before: they reach the pod's agent.
     let client: TcpStream = lab.peer.connect((lab.pod.v6, 8080)).unwrap();
     drop(client);
     let multicast = lab.pod.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))).unwrap();

@@ -145,7 +145,8 @@ fn an_address_of_the_pod_that_nobody_enrolled_is_refused() {
         let time = Duration::from_millis(900);
         lab.client.run(|| TcpStream::connect_timeout(&(stray, 8080).into(), time).map(drop))
     };
-    // The refusal itself comes from an address that is not the pod's, so no peer gets it.
+    // The guard drops the refusal because it comes from an address that is not the pod's, so no
+    // mesh peer gets it.
     assert_eq!(connect().unwrap_err().kind(), ErrorKind::TimedOut);
     set_peers(&lab.datapath, &[lab.server.v4, lab.server.v6]);
     assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);

@@ -1,5 +1,5 @@
-//! A node with a bridge, pods on it, and an agent's sockets: everything real, everything named after
-//! the test, everything gone at its end.
+//! A node with a bridge, pods on it, and an agent's sockets: all real, named after the test, and
+//! gone at its end.
 
 use std::{
     collections::HashSet,
@@ -52,7 +52,7 @@ impl Lab {
         Self { name, subnet, node, settings }
     }
 
-    /// As on a kernel that lacks these features.
+    /// Makes the datapath behave as on a kernel that lacks these features.
     pub(crate) fn without(mut self, features: &[Feature]) -> Self {
         self.settings.without = features.to_vec();
         self
@@ -76,7 +76,7 @@ impl Lab {
         self.node.netns.run(task).unwrap()
     }
 
-    /// Lets the node's bridge pass frames on unread, as where nothing has loaded `br_netfilter`.
+    /// Makes the node's bridge pass frames unfiltered, as where nothing has loaded `br_netfilter`.
     pub(crate) fn unfilter_bridge(&self) {
         let parameter = "net/bridge/bridge-nf-call-iptables";
         if self.on_node(|| PathBuf::from("/proc/sys").join(parameter).exists()) {
@@ -104,7 +104,7 @@ impl Lab {
         namespace.ip(&format!("route add default via fd07:{:x}::1", self.subnet));
         let ifindex = self.on_node(|| interface(&veth));
         let pod = Pod { namespace, v4: v4.into(), v6: v6.into(), ifindex, veth };
-        // A new link takes its time; what a test sends must not be lost to that.
+        // A new link takes time to come up, and nothing that a test sends may be lost to that.
         assert!(
             is_refused(|| pod.connect((self.v4(1), 9)))
                 && is_refused(|| pod.connect((self.v6(1), 9)))
@@ -125,13 +125,13 @@ impl Lab {
         self.node.ip(&format!("link set {} {state}", pod.veth));
     }
 
-    /// Whether this kernel, or the lab's settings, is without a feature: then the older way is to be expected.
+    /// Whether this kernel, or the lab's settings, lacks a feature: then the fallback is to be expected.
     pub(crate) fn lacks(&self, feature: Feature) -> bool {
         let report = Datapath::verify_only(&self.settings).unwrap();
         report.fallbacks.iter().any(|fallback| fallback.feature == feature)
     }
 
-    /// Takes a program off a pod's host veth behind the agent's back: `guard` or `probe`.
+    /// Removes a program (`guard` or `probe`) from a pod's host veth behind the agent's back.
     pub(crate) fn lose(&self, pod: &Pod, which: &str) {
         if self.lacks(Feature::Tcx) {
             let side = if which == "guard" { "ingress" } else { "egress" };
@@ -146,7 +146,7 @@ impl Lab {
         fs::remove_file(hooks.join(format!("{which}-{}", pod.ifindex))).unwrap();
     }
 
-    /// What `tc` says of a host veth's ingress filters.
+    /// Returns what `tc` says about a host veth's ingress filters.
     pub(crate) fn filters(&self, pod: &Pod) -> String {
         let arguments = ["-n", &self.node.name, "filter", "show", "dev", &pod.veth, "ingress"];
         let output = Command::new("tc").args(arguments).output().unwrap();
@@ -159,7 +159,7 @@ impl Drop for Lab {
         let (bpffs, instance) = (&self.settings.bpffs, &self.settings.instance);
         match self.node.netns.run(|| Datapath::remove(bpffs, instance)) {
             Ok(Ok(_)) => {}
-            // The first failure is the one to tell.
+            // The test has failed already, and that failure is the one to report.
             _ if std::thread::panicking() => {}
             failed => panic!("cannot clean up: {failed:?}"),
         }
@@ -199,7 +199,7 @@ impl Pod {
         self.run(|| TcpStream::connect(address))
     }
 
-    /// An agent's listeners for this pod: `workers` of them, marked.
+    /// Makes and marks an agent's listeners for this pod, for this number of workers.
     pub(crate) fn agent(&self, datapath: &Datapath, workers: usize) -> AgentSockets {
         let listen = |address: IpAddr| {
             let listener = self.listen((address, 0));
@@ -242,12 +242,12 @@ impl Pod {
         lab.on_node(|| datapath.enroll(&hooks)).unwrap()
     }
 
-    /// Changes what the mesh leaves alone of the enrolled pod.
+    /// Changes the enrolled pod's exemptions.
     pub(crate) fn exempt(&self, lab: &Lab, datapath: &Datapath, exemptions: &PodExemptions) {
         lab.on_node(|| datapath.exempt(self.cookie(), exemptions)).unwrap();
     }
 
-    /// Listens for the pod with one worker, and enrols it.
+    /// Makes the listeners of one worker for the pod, and enrols it.
     pub(crate) fn capture(&self, lab: &Lab, datapath: &Datapath) -> AgentSockets {
         let agent = self.agent(datapath, 1);
         self.enroll(lab, datapath, &agent);
@@ -355,7 +355,7 @@ fn interface(name: &str) -> u32 {
     rustix::net::netdevice::name_to_index(socket, name).unwrap()
 }
 
-/// Where the machine has its cgroup v2 hierarchy.
+/// Returns where the machine has its cgroup v2 hierarchy.
 pub(crate) fn cgroup2() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -364,12 +364,12 @@ pub(crate) fn cgroup2() -> PathBuf {
     PathBuf::from(mount[1])
 }
 
-/// Tells the datapath of these peers and no others.
+/// Makes these and no others the datapath's peers.
 pub(crate) fn set_peers(datapath: &Datapath, peers: &[IpAddr]) {
     datapath.set_peers(&peers.iter().copied().collect::<HashSet<_>>()).unwrap();
 }
 
-/// Waits until something is so; what the kernel does in its own time takes no second.
+/// Waits until `is_so` is true; what the kernel does asynchronously takes less than a second.
 pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
     (0..100).any(|_| {
         is_so() || {
@@ -379,8 +379,8 @@ pub(crate) fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
     })
 }
 
-/// Waits until connections are refused after a listener was closed: a child that another test forks
-/// holds the listener too, until it becomes another program.
+/// Waits until connections are refused after a listener was closed. A child that another test forks
+/// also holds the listener until it executes another program.
 pub(crate) fn is_refused(connect: impl Fn() -> std::io::Result<TcpStream>) -> bool {
     eventually(|| connect().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
 }

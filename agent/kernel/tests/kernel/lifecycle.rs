@@ -28,7 +28,7 @@ fn instance_directory(lab: &Lab) -> PathBuf {
     lab.settings().bpffs.join("sluice").join(&lab.settings().instance)
 }
 
-/// One for what comes in; the guard has one too where it is not a filter.
+/// Counts the inbound hook's link, and the guard's unless the guard is a clsact filter.
 fn links_of_a_pod(lab: &Lab) -> usize {
     if lab.lacks(Feature::Tcx) { 1 } else { 2 }
 }
@@ -128,11 +128,11 @@ fn moving_to_other_listeners_loses_no_connection() {
     let pod = lab.pod(2);
     let peer = SocketAddr::new(lab.v4(77).into(), 80);
     set_peers(&datapath, &[peer.ip()]);
-    // Every listener stays open, so that only a gap in the capture could fail a connection.
+    // Every listener stays open, so only a gap in the capture could fail a connection.
     let mut agents = vec![pod.capture(&lab, &datapath)];
     let connections = std::thread::scope(|scope| {
         let client = scope.spawn(|| {
-            // Not faster than listeners come, whose queues nobody empties.
+            // Connects no faster than new listeners come, because nobody empties their queues.
             let connect = |_| {
                 std::thread::sleep(std::time::Duration::from_millis(1));
                 std::net::TcpStream::connect(peer)
@@ -247,11 +247,11 @@ fn an_audit_names_what_is_missing() {
     let state = audit(&stranger);
     assert!(!state.complete() && !state.enrolled && !state.inbound);
 
-    // Somebody removes pins behind our back; a pin is all that holds a link.
+    // Somebody removes pins behind our back; only a pin holds a link.
     let generation =
         fs::read_dir(instance_directory(&lab)).unwrap().next().unwrap().unwrap().path();
     fs::remove_file(generation.join("hook/sluice_connect6")).unwrap();
-    // The kernel detaches a link that nobody holds in its own time.
+    // Nobody holds the link any more, but the kernel detaches it asynchronously.
     assert!(eventually(|| audit(&pod).missing_hooks == ["sluice_connect6"]));
     let hooks = generation.join("pod").join(pod.cookie().to_string());
     fs::remove_file(hooks.join("inbound")).unwrap();
@@ -261,7 +261,7 @@ fn an_audit_names_what_is_missing() {
         state.enrolled && !state.inbound && !state.guards.iter().any(|guard| guard.attached)
     }));
 
-    // Enrolling again mends the pod, opening again the node.
+    // Enrolling again mends the pod; opening the datapath again mends the node.
     let _agent = pod.capture(&lab, &datapath);
     let datapath = lab.open();
     assert!(lab.on_node(|| datapath.audit(pod.cookie(), pod.netns().as_fd())).unwrap().complete());

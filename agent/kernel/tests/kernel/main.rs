@@ -1,6 +1,6 @@
 //! The datapath in a real kernel: namespaces, veths, sockets, and programs that are really attached.
 //!
-//! Needs root, and says so loudly: a test that is skipped looks like one that passed.
+//! Needs root, and fails without it: a test that is skipped looks like one that passed.
 #![expect(
     unsafe_code,
     reason = "raw and packet sockets, which applications can make, have no safe wrapper"

@@ -36,7 +36,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A process that has just ended may be in it for a moment longer.
+        // A process that has just ended may be in the cgroup for a moment longer.
         let deadline = Instant::now() + Duration::from_secs(2);
         while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
@@ -44,11 +44,11 @@ impl Drop for Cgroup {
     }
 }
 
-/// A connection that a process of its own made: it says `hello` and ends when it has the answer.
+/// A connection from a process of its own, which says `hello` and ends when it has the answer.
 struct Prober(Child);
 
 impl Prober {
-    /// From a namespace (by its name) and a cgroup.
+    /// Starts the process in a namespace (by its name) and a cgroup.
     fn start(netns: &str, cgroup: Option<&Cgroup>, to: SocketAddr) -> Self {
         let enter = cgroup
             .map(|cgroup| format!("echo $$ > {}/cgroup.procs && ", cgroup.0.display()))
@@ -64,7 +64,7 @@ impl Prober {
         Self(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
     }
 
-    /// What it was answered.
+    /// Waits for the process to end and returns the answer that it got.
     fn answer(mut self) -> String {
         let mut text = String::new();
         self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
@@ -98,7 +98,7 @@ impl Probed {
         Self { lab, datapath, pod, agent, kubelet }
     }
 
-    /// What the kubelet's connection reaches: the application, which answers, or the agent.
+    /// Connects as the kubelet. Returns who was reached and answered: the application or the agent.
     fn probe(&self, address: IpAddr, port: u16) -> Reached {
         let start =
             || Prober::start(self.lab.node_name(), Some(&self.kubelet), (address, port).into());
@@ -145,7 +145,8 @@ fn probed() -> PodExemptions {
     PodExemptions { probe_ports: [PROBED].into(), ..Default::default() }
 }
 
-/// Accepts from whichever listener has a connection first; whether that was the application's.
+/// Accepts from whichever listener has a connection first. Returns whether it was the
+/// application's.
 fn accept_either(application: &TcpListener, agent: &TcpListener) -> (TcpStream, bool) {
     let deadline = Instant::now() + Duration::from_secs(4);
     for listener in [application, agent] {
@@ -259,7 +260,7 @@ fn probes_outlive_the_agent_and_its_successor_needs_no_telling() {
     let datapath = lab.open();
     let lab = Probed { lab, datapath, pod, agent, kubelet };
     assert!(lab.probe(lab.pod.v4, PROBED).is_application());
-    // Without an agent's listeners everything is refused but that.
+    // Without an agent's listeners everything is refused except probes.
     let Probed { lab, datapath, pod, agent, kubelet } = lab;
     drop(agent);
     let application = pod.listen((pod.v4, PROBED));
@@ -280,7 +281,7 @@ fn a_probe_is_answered_though_every_destination_is_captured() {
     assert_eq!(lab.drops(), 0);
 }
 
-/// A neighbour on the same link, that is not enrolled, with packet sockets and the node's address.
+/// A neighbour on the same link that is not enrolled, with packet sockets and the node's address.
 struct Impostor<'a> {
     lab: &'a Probed,
     pod: Pod,
@@ -323,7 +324,7 @@ fn the_connection_of_a_probe_cannot_be_replayed_or_joined() {
     }
     assert!(!sniffer.sees(b"-canary"));
     assert_eq!(lab.probes(), probes);
-    // What carries nothing harms nothing; another connection is the agent's to judge.
+    // A segment without data does no harm, and another connection is for the agent to judge.
     let before = lab.drops();
     impostor.send(peer.port(), ACK, b"");
     impostor.send(peer.port().wrapping_add(1), PUSH_ACK, b"other-canary");
@@ -363,7 +364,7 @@ fn a_detached_recogniser_is_found() {
     };
     assert!(audit().complete());
     lab.lab.lose(&lab.pod, "probe");
-    // The kernel takes a link down in its own time, once nobody holds it.
+    // Nobody holds the link any more, but the kernel removes it asynchronously.
     assert!(crate::lab::eventually(|| audit().unprobed == [lab.pod.ifindex]));
     lab.pod.enroll_exempt(&lab.lab, &lab.datapath, &lab.agent, &probed()).exempt.unwrap();
     assert!(audit().complete());

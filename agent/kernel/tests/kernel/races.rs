@@ -27,7 +27,7 @@ fn destination(n: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, host], port))
 }
 
-/// What the clients and the agent find while the race is on.
+/// Counts that the clients and the agent keep during the race.
 #[derive(Default)]
 struct Race {
     count: usize,
@@ -35,14 +35,14 @@ struct Race {
     accepted: AtomicUsize,
     /// Connections that failed.
     failed: AtomicUsize,
-    /// Connections whose destination the agent was told wrong.
+    /// Connections for which the agent was told a wrong destination.
     wrong: AtomicUsize,
-    /// Connections whose peer the application was told wrong.
+    /// Connections for which the application was told a wrong peer.
     misled: AtomicUsize,
 }
 
 impl Race {
-    /// Connects again and again, and tells each destination over the connection itself.
+    /// Connects again and again, and sends the destination's number over the connection itself.
     fn connect(&self) {
         loop {
             let n = self.begun.fetch_add(1, Ordering::Relaxed);
@@ -57,13 +57,14 @@ impl Race {
                 self.misled.fetch_add(1, Ordering::Relaxed);
             }
             stream.write_all(&n.to_be_bytes()).unwrap();
-            // Wait for the agent to have it, then leave with a reset, so that the port is free again.
+            // Wait until the agent has the number, then leave with a reset to free the port.
             stream.read_exact(&mut [0]).unwrap();
             SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
         }
     }
 
-    /// Accepts, and compares what the kernel tells with what the client does.
+    /// Accepts, and compares the destination that the kernel reports with the one that the client
+    /// sent.
     fn accept(&self, listener: &TcpListener, sockets: &SocketTable) {
         while self.accepted.load(Ordering::Relaxed) + self.failed.load(Ordering::Relaxed)
             < self.count

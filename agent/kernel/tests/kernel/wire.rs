@@ -1,4 +1,4 @@
-//! Packets made by hand, as a pod with raw or packet sockets can send them, and a look at what arrives.
+//! Hand-made packets, as a pod with raw or packet sockets can send them, and a look at what arrives.
 
 use std::{
     io::{self, Read},
@@ -68,7 +68,7 @@ pub(crate) fn ipv6(
     packet
 }
 
-/// A TCP segment, whose checksum only a receiving stack would miss.
+/// A TCP segment without a checksum, which only a receiving stack would miss.
 pub(crate) fn tcp(flags: u8, data: &[u8]) -> Vec<u8> {
     let mut segment =
         vec![0x30, 0x39, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0];
@@ -114,7 +114,7 @@ fn checksum(header: &[u8]) -> u16 {
     !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
 }
 
-/// A raw socket of the pod, whose packets its owner makes whole.
+/// A raw socket of the pod, whose owner builds each packet as a whole.
 pub(crate) fn raw_socket(pod: &Pod) -> Socket {
     let socket =
         pod.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(IPPROTO_RAW))));
@@ -167,7 +167,7 @@ fn hardware_address(pod: &Pod) -> [u8; 6] {
     bytes.try_into().unwrap()
 }
 
-/// Sees every frame that reaches a pod from its making on.
+/// Sees every frame that reaches a pod from the moment the sniffer is made.
 pub(crate) struct Sniffer(Socket);
 
 impl Sniffer {
@@ -183,7 +183,7 @@ impl Sniffer {
         self.sees_within(Duration::from_millis(700), marker)
     }
 
-    /// Whether a frame with these bytes arrives in this time.
+    /// Whether a frame with these bytes arrives within `time`.
     pub(crate) fn sees_within(&mut self, time: Duration, marker: &[u8]) -> bool {
         let deadline = Instant::now() + time;
         let mut frame = [0; 2048];

@@ -1,4 +1,4 @@
-//! What is said of policies, and when it is written.
+//! How policies are judged, and when their status is written.
 
 use super::*;
 

@@ -17,20 +17,20 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// Which cluster, and as whom.
+/// Which cluster to ask, and as whom.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// The kubeconfig file; otherwise those of `KUBECONFIG`, or `~/.kube/config`, or the service account of the pod
-    /// that this runs in.
+    /// The kubeconfig file. If not given: the files of `KUBECONFIG`, or `~/.kube/config`, or the service account of the
+    /// pod that this runs in.
     pub kubeconfig: Option<PathBuf>,
-    /// The context; otherwise the current one.
+    /// The context; if not given, the current one.
     pub context: Option<String>,
 }
 
 // === impl Access ===
 
 impl Access {
-    /// Reads the credentials; connects when it is first used. `namespace` is where Sluice is installed.
+    /// Reads the credentials; the connection is made when it is first used. `namespace` is where Sluice is installed.
     pub async fn open(&self, namespace: &str) -> Result<Operator, AskError> {
         let mut config = match self.read()? {
             Some((place, kubeconfig)) => self.choose(&place, kubeconfig).await?,

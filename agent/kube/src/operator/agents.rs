@@ -1,4 +1,4 @@
-//! Which agents there are, and how Kubernetes says they are.
+//! Which agents there are, and in what state Kubernetes says they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ pub struct AgentPod {
     pub node: String,
     /// Its name.
     pub name: String,
-    /// How it is, Kubernetes says.
+    /// Its state, as Kubernetes says.
     pub state: AgentState,
     /// Whether it keeps the CNI plugin installed.
     pub has_cni: bool,
@@ -30,7 +30,7 @@ pub struct AgentPod {
     pub account: String,
 }
 
-/// How an agent is, as Kubernetes says.
+/// The state of an agent, as Kubernetes says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentState {
     /// It runs, and says that it can carry connections.
@@ -44,9 +44,9 @@ pub enum AgentState {
 /// The agents of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roster {
-    /// One for each node that has one, by the node's name.
+    /// One agent for each node that has one, sorted by the node's name.
     pub agents: Vec<AgentPod>,
-    /// On how many nodes there should be one, or why that is not known.
+    /// How many nodes should have an agent, or why that is not known.
     pub wanted: Result<usize, AskError>,
 }
 
@@ -81,7 +81,7 @@ impl Operator {
         Ok(wanted.flatten().sum())
     }
 
-    /// Says where it is instead, if that may be known.
+    /// Returns the error for a namespace without Sluice. Says where Sluice is instead, if the operator may know that.
     async fn not_installed(&self, selector: &str) -> AskError {
         let all: Api<Pod> = Api::all(self.client.clone());
         let found = all.list(&ListParams::default().labels(selector)).await;
@@ -107,7 +107,7 @@ impl Operator {
 // === impl Roster ===
 
 impl Roster {
-    /// Keeps the agents of these nodes alone; of all when none is named.
+    /// Keeps only the agents of these nodes, or all of them when no node is named.
     pub fn on(mut self, nodes: &[String]) -> Result<Self, AskError> {
         if nodes.is_empty() {
             return Ok(self);
@@ -126,7 +126,7 @@ impl Roster {
     }
 }
 
-/// One pod for each node: one that leaves counts only where no other has come.
+/// Chooses one pod for each node: one that is being deleted counts only where no other has come.
 fn agents(pods: Vec<Pod>) -> Vec<AgentPod> {
     let mut by_node: BTreeMap<String, (bool, AgentPod)> = BTreeMap::new();
     for pod in pods {
@@ -145,7 +145,7 @@ fn agents(pods: Vec<Pod>) -> Vec<AgentPod> {
     by_node.into_values().map(|(_, agent)| agent).collect()
 }
 
-/// The node that a pod runs on, or for which its DaemonSet has made it.
+/// Returns the node that a pod runs on, or for which its DaemonSet has made it.
 fn node(pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let required = || {
@@ -164,7 +164,7 @@ fn node(pod: &Pod) -> Option<String> {
     spec.node_name.clone().or_else(required)
 }
 
-/// Why no node has taken the pod, if that is so.
+/// Returns why the pod is not scheduled; `None` if it is.
 fn unscheduled(pod: &Pod) -> Option<String> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
@@ -218,7 +218,7 @@ fn agent_state(container: &ContainerStatus) -> AgentState {
     });
     let ended = |state: &k8s_openapi::api::core::v1::ContainerState| {
         let ended = state.terminated.as_ref()?;
-        // The chart has Kubernetes take the last of its log for this.
+        // The chart has Kubernetes take the end of the container's log as this message.
         let said = ended.message.as_deref().unwrap_or_default().trim().lines().next_back();
         let said = said.map(|said| format!(": {said}")).unwrap_or_default();
         Some(format!("it ended with {}{said}", ended.exit_code))

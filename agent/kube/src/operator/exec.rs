@@ -10,27 +10,28 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::{AgentPod, AskError, Operator, rights};
 use crate::client::innermost;
 
-/// How long a command may take, with its connection.
+/// How long a command may take, including its connection.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How many nodes are asked at the same time.
 const AT_ONCE: usize = 16;
-/// No node can fill the operator's memory.
+/// The longest output in bytes: no node may fill the operator's memory.
 const LONGEST: u64 = 64 << 20;
 const BUFFER: usize = 64 << 10;
 
 /// What a command printed.
 #[derive(Clone, Debug)]
 pub struct Ran {
-    /// Its output.
+    /// Its standard output.
     pub output: String,
-    /// Its complaints.
+    /// Its standard error.
     pub errors: String,
-    /// When it was asked for, and when its answer was complete, by the clock of this machine.
+    /// When the command was asked for and when its answer was complete, by this machine's clock.
     pub between: (SystemTime, SystemTime),
 }
 
 impl Operator {
-    /// Runs a command in a container of each of these pods, several at a time; answers are in the pods' order.
+    /// Runs a command in a container of each of these pods, several at a time. Returns the answers in the order of the
+    /// pods.
     pub async fn run(
         &self,
         agents: &[AgentPod],
@@ -102,7 +103,7 @@ impl Operator {
         }
         let needs = rights::in_namespace("get and create pods/exec", &self.namespace);
         let fault = self.fault("asking an agent", &needs, error);
-        // The API server answers; the node behind it does not.
+        // The API server answers, but the node behind it does not.
         if let AskError::Refused { reason, .. } = fault { failed(reason) } else { fault }
     }
 }

@@ -1,4 +1,4 @@
-//! What the API server says of itself, and of the parts of Sluice that are no agents.
+//! What the API server says of itself, and of the parts of Sluice other than agents.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,8 +17,8 @@ const CONTROLLER: &str = "controller";
 pub struct ServerFacts {
     /// Its version, such as `v1.36.0`.
     pub version: String,
-    /// How far its clock is from ours: positive when it is ahead. As exact as a `Date` header and the way to the
-    /// server allow: what they can explain counts as none. `None` when it tells no time.
+    /// How many seconds its clock is ahead of ours; negative when it is behind. A difference that the precision of a
+    /// `Date` header and the time to the server can explain counts as 0. `None` when the server tells no time.
     pub ahead: Option<f64>,
 }
 
@@ -37,7 +37,7 @@ impl Operator {
         let failed =
             |error: kube::Error| self.fault("asking for the version", "get /version", &error);
         let version = self.client.apiserver_version().await.map_err(failed)?.git_version;
-        // Again for its header: the connection is there now, so the way to the server is short.
+        // Asked again for the header: the connection is open now, so the time to the server is short.
         let request = http::Request::get("/version").body(Body::empty());
         let request = request.map_err(|error| failed(kube::Error::HttpError(error)))?;
         let before = SystemTime::now();
@@ -45,7 +45,7 @@ impl Operator {
         let after = SystemTime::now();
         let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
         let date = date.and_then(|date| rfc2822::parse(date).ok()).map(|date| date.timestamp());
-        // The header counts whole seconds: it was said at any time of the second that it names.
+        // The header counts whole seconds: it may have been written at any time of the second that it names.
         let ahead = date.map(|date| {
             let date = seconds(date);
             apart((date, date + 1.0), (since_epoch(before), since_epoch(after)))
@@ -53,7 +53,7 @@ impl Operator {
         Ok(ServerFacts { version, ahead })
     }
 
-    /// Which of these kinds of objects of an API group the server serves in none of these versions.
+    /// Returns the kinds of this API group that the server serves in none of these versions.
     pub async fn missing_kinds(
         &self,
         group: &str,
@@ -76,7 +76,7 @@ impl Operator {
         Ok(missing.into_iter().map(|kind| format!("{kind}.{group}")).collect())
     }
 
-    /// The controller's replicas; `None` when there is no controller.
+    /// Returns the controller's replicas, or `None` when there is no controller.
     pub async fn controllers(&self) -> Result<Option<Controllers>, AskError> {
         let all: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
         let needs = rights::in_namespace("list deployments.apps", &self.namespace);
@@ -94,8 +94,8 @@ impl Operator {
     }
 }
 
-/// How far a clock is ahead of ours, in seconds, when it showed something in `theirs` at some moment in `ours`; 0
-/// when both can be the same moment.
+/// Returns how many seconds another clock is ahead of ours, if it showed a time within `theirs` at a moment within
+/// `ours`; 0 when the two can be the same moment.
 pub fn apart(theirs: (f64, f64), ours: (f64, f64)) -> f64 {
     if theirs.0 > ours.1 {
         theirs.0 - ours.1

@@ -1,4 +1,4 @@
-//! Why a cluster could not be asked, and what to do.
+//! Why a cluster could not be asked, and what to do about it.
 
 use kube::client::AuthError;
 
@@ -29,34 +29,34 @@ pub enum AskError {
     NoContext {
         /// The file, or where it was looked for.
         place: String,
-        /// What was asked for; empty when nothing was and the file names none as current.
+        /// The context asked for; empty when none was and the file names no current one.
         name: String,
         /// The contexts that it has.
         known: String,
     },
-    /// Nobody answers, or it is somebody else.
+    /// Nobody answers, or somebody other than the API server.
     #[error(
         "the API server {server} does not answer: {reason}; check the address and the CA in the kubeconfig (or choose \
          another with --kubeconfig or --context), and that this machine reaches it"
     )]
     Unreachable {
-        /// Its URL.
+        /// The API server's URL.
         server: String,
         /// What went wrong.
         reason: String,
     },
-    /// The credentials are not accepted, or cannot be had.
+    /// The credentials are not accepted, or cannot be obtained.
     #[error(
         "the API server {server} does not accept the credentials of the kubeconfig: {reason}; log in again, or renew \
          them"
     )]
     Credentials {
-        /// Its URL.
+        /// The API server's URL.
         server: String,
         /// What was said.
         reason: String,
     },
-    /// RBAC says no.
+    /// RBAC forbids it.
     #[error(
         "not permitted: {reason}; it needs {needs}: have an administrator bind you the Role that \
          the chart made for operators (`kubectl get role -A -l app.kubernetes.io/component=operator`)"
@@ -67,10 +67,10 @@ pub enum AskError {
         /// What the API server said.
         reason: String,
     },
-    /// There is no agent where it was looked.
+    /// There is no agent in the namespace.
     #[error("there is no Sluice in the namespace {namespace:?}: {hint}")]
     NotInstalled {
-        /// Where it was looked.
+        /// The namespace.
         namespace: String,
         /// What to do.
         hint: String,
@@ -104,7 +104,7 @@ pub enum AskError {
 // === impl AskError ===
 
 impl AskError {
-    /// `what` was tried at `server`; `needs` is what RBAC must grant for it.
+    /// Describes an error. `what` was tried at `server`; `needs` is what RBAC must grant for it.
     pub(super) fn new(server: &str, what: &str, needs: &str, error: &kube::Error) -> Self {
         let server = server.to_owned();
         if let kube::Error::Api(status) = error {
@@ -121,7 +121,7 @@ impl AskError {
             );
             return Self::Refused { what: what.to_owned(), reason };
         }
-        // What the credentials' own program said may be wrapped as a failure of the connection.
+        // What a credential plugin said may be wrapped as a failure of the connection.
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(inner) = cause {
             if let Some(auth) = inner.downcast_ref::<AuthError>() {

@@ -11,19 +11,19 @@ use kube::{Api, api::PostParams};
 
 use super::{AskError, Operator};
 
-/// How many questions are on their way at the same time.
+/// How many questions are asked at the same time.
 const AT_ONCE: usize = 8;
 
 /// Something that may be done with a kind of object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Right {
-    /// What may be done.
+    /// The verb, such as `list`.
     pub verb: &'static str,
     /// The API group; empty for the core's.
     pub group: &'static str,
-    /// Objects, `pods/exec` for what belongs to one.
+    /// The resource, or a subresource such as `pods/exec`.
     pub resource: &'static str,
-    /// Whether it is asked for in Sluice's namespace alone, or everywhere.
+    /// Whether the right is needed in Sluice's namespace only, and not everywhere.
     pub is_local: bool,
 }
 
@@ -35,10 +35,10 @@ const fn wide(verb: &'static str, group: &'static str, resource: &'static str) -
     Right { verb, group, resource, is_local: false }
 }
 
-/// What the operator's commands ask for.
+/// The rights that the operator's commands need.
 pub const OPERATORS_NEED: [Right; 5] = [
     local("list", "", "pods"),
-    // A WebSocket is opened by GET, and allowed as `create` too from Kubernetes 1.35 on.
+    // A WebSocket is opened by GET; from Kubernetes 1.35 on it needs `create` as well.
     local("get", "", "pods/exec"),
     local("create", "", "pods/exec"),
     local("list", "apps", "daemonsets"),
@@ -47,7 +47,7 @@ pub const OPERATORS_NEED: [Right; 5] = [
 
 const SECURITY: &str = "security.istio.io";
 
-/// What the agents ask for.
+/// The rights that the agents need.
 pub const AGENTS_NEED: [Right; 11] = [
     wide("watch", "", "namespaces"),
     wide("watch", "", "nodes"),
@@ -62,13 +62,13 @@ pub const AGENTS_NEED: [Right; 11] = [
     wide("patch", "events.k8s.io", "events"),
 ];
 
-/// The words for a right in one namespace.
+/// Describes a right in one namespace.
 pub(super) fn in_namespace(right: &str, namespace: &str) -> String {
     format!("{right} in the namespace {namespace}")
 }
 
 impl Operator {
-    /// Which of these rights the operator does not have.
+    /// Returns those of these rights that the operator does not have.
     pub async fn lacks(&self, rights: &[Right]) -> Result<Vec<Right>, AskError> {
         let asked = rights.iter().map(|right| async move {
             let review = SelfSubjectAccessReview {
@@ -88,7 +88,7 @@ impl Operator {
         refused(stream::iter(asked).buffered(AT_ONCE).collect::<Vec<_>>().await)
     }
 
-    /// Which of these rights a service account of Sluice's namespace does not have.
+    /// Returns those of these rights that a service account of Sluice's namespace does not have.
     pub async fn account_lacks(
         &self,
         account: &str,

@@ -1,4 +1,5 @@
-//! What a token says of itself. Nobody has vouched for it: it only spares questions, and bounds memory.
+//! What a token claims about itself. Nobody has vouched for it: it only saves questions, and bounds how long answers
+//! are remembered.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +11,7 @@ use serde::Deserialize;
 pub(super) struct Outline {
     pub(super) subject: String,
     pub(super) audiences: Vec<String>,
-    /// Seconds since 1970.
+    /// When the token ends, in seconds since 1970.
     expires: u64,
 }
 
@@ -31,7 +32,7 @@ enum OneOrMore {
 // === impl Outline ===
 
 impl Outline {
-    /// `None` for what is no token, or one without an end.
+    /// Reads a token's claims. Returns `None` for a text that is no token, or a token without an end.
     pub(super) fn read(token: &str) -> Option<Self> {
         let mut parts = token.split('.');
         let (Some(_), Some(claims), Some(_), None) =
@@ -48,7 +49,7 @@ impl Outline {
         Some(Self { subject: sub, audiences, expires: exp })
     }
 
-    /// How long until its end.
+    /// Returns how long the token is still valid.
     pub(super) fn left(&self) -> Duration {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Duration::from_secs(self.expires).saturating_sub(now)

@@ -1,4 +1,4 @@
-//! What is made of the API server's answers, and of its silence.
+//! How the judge takes the API server's answers, and its silence.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use kube::core::Status;
@@ -67,7 +67,7 @@ fn a_claim_with_several_values_is_none() {
     assert_eq!(read(&two).unwrap().node, None);
 }
 
-/// A judge whose API server is not there, and who knew one token before: until when, and what was said of it.
+/// Returns a judge without an API server that knew one token before, with this answer until this moment.
 fn forsaken(token: &str, until: Instant, answer: Result<AgentToken, String>) -> TokenJudge {
     let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let server = ApiServer(kube::Client::try_from(config).unwrap());

@@ -1,4 +1,4 @@
-//! The whole life of a source in one test, since a server takes its time to start.
+//! The whole life of a source in one test, because a server takes its time to start.
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +46,7 @@ async fn a_source_follows_announces_reports_and_remembers() {
     outage(&mut server, &directory, source_one, &web).await;
 }
 
-/// Both ways, without a restart of anything.
+/// Labels take a pod in and out without a restart of anything.
 async fn labels(world: &World, source: &KubeSource, web: &str) {
     world.namespace("shop", Some("ambient")).await;
     let snapshot = until(source, "label on", |snapshot| enrolled(snapshot, web)).await;
@@ -69,7 +69,7 @@ async fn services(world: &World, source: &KubeSource, web: &str) {
     .await;
 }
 
-/// A pod that the API server gives no address yet is in the snapshot once a plugin has told of it.
+/// A pod that has no address at the API server yet is in the snapshot once a plugin has announced it.
 async fn announcements(world: &World, source: &KubeSource) {
     let uid = world.pod("shop", "new").await;
     let announcement = Announcement {
@@ -145,7 +145,7 @@ async fn reports(world: &World, source: &KubeSource, web: &str) {
     source.reports.report(BTreeMap::new());
 }
 
-/// No event can be written there, which is nothing that an operator has to see to.
+/// In a namespace that is ending no event can be written, and that is no error that an operator has to see to.
 async fn reports_in_a_namespace_that_goes(world: &World, source: &KubeSource) {
     world.namespace("leaving", Some("ambient")).await;
     let uid = world.pod("leaving", "last").await;
@@ -210,8 +210,8 @@ fn verdict(snapshot: &sluice_mesh::Snapshot, web: &str) -> Verdict {
     snapshot.member(&WorkloadUid(web.into())).unwrap().policy.decide(&connection)
 }
 
-/// Without the API server what is known stays in force, over a restart too, and when it is back the
-/// source catches up.
+/// Without the API server the known state stays in force, also across a restart. When the server is back, the source
+/// catches up.
 async fn outage(server: &mut Server, directory: &TempDir, first: KubeSource, web: &str) {
     let rules = directory.path().join("rules.json");
     eventually("the copies", async || {
@@ -238,7 +238,7 @@ async fn outage(server: &mut Server, directory: &TempDir, first: KubeSource, web
         })
         .await;
     }
-    // A copy that is damaged is refused: then there is nothing until the API server answers.
+    // A damaged copy is refused: then nothing is known until the API server answers.
     std::fs::write(&rules, "{").unwrap();
     server.down();
     let third = source(server, directory).await;

@@ -1,4 +1,4 @@
-//! An API server of our own.
+//! An API server that the test starts and stops.
 
 use std::{
     env, fs,
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 const WITHIN: Duration = Duration::from_secs(90);
 const TOKEN: &str = "test-token";
 
-/// etcd and kube-apiserver, ended when dropped.
+/// etcd and kube-apiserver, which are ended when this is dropped.
 pub(crate) struct Server {
     programs: PathBuf,
     directory: TempDir,
@@ -28,7 +28,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `None` where the programs are not built.
+    /// Starts both programs. Returns `None` where they are not built.
     pub(crate) async fn start() -> Option<Self> {
         let programs = programs()?;
         let directory = TempDir::new().unwrap();
@@ -83,7 +83,7 @@ impl Server {
         fs::read_to_string(self.directory.path().join("api.log")).unwrap_or_default()
     }
 
-    /// Ends the API server; etcd keeps what there is.
+    /// Ends the API server; etcd keeps the objects.
     pub(crate) fn down(&mut self) {
         if let Some(mut api) = self.api.take() {
             api.kill().unwrap();
@@ -91,7 +91,7 @@ impl Server {
         }
     }
 
-    /// A kubeconfig file for it.
+    /// Writes a kubeconfig file for the server and returns its path.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         let path = self.directory.path().join("kubeconfig");
         let config = serde_json::json!({
@@ -118,7 +118,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         for child in self.api.iter_mut().chain([&mut self.etcd]) {
-            // It may have ended by itself, and a failing test must not panic twice.
+            // The process may have ended by itself, and a failing test must not panic twice.
             drop(child.kill());
             drop(child.wait());
         }

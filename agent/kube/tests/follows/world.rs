@@ -18,12 +18,12 @@ use tempfile::TempDir;
 
 use crate::server::Server;
 
-/// The first list, and a kind that is installed later, may take this long on a busy machine.
+/// How long the first list, or a kind that is installed later, may take on a busy machine.
 const WITHIN: Duration = Duration::from_secs(90);
 
 pub(crate) const NODE: &str = "node-a";
 
-/// Makes objects.
+/// Creates and changes objects.
 pub(crate) struct World(pub(crate) Client);
 
 impl World {
@@ -37,13 +37,13 @@ impl World {
         api.patch(name, &PatchParams::apply("test").force(), &patch).await.unwrap();
     }
 
-    /// Begins the end of a namespace, which here nobody completes but [`World::finalize_namespace`].
+    /// Begins the deletion of a namespace, which nothing but [`World::finalize_namespace`] completes here.
     pub(crate) async fn end_namespace(&self, name: &str) {
         let api: Api<Namespace> = Api::all(self.0.clone());
         api.delete(name, &DeleteParams::default()).await.unwrap();
     }
 
-    /// Completes it as the controller manager would, with what is in it still there.
+    /// Completes the deletion of a namespace as the controller manager would, but with its objects still there.
     pub(crate) async fn finalize_namespace(&self, name: &str) {
         let path = format!("/api/v1/namespaces/{name}/finalize");
         let body = json!({
@@ -55,7 +55,7 @@ impl World {
         self.0.request::<Value>(request).await.unwrap();
     }
 
-    /// How often the API server has refused to write an event, with this code.
+    /// Returns how often the API server has refused to write an event, with this code.
     pub(crate) async fn events_refused(&self, code: u16) -> u64 {
         let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
         let metrics = self.0.request_text(request).await.unwrap();
@@ -69,7 +69,7 @@ impl World {
         counted.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
-    /// A pod without an address yet; answers its UID.
+    /// Creates a pod without an address. Returns its UID.
     pub(crate) async fn pod(&self, namespace: &str, name: &str) -> String {
         self.annotated_pod(namespace, name, json!({})).await
     }
@@ -92,7 +92,7 @@ impl World {
         api.create(&PostParams::default(), &pod).await.unwrap().metadata.uid.unwrap()
     }
 
-    /// What the pod's node would report.
+    /// Writes what the pod's node would report.
     pub(crate) async fn runs(&self, namespace: &str, name: &str, address: &str) {
         let api: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
         let status = json!({"status": {
@@ -130,7 +130,7 @@ impl World {
         api.delete(name, &now).await.unwrap();
     }
 
-    /// A service and the slice that the controller manager would make; answers the service's address.
+    /// Creates a service, and the slice that the controller manager would make. Returns the service's address.
     pub(crate) async fn service(
         &self,
         namespace: &str,
@@ -161,7 +161,7 @@ impl World {
         made.spec.unwrap().cluster_ip.unwrap()
     }
 
-    /// Istio's kind, installed while the source is running.
+    /// Installs a kind of Istio's policies while the source is running.
     pub(crate) async fn install_policies(&self) {
         let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
         self.post(
@@ -180,7 +180,7 @@ impl World {
         .await;
     }
 
-    /// Denies everything in a namespace; waits until the API server takes the kind.
+    /// Denies everything in a namespace, after waiting until the API server serves the kind.
     pub(crate) async fn deny_all(&self, namespace: &str) {
         let path =
             format!("/apis/security.istio.io/v1/namespaces/{namespace}/authorizationpolicies");
@@ -208,7 +208,7 @@ impl World {
     }
 }
 
-/// A source, with the directory where it remembers.
+/// Starts a source that remembers its state in `directory`.
 pub(crate) async fn source(server: &Server, directory: &TempDir) -> KubeSource {
     let settings = Settings::new("cluster.local".parse().unwrap());
     let config = KubeConfig {
@@ -225,7 +225,7 @@ pub(crate) async fn source(server: &Server, directory: &TempDir) -> KubeSource {
     KubeSource::start(config).await.unwrap()
 }
 
-/// Waits for a snapshot that is as it should be.
+/// Waits for a snapshot of which `is_so` is true, and returns it.
 pub(crate) async fn until(
     source: &KubeSource,
     what: &str,

@@ -43,7 +43,7 @@ fn last(address: IpAddr) -> u8 {
     }
 }
 
-/// The endpoints that turns lead to, in order.
+/// Returns the endpoints that any turn leads to, sorted.
 fn reached(endpoints: &[Endpoint], routing: Routing) -> Vec<u8> {
     let mut all: Vec<u8> = (0..12)
         .filter_map(|turn| chosen(endpoints, routing, &client(1), turn).ok())
@@ -132,7 +132,7 @@ fn an_endpoint_that_goes_moves_only_its_own_clients() {
 
 #[test]
 fn every_release_chooses_alike() {
-    // Agents of two versions serve one client while an upgrade rolls: the hash is part of the contract.
+    // During a rolling upgrade, agents of two versions serve one client: the hash is part of the contract.
     let weight = weight("10.1.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()).0;
     assert_eq!(weight, 0xb401_5ab7_19a2_2cd8);
 }

@@ -42,7 +42,7 @@ fn service() -> Service {
     }
 }
 
-/// The same, with the endpoints that a source lists.
+/// Makes the same service with the endpoints that a source lists.
 fn listing(endpoints: Vec<Endpoint>) -> Service {
     Service { endpoints: Endpoints::Listed(endpoints), ..service() }
 }
@@ -174,7 +174,7 @@ fn a_listed_endpoint_is_followed_only_to_the_pod_that_it_names() {
         workloads: vec![workload("a", 1), workload("b", 2)],
         services: vec![
             listing(vec![
-                // The slice is late: the address has passed to another pod, or the pod is not known.
+                // The slice is late: another pod now has the address, or the pod is not known.
                 endpoint("10.0.0.1", Some("b")),
                 endpoint("10.0.0.7", Some("gone")),
                 endpoint("10.0.0.2", Some("b")),

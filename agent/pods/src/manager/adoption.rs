@@ -1,4 +1,4 @@
-//! Pods that the agent before this one enrolled: kept captured until it is known that nobody wants
+//! Pods that an earlier agent enrolled: they stay captured until it is known that nobody wants
 //! them.
 
 use std::{
@@ -33,8 +33,8 @@ impl Predecessors {
 }
 
 impl<H: Hooks> PodManager<H> {
-    /// Withdraws what an earlier agent enrolled and no declared pod can be. What may be a declared pod
-    /// stays, and is taken over without a gap when that pod is enrolled.
+    /// Withdraws the namespaces that an earlier agent enrolled and that cannot belong to a declared
+    /// pod. The others stay captured, and are taken over without a gap when their pod is enrolled.
     pub(super) fn settle_inheritance(&mut self) {
         self.read_inheritance();
         if self.inherited.as_ref().is_none_or(BTreeMap::is_empty) {
@@ -102,8 +102,9 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// The peers that a provisional snapshot adds to those that the kernel has, which it takes nothing
-    /// from. What an earlier agent told the kernel is newer than what was remembered on disk.
+    /// Returns the peers to set for a provisional snapshot: it adds to those that the kernel has been
+    /// told, and takes none away. `None` leaves the kernel's peers as they are: what an earlier agent
+    /// told the kernel is newer than what was remembered on disk.
     pub(super) fn provisional_peers(&self, remembered: HashSet<IpAddr>) -> Option<HashSet<IpAddr>> {
         if let Some(known) = &self.known_peers {
             return Some(known.union(&remembered).copied().collect());
@@ -113,7 +114,7 @@ impl<H: Hooks> PodManager<H> {
         is_bare.then_some(remembered)
     }
 
-    /// What this manager has enrolled or given up meanwhile is not inherited.
+    /// Records what is inherited: all but what this manager has enrolled or given up meanwhile.
     fn inherit(&mut self, all: Vec<Enrolled>) {
         let own: Vec<_> = self.captured_pods().map(|pod| pod.cookie).collect();
         let foreign = |enrolled: &Enrolled| {
@@ -132,9 +133,9 @@ fn identify(record: &mut Record, located: &Located) {
     record.cookie = found.map(|netns| netns.cookie());
 }
 
-/// Whether a namespace that was enrolled may be that of a declared pod. As long as the pod's namespace
-/// cannot be opened, one that had an address of the pod may be; so may one of which no address is
-/// known.
+/// Whether an enrolled namespace may belong to a declared pod. As long as the pod's namespace cannot
+/// be opened, any enrolled one that had an address of the pod may be it, and so may one without known
+/// addresses.
 fn may_be(record: &Record, enrolled: &Enrolled) -> bool {
     let shared = |address: &IpAddr| record.declared.addresses.contains(address);
     match record.cookie {

@@ -1,4 +1,5 @@
-//! Looking again whether every captured pod still is, from outside the agent's own memory.
+//! Checks whether every captured pod still is captured, by the kernel's state and not the agent's
+//! memory.
 
 use std::{fs, io, os::fd::AsFd, os::unix::fs::MetadataExt};
 
@@ -9,10 +10,10 @@ use sluice_sys::{NetnsId, veth};
 use super::PodManager;
 use crate::{Departure, Hooks, LocalPod, PodEvent, enrol, record::Captured};
 
-/// What an audit makes of a captured pod.
+/// The result of auditing a captured pod.
 pub(super) enum Finding {
     Sound,
-    /// The namespace is not the pod's any more.
+    /// The namespace is no longer the pod's.
     Departed(Departure),
     /// Something about it is missing or has changed, and enrolling anew puts that right.
     Amiss(String),
@@ -21,8 +22,8 @@ pub(super) enum Finding {
 }
 
 impl<H: Hooks> PodManager<H> {
-    /// Compares every captured pod with the kernel, mends what can be mended, and tries again what
-    /// failed before and is due. To be called every ten seconds or so.
+    /// Compares every captured pod with the kernel, mends what can be mended, and retries what
+    /// failed before and is due. Call it every ten seconds or so.
     pub fn audit(&mut self) -> Vec<PodEvent> {
         if self.frozen {
             return Vec::new();
@@ -78,7 +79,7 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Forgets what was wrong before, unless that is a new declaration that could not be met.
+    /// Clears what was wrong before, unless a new declaration could not be met.
     fn sound(&mut self, uid: &WorkloadUid) {
         if let Some(record) = self.pods.get_mut(uid)
             && record.captured.as_ref().is_some_and(|captured| captured.declared == record.declared)
@@ -106,7 +107,7 @@ impl<H: Hooks> PodManager<H> {
         self.examine_hooks(captured)
     }
 
-    /// What of a captured pod can be judged without asking where its namespace is.
+    /// Examines everything about a captured pod that does not depend on where its namespace is.
     pub(super) fn examine_hooks(&self, captured: &Captured) -> Finding {
         let pod = &captured.pod;
         match enrol::guard_ifindexes(&pod.netns) {
@@ -120,8 +121,8 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Where the pod is now, by the path that it was enrolled by or by its processes. While we hold the
-    /// old namespace open, its number cannot be used again.
+    /// Returns the namespace where the pod is now, by the path that it was enrolled by or by its
+    /// processes. While we hold the old namespace open, no new one can get its number.
     fn namespace_at(&self, captured: &Captured) -> Result<Option<NetnsId>, String> {
         let Some(path) = &captured.declared.netns else {
             let located =

@@ -1,8 +1,9 @@
-//! Mesh peers: telling the kernel of them, and ending connections to them that are older than that.
+//! Tells the kernel about mesh peers, and ends connections to them that were made before that.
 //!
-//! Such a connection was never authenticated, and after enrolment the guard lets no byte of it out any
-//! more. Destroyed, it is an error that every application handles by connecting again, through the
-//! mesh; left alone, it would hang until the application's own patience ends.
+//! Such a connection was never authenticated, and after enrolment the guard lets none of its bytes
+//! out. Destroying it gives the application an error, which every application handles by connecting
+//! again, through the mesh. Left alone, the connection would hang until the application's own patience
+//! ends.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -38,8 +39,8 @@ struct Spared<'a> {
 }
 
 impl<H: Hooks> PodManager<H> {
-    /// Tells the kernel the present peers, and cuts the connections of pods that are captured already
-    /// to those that are new.
+    /// Tells the kernel the present peers, and destroys connections from pods that are already
+    /// captured to new peers.
     pub(super) fn set_peers(&mut self) {
         let Some(wanted) = self.wanted_peers.clone() else { return };
         if self.known_peers.as_ref() == Some(&wanted) {
@@ -52,7 +53,8 @@ impl<H: Hooks> PodManager<H> {
                     self.events.push(PodEvent::PeersNearlyFull(fill));
                 }
                 self.peers_nearly_full = nearly_full;
-                // What an earlier agent had told the kernel is not known, so neither is what is new.
+                // What an earlier agent told the kernel is unknown, and so it is unknown which peers
+                // are new.
                 if let Some(known) = &self.known_peers {
                     self.cut(&wanted.difference(known).copied().collect());
                 }
@@ -101,7 +103,8 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Ends connections of a captured pod to mesh peers that nothing exempts any more; how many.
+    /// Destroys the connections of a captured pod to mesh peers that are no longer exempt. Returns
+    /// how many.
     pub(super) fn cut_unexempt(&mut self, uid: &WorkloadUid) -> usize {
         let captured = self.captured(uid).filter(|captured| captured.waiting.is_none());
         let Some(pod) = captured.map(|captured| Arc::clone(&captured.pod)) else { return 0 };
@@ -161,7 +164,8 @@ pub(super) fn unowned(netns: &Netns) -> HashSet<u64> {
     }
 }
 
-/// The pod's own addresses are peers too, but what it says to itself never leaves it.
+/// Destroys the pod's connections to `peers` that are not spared. Its own addresses are peers too,
+/// but what it says to itself never leaves it.
 fn destroy(
     pod: &LocalPod,
     peers: &HashSet<IpAddr>,

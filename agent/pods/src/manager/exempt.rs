@@ -1,4 +1,4 @@
-//! Keeping the hooks' exemptions as declared, while pods stay enrolled.
+//! Keeps the hooks' exemptions as declared, while pods stay enrolled.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -22,8 +22,8 @@ impl<H: Hooks> PodManager<H> {
         self.pods.extend(new.map(|(uid, new)| (uid, super::Record::new(new))));
     }
 
-    /// Changes the exemptions of every captured pod that has others than it should, and ends what is
-    /// not exempt any more.
+    /// Changes the exemptions of every captured pod where they are not as declared, and destroys
+    /// connections that are no longer exempt.
     pub(super) fn exempt_changed(&mut self) {
         let changed = |(uid, record): (&WorkloadUid, &super::Record)| {
             let wanted = record.is_exempt_otherwise().then(|| record.exempt.clone())?;
@@ -45,14 +45,14 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Tells the kernel which destinations every pod reaches without the mesh, and ends connections to
-    /// those that are not among them any more.
+    /// Tells the kernel which destinations every pod reaches without the mesh, and destroys
+    /// connections to those that are no longer among them.
     pub(super) fn set_direct(&mut self) {
         let Some(wanted) = self.wanted_direct.clone() else { return };
         if self.known_direct.as_ref() == Some(&wanted) {
             return;
         }
-        // In an order, so that the same ones fit each time.
+        // Sorted, so the same ones fit each time.
         let mut all: Vec<SocketAddr> = wanted.iter().copied().collect();
         all.sort_unstable();
         match self.hooks.set_direct(&all) {

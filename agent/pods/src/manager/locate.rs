@@ -1,4 +1,4 @@
-//! When to look for the namespaces that the mesh does not name.
+//! Decides when to search for namespaces that the mesh does not name.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -6,21 +6,21 @@ use super::PodManager;
 use crate::{Hooks, located::Located, record::Record};
 
 impl<H: Hooks> PodManager<H> {
-    /// Looks for pods in another list of the node's processes than `/proc`, as an agent in a container
-    /// has to.
+    /// Sets the process list to search instead of `/proc`, which an agent in a container needs.
     #[must_use]
     pub fn with_processes(mut self, proc: PathBuf) -> Self {
         self.processes = proc;
         self
     }
 
-    /// Looks for every pod that is to be enrolled now and has no path.
+    /// Searches for every pod that is to be enrolled now and has no path.
     pub(super) fn locate_due(&mut self) {
         let now = Instant::now();
         self.locate(|record| record.is_due(now));
     }
 
-    /// Looks for those, and for the captured ones too: whether they still are where they were.
+    /// Searches for the pods that are due, and for captured ones, to learn whether they still are
+    /// where they were.
     pub(super) fn locate_all(&mut self) {
         let now = Instant::now();
         self.locate(|record| record.captured.is_some() || record.is_due(now));

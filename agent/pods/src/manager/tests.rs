@@ -1,4 +1,4 @@
-//! Enrolment of real namespaces: against hooks that note what they are told and fail on demand, and
+//! Enrolment of real namespaces, against hooks that record their calls and fail on demand, and
 //! against the kernel itself.
 
 mod audits;

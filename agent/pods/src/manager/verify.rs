@@ -1,4 +1,4 @@
-//! One pod on request: whether it is captured, and trying it now rather than when it is due.
+//! One pod on request: checks whether it is captured, and tries it now rather than when it is due.
 
 use sluice_mesh::WorkloadUid;
 use sluice_sys::NetnsId;
@@ -6,15 +6,15 @@ use sluice_sys::NetnsId;
 use super::{PodManager, audit::Finding};
 use crate::{Hooks, PodEvent};
 
-/// Whether a pod is captured, as the kernel has it at this moment.
+/// Whether a pod is captured, according to the kernel at this moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
     /// Wholly captured, in this namespace.
     Captured(NetnsId),
-    /// Not captured; why, if that is known yet.
+    /// Not captured, and why, if that is known yet.
     NotCaptured(Option<String>),
-    /// It was captured, and what the kernel has now is not what that takes.
+    /// Captured before, but what the kernel has now does not make a whole capture.
     Amiss(String),
     /// The mesh does not want it captured on this node, or does not know of it yet.
     Undeclared,
@@ -28,7 +28,8 @@ impl<H: Hooks> PodManager<H> {
             let reason = record.trouble.as_ref().map(|trouble| trouble.reason.clone());
             return Verdict::NotCaptured(reason);
         };
-        // A pod without a path has just been found, or is what an audit has yet to look at again.
+        // The namespace of a pod without a path is not checked: it has just been found, or the next
+        // audit searches for it again.
         let found = match &record.declared.netns {
             Some(_) => self.examine(captured),
             None => self.examine_hooks(captured),
@@ -40,8 +41,8 @@ impl<H: Hooks> PodManager<H> {
         }
     }
 
-    /// Audits one pod, and tries to enrol it if it failed before, without waiting until it is due again:
-    /// something about it has just changed.
+    /// Audits one pod and, if it failed before, tries to enrol it without waiting until it is due. For a
+    /// pod that has just changed in some way.
     pub fn hasten(&mut self, uid: &WorkloadUid) -> Vec<PodEvent> {
         if !self.frozen
             && let Some(record) = self.pods.get_mut(uid)

@@ -1,7 +1,7 @@
 //! The objects as they are written: Kubernetes' envelope around the two specs.
 //!
-//! Every struct refuses fields that it does not know, except `metadata` and `status`, which carry nothing
-//! to enforce. Values keep the line that they stand on.
+//! [`Document`] and what it contains refuse fields that they do not know, except in `metadata` and `status`, which
+//! carry nothing to enforce. Values keep the line that they were read from.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -34,7 +34,7 @@ struct HeaderMetadata {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Document {
-    /// Checked with the header.
+    /// Checked by [`Header::check`].
     #[serde(default, rename = "apiVersion")]
     _api_version: Option<IgnoredAny>,
     #[serde(default)]
@@ -68,7 +68,7 @@ pub(super) struct Annotations {
     pub(super) dry_run: Option<Spanned<String>>,
 }
 
-/// The fields of both kinds; which of them the kind at hand has is checked afterwards.
+/// The fields of both kinds. Those that the object's kind does not have are refused later.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Spec {
@@ -129,7 +129,7 @@ pub(super) struct To {
     pub(super) operation: Option<Operation>,
 }
 
-/// A list that may be absent, and the line of each of its values.
+/// A list that may be absent, with the line of each of its values.
 pub(super) type Values = Option<Spanned<Vec<Spanned<String>>>>;
 
 #[derive(Debug, Deserialize)]
@@ -176,7 +176,7 @@ pub(super) struct Condition {
     pub(super) not_values: Values,
 }
 
-/// A mapping that keeps the line of each key, and every entry, also where two keys mean the same.
+/// A mapping that keeps the line of each key, and every entry even where two keys mean the same.
 #[derive(Debug)]
 pub(super) struct Pairs<T>(pub(super) Vec<(Spanned<String>, T)>);
 
@@ -217,7 +217,7 @@ impl Header {
         }
     }
 
-    /// Collects the namespaces named here; `None` when an object names none.
+    /// Collects the namespaces that the object, or the items of a list, name. Returns `None` if one names none.
     pub(super) fn namespaces(&self, into: &mut BTreeSet<String>) -> Option<()> {
         if let Some(items) = &self.items {
             return items.iter().try_for_each(|item| item.namespaces(into));

@@ -20,7 +20,7 @@ pub enum ReadError {
     /// Not YAML, or not the shape of a policy: an unknown field, a list where a text belongs.
     #[error("{place}:{column}: {message}: correct or remove it")]
     Syntax {
-        /// Where.
+        /// Where the fault is.
         place: Place,
         /// Column, from 1.
         column: u64,
@@ -30,7 +30,7 @@ pub enum ReadError {
     /// The shape is right, a value is not.
     #[error("{place}: {field}: {problem}")]
     Content {
-        /// Where.
+        /// Where the fault is.
         place: Place,
         /// Path of the field, such as `spec.rules[0].from[1].source.ipBlocks`.
         field: String,
@@ -60,7 +60,7 @@ pub enum Problem {
     /// The field belongs to another kind of object.
     #[error("{0} has no such field: remove it")]
     ForeignField(crate::ObjectKind),
-    /// An item of a typed list that says it is something else.
+    /// An item of a typed list that names another kind.
     #[error("this is a list of {0}: move the item out of it")]
     NotOfList(crate::ObjectKind),
     /// A list with a spec of its own.
@@ -79,7 +79,7 @@ pub enum Problem {
         /// Where it was defined first.
         first: Place,
     },
-    /// Not the form of time that the API server writes.
+    /// A time that is not in the form that the API server writes.
     #[error("{0:?} is not a time such as 2025-01-31T12:00:00Z: write it so, or remove it")]
     NotATime(String),
     /// An action that L4 does not have.
@@ -101,15 +101,15 @@ pub enum Problem {
     /// A selector with an empty key or a wildcard.
     #[error("{0:?} cannot be selected by: labels are matched exactly, without wildcard")]
     Label(String),
-    /// A rule, source or operation that is there but says nothing.
+    /// A rule, source or operation that is present but sets no condition.
     #[error(
         "empty: write a condition, or remove the entry (a rule {{}} without any matches everything)"
     )]
     Empty,
-    /// A value without characters.
+    /// A value that is an empty string.
     #[error("an empty value: write one, or remove it")]
     EmptyValue,
-    /// A `*` within a text.
+    /// A `*` in the middle of a text, or more than one.
     #[error("{0:?}: '*' may only be the first or the last character")]
     Wildcard(String),
     /// Wildcards where Istio has none.
@@ -145,7 +145,7 @@ pub enum Problem {
     /// A key of `when` that Istio does not have.
     #[error("{0:?} is not a condition that Istio knows: correct it, or remove the entry")]
     WhenKey(String),
-    /// The value of `istio.io/dry-run`.
+    /// A value of `istio.io/dry-run` that is not a boolean.
     #[error("{0:?} is neither true nor false")]
     NotABoolean(String),
 }
@@ -171,13 +171,13 @@ impl ReadError {
         let (line, column) =
             error.location().map_or((1, 1), |location| (location.line(), location.column()));
         let message = error.without_snippet().to_string();
-        // The reader's own ending repeats what the place says.
+        // The YAML reader's message ends with the line and column, which the error states already.
         let suffix = format!(" at line {line}, column {column}");
         let message = message.strip_suffix(&suffix).unwrap_or(&message).to_owned();
         Self::Syntax { place: Place { origin: Arc::clone(origin), line }, column, message }
     }
 
-    /// Where the fault is.
+    /// Returns where the fault is.
     pub fn place(&self) -> &Place {
         match self {
             Self::Syntax { place, .. } | Self::Content { place, .. } => place,

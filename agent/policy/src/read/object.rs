@@ -120,7 +120,7 @@ fn read_id(
     Ok(ObjectId {
         kind,
         name: read("name", metadata.value.name.as_ref(), true)?,
-        // Kubernetes would take the namespace of the current context; a file has none.
+        // Kubernetes would take the namespace of the current context; a file has no context.
         namespace: read("namespace", metadata.value.namespace.as_ref(), false)?,
     })
 }
@@ -140,7 +140,7 @@ fn read_time(
     Err(context.refuse(time.referenced, "metadata.creationTimestamp", problem))
 }
 
-/// Istio parses the annotation with Go's `strconv.ParseBool`.
+/// Reads the annotation as Istio does, which uses Go's `strconv.ParseBool`.
 fn read_dry_run(context: &mut Context, metadata: &Metadata) -> Result<bool, ReadError> {
     const FIELD: &str = "metadata.annotations";
     let annotation =

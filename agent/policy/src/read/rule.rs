@@ -17,7 +17,7 @@ use crate::{
 
 type List<T> = Spanned<Vec<Spanned<Option<T>>>>;
 
-/// A rule while it is read: the clauses found, and the fields on HTTP.
+/// A rule that is being read: the clauses and the fields on HTTP found so far.
 struct Draft {
     at: Location,
     path: String,
@@ -43,7 +43,7 @@ pub(super) fn read_rules(
     }
     for (position, rule) in rules.into_iter().enumerate() {
         let path = format!("spec.rules[{position}]");
-        // A bare dash is nobody's intention: taken for {}, it would match everything.
+        // A bare dash is never intended: read as {}, it would match everything.
         let written =
             rule.value.ok_or_else(|| context.refuse(rule.referenced, &path, Problem::Empty))?;
         let draft = read_rule(context, rule.referenced, path, &written)?;
@@ -88,7 +88,7 @@ fn read_rule(
 // === impl Draft ===
 
 impl Draft {
-    /// Reads the entries of `from` or `to`; the rule matches when one of them does.
+    /// Reads the entries of `from` or `to` as one clause, which matches when one of them does.
     fn read_clause<T>(
         &mut self,
         context: &mut Context,
@@ -112,7 +112,7 @@ impl Draft {
         Ok(())
     }
 
-    /// `None` when the source holds no value at all.
+    /// Reads a source. Returns `None` if it holds no value at all.
     fn read_source(
         &mut self,
         context: &mut Context,
@@ -179,7 +179,7 @@ impl Draft {
         Ok((http || !found.is_empty()).then_some(found))
     }
 
-    /// `None` when the operation holds no value at all.
+    /// Reads an operation. Returns `None` if it holds no value at all.
     fn read_operation(
         &mut self,
         context: &mut Context,
@@ -264,7 +264,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Remembers which of these fields hold values.
+    /// Notes which of these fields hold values. Returns whether any does.
     fn note_http(&mut self, path: &str, fields: &[(&str, &Values)]) -> bool {
         let before = self.http.len();
         for (name, values) in fields {
@@ -275,7 +275,7 @@ impl Draft {
         self.http.len() > before
     }
 
-    /// The rule as it is enforced. `None` for an ALLOW rule that can never match.
+    /// Returns the rule as it is enforced, or `None` for an ALLOW rule that can never match.
     fn settle(self, context: &mut Context, action: Action) -> Option<Rule> {
         let Self { at, path, clauses, http } = self;
         let unconditional =
@@ -318,7 +318,7 @@ fn read_accounts(
     terms(context, path, any, none, |text| value::service_account(text, &namespace))
 }
 
-/// Keys of `when` that Istio has and L4 cannot check
+/// Returns whether the key of `when` is one that Istio has and L4 cannot check
 /// (<https://istio.io/latest/docs/reference/config/security/conditions/>).
 fn is_http_key(key: &str) -> bool {
     const WHOLE: [&str; 5] = [

@@ -13,10 +13,10 @@ use crate::{
     object::Action,
 };
 
-/// Longest name of an object, and with it of anything that can be named here (RFC 1123 subdomain).
+/// Longest name of an object (RFC 1123 subdomain), also taken as the limit for namespaces.
 const MAX_NAME_BYTES: usize = 253;
 
-/// Absent means ALLOW, as in Istio.
+/// Reads an action. Absent means ALLOW, as in Istio.
 pub(super) fn action(
     context: &Context,
     action: Option<&Spanned<String>>,
@@ -41,7 +41,7 @@ pub(super) fn is_name(text: &str, dots: bool) -> bool {
     text.len() <= MAX_NAME_BYTES && if dots { text.split('.').all(part) } else { part(text) }
 }
 
-/// A pair of lists of one attribute: its values and its exclusions.
+/// Reads the two lists of one attribute: its values and its exclusions.
 pub(super) fn terms<T>(
     context: &mut Context,
     path: &str,
@@ -87,7 +87,7 @@ pub(super) fn pattern(text: &str) -> Result<Pattern, Problem> {
 }
 
 pub(super) fn principal(text: &str) -> Result<Pattern, Problem> {
-    // A suffix may well hold the whole of it: "*://a/b" is as wrong, but it is not worth a parser.
+    // A suffix such as "*://a/b" is just as wrong but not caught: that is not worth a parser.
     if text.trim_start_matches('*').starts_with("spiffe:") {
         return Err(Problem::SpiffeScheme(text.to_owned()));
     }
@@ -101,7 +101,7 @@ pub(super) fn trust_domain(text: &str) -> Result<Pattern, Problem> {
     pattern(text)
 }
 
-/// `name`, which is of the policy's own namespace, or `namespace/name`.
+/// Reads `name`, for an account in the policy's own namespace, or `namespace/name`.
 pub(super) fn service_account(text: &str, namespace: &str) -> Result<ServiceAccount, Problem> {
     if text.contains('*') {
         return Err(Problem::NoWildcard(text.to_owned()));

@@ -52,7 +52,7 @@ pub(crate) fn cases(connections: usize) -> impl Strategy<Value = Case> {
         .prop_map(|(peers, policies, attempts)| {
             let mut objects: Vec<Value> = peers.into_iter().chain(policies).collect();
             for (position, object) in objects.iter_mut().enumerate() {
-                // Unique, and not in the order of the text.
+                // Unique names that do not follow the order of the text.
                 object["metadata"]["name"] = json!(format!("p{}", (position * 7) % 10));
             }
             Case { objects, attempts }
@@ -224,7 +224,7 @@ fn condition() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Lists for some of these fields, empty ones included.
+/// Makes lists for some of these fields, some of them empty.
 fn fields(
     choices: Vec<(&'static str, BoxedStrategy<String>)>,
 ) -> BoxedStrategy<Map<String, Value>> {
@@ -248,7 +248,7 @@ fn says_something(entry: &Value) -> bool {
     })
 }
 
-/// The text itself, one of its beginnings or endings with a wildcard, or the wildcard alone.
+/// Makes a pattern from a text: the text itself, a prefix or suffix of it with a wildcard, or the wildcard alone.
 fn pattern(texts: Vec<&'static str>) -> BoxedStrategy<String> {
     (select(texts), any::<prop::sample::Index>(), 0..5u8)
         .prop_map(|(text, cut, form)| match form {

@@ -1,8 +1,8 @@
-//! The compiled evaluator against a naive one, on random policies and connections.
+//! Compares the compiled evaluator with a naive one, on random policies and connections.
 //!
-//! `PROPTEST_CASES` sets how many sets of policies are tried (3,000 by default); each is asked about
-//! [`CONNECTIONS`] connections. The naive evaluator reads the same JSON that the reader is given, so the
-//! whole way from text to verdict is compared.
+//! `PROPTEST_CASES` sets how many sets of policies are tried (3,000 by default); each judges [`CONNECTIONS`]
+//! connections. The naive evaluator gets the same JSON as the reader, so the whole way from text to verdict is
+//! compared.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 mod generate;
@@ -26,14 +26,15 @@ fn the_compiled_evaluator_agrees_with_the_naive_one() {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(DEFAULT_CASES);
-    // Sources and operations that came out empty are drawn again; their number grows with the cases.
+    // Sources and operations that come out empty are rejected and drawn again; the number of rejects grows with the
+    // cases.
     let config = Config {
         cases,
         failure_persistence: None,
         max_local_rejects: u32::MAX,
         ..Config::default()
     };
-    // How often each answer was given: a generator that only ever finds one proves nothing.
+    // How often each answer was given: a generator that only ever leads to one proves nothing.
     let seen = std::cell::RefCell::new(BTreeMap::<&str, u64>::new());
     let outcome = TestRunner::new(config).run(&generate::cases(CONNECTIONS), |case| {
         let text = case.objects.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n---\n");

@@ -1,4 +1,4 @@
-//! The naive evaluator: straight over the JSON of the objects, nothing compiled, nothing shared with the
+//! The naive evaluator: works directly on the JSON of the objects, compiles nothing and shares nothing with the
 //! library. Identities are text, addresses are strings of bits, wildcards are tried at every position.
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -71,7 +71,7 @@ pub(crate) fn judge(objects: &[Value], root: &str, attempt: &Attempt) -> Answer 
     answer
 }
 
-/// Walks from the port to the mesh and takes the first that says something.
+/// Walks the levels from the port to the mesh. Returns the mode of the first that sets one.
 fn mode(objects: &[Value], root: &str, attempt: &Attempt) -> &'static str {
     let own = |selecting: bool| {
         oldest(objects, |object| {
@@ -174,7 +174,7 @@ fn both(entry: &Value, yes: &str, no: &str, test: impl Fn(&str) -> bool) -> bool
     one_wanted && unwanted.iter().all(|value| !test(text(value)))
 }
 
-/// Whether the attribute that `key` names has the value `wanted`.
+/// Returns whether the attribute that `key` names matches `wanted`.
 fn is(wanted: &str, attempt: &Attempt, key: &str, home: &str) -> bool {
     match key {
         "source.ip" => return within(wanted, attempt.source),
@@ -202,7 +202,7 @@ fn is(wanted: &str, attempt: &Attempt, key: &str, home: &str) -> bool {
     }
 }
 
-/// `*` stands for any characters, wherever it is; alone, for at least one.
+/// Returns whether `pattern` matches. `*` stands for any characters, at any position; alone, for at least one.
 fn glob(pattern: &str, value: &str) -> bool {
     match pattern.chars().next() {
         _ if pattern == "*" => !value.is_empty(),
@@ -227,7 +227,7 @@ fn within(block: &str, address: IpAddr) -> bool {
     };
     let network: IpAddr = network.parse().unwrap();
     let mapped = matches!(network, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-    // 96 bits of a mapped block are the mapping itself; with fewer it is a block of IPv6.
+    // The first 96 bits of a mapped block are the mapping itself; with a shorter prefix, it is a block of IPv6.
     let (network, length) = match length {
         Some(length) if mapped && length < 96 => (bits(network), length),
         Some(length) if mapped => (bits(network.to_canonical()), length - 96),

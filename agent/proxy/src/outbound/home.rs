@@ -1,7 +1,8 @@
-//! A captured connection that leads back to its own pod: by a service's address, or by chance among its endpoints.
+//! A captured connection that leads back to its own pod: the pod is an endpoint, perhaps one of several, of the
+//! service that it dialled.
 //!
-//! It never leaves the pod, whose hooks leave connections between its own addresses alone, those of the agent too. So
-//! there is no session: both ends are the identity that the pod was enrolled with, which policy judges as ever.
+//! It never leaves the pod: the hooks leave connections between a pod's own addresses alone, even the agent's. So
+//! there is no session. Both ends have the identity that the pod was enrolled with, and policy judges it as usual.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -9,7 +10,7 @@ use super::{Captured, Failure, ending::complete};
 use crate::{closing, inbound, live::Transport, local::Local, preamble::first_bytes};
 
 impl Captured {
-    /// Whether `address` is one of the pod that the connection comes from.
+    /// Returns whether `address` belongs to the pod that the connection comes from.
     pub(super) fn leads_home(&self, address: SocketAddr) -> bool {
         self.pod.addresses.contains(&address.ip())
     }

@@ -1,10 +1,10 @@
-//! How a stream ends that an application has reset, without an end of its session.
+//! Ends a stream that an application has reset, without ending its session.
 //!
-//! Clients reset connections every day: they have what they need, or lose patience. Each end says exactly one
-//! last word per stream, END or RESET. So whoever resets says RESET and passes over what comes until the
-//! other's last word, and whoever hears RESET answers with its own, if it has not said it. Who has said END and
-//! finds its application gone cannot say RESET any more, which could be taken for the next stream's: then the
-//! session ends.
+//! Clients reset connections every day: they have what they need, or lose patience. Each end says exactly one last
+//! word per stream, END or RESET. An end that resets says RESET and passes over what comes until the other's last
+//! word. An end that hears RESET answers with its own last word, if it has not said it. An end that has said END and
+//! finds its application gone before the peer's last word cannot say RESET any more, which could be taken for the
+//! next stream's: then the session ends.
 
 use std::{
     future::poll_fn,
@@ -19,10 +19,10 @@ use tokio::time::timeout;
 use super::{Incoming, Outcome, Relay, Resetter};
 use crate::{scratch::Scratch, session::Broken};
 
-/// How long the last words may take; the session ends otherwise. Many round trips, and little for an
+/// How long the last words may take before the session is ended instead: many round trips, but a short time for an
 /// application on the other side that waits to be reset.
 const PARTING_TIME: Duration = Duration::from_secs(1);
-/// How much may come before the peer's last word: what fits into the buffers of a connection. Whoever says
+/// How many bytes may come before the peer's last word: what fits into the buffers of a connection. A peer that sends
 /// more has not heard us.
 const MAX_PASSED_OVER: usize = 16 << 20;
 
@@ -45,7 +45,7 @@ impl Relay<'_> {
         }
     }
 
-    /// Whether both ends come to have said their last words, and the session is free.
+    /// Exchanges last words. Returns whether both ends have said theirs, which leaves the session free.
     async fn has_last_words(&mut self) -> bool {
         if self.sending {
             self.sending = false;

@@ -118,7 +118,7 @@ async fn a_farewell_before_any_answer_leaves_the_stream_unseen() {
     client.write_all(b"request").await.unwrap();
     client.shutdown().await.unwrap();
     let (mut session, live) = (near, live());
-    // Only the end was taken from the application, which another session can read again.
+    // The relay takes only the end from the application, and the end can be read again for another session.
     let mut head = [0; 7];
     application.read_exact(&mut head).await.unwrap();
     let relay = Relay::new(&mut application, &mut session, &live, Side::Client, &head);
@@ -255,7 +255,7 @@ async fn closing_a_session_over_unread_bytes_does_not_take_back_what_it_sends() 
 async fn a_farewell_is_heard_although_writing_fails_first() {
     let (mut session, far) = session_pair().await;
     far.close();
-    // Meets a socket that is closed, whose kernel resets the connection.
+    // Arrives at a socket that is closed, whose kernel resets the connection.
     session.queue(&Control::open(([127, 0, 0, 1], 4000).into())).unwrap();
     poll_fn(|cx| session.poll_flush(cx)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -283,7 +283,7 @@ async fn what_came_after_the_head_is_kept_for_another_session_up_to_a_bound() {
         let outcome = timeout(PATIENCE, relay.keeping(&mut kept).run()).await.unwrap();
         if repeatable {
             assert!(matches!(outcome, Outcome::Unseen), "{length}: {outcome:?}");
-            // The farewell may be met before everything was read.
+            // The farewell may arrive before everything was read.
             assert!(request.starts_with(&kept), "{length}");
         } else if !matches!(outcome, Outcome::Unseen) {
             assert!(kept.is_empty(), "{length}: {} bytes are kept", kept.len());

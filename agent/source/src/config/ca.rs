@@ -52,7 +52,7 @@ pub struct IstioConfig {
     pub address: String,
     /// The name in the server's certificate, if not the host of `address`.
     pub server_name: Option<String>,
-    /// The roots that the server is judged by, PEM; peers too, unless `trust.roots` says otherwise.
+    /// The roots that the server is verified against, PEM; peers too, unless `trust.roots` says otherwise.
     pub root_cert: PathBuf,
     /// The bearer token, read for each request.
     pub token: PathBuf,
@@ -98,14 +98,14 @@ pub(super) struct WrittenCa {
     socket: Field<PathBuf>,
 }
 
-/// What `ca:` is read with.
+/// The place in the file that `ca:` is read from.
 struct Reader<'a> {
     file: &'a Path,
     directory: &'a Path,
     at: Location,
 }
 
-/// Reads `ca:` with the lifetime to ask for; paths are relative to `directory`.
+/// Reads `ca:`. Returns the CA and the lifetime to ask for; paths are relative to `directory`.
 pub(super) fn read(
     file: &Path,
     directory: &Path,
@@ -162,7 +162,7 @@ const SPIRE_NEEDS: &str = "ca.mode spire needs socket, the SPIRE agent's admin s
 // === impl WrittenCa ===
 
 impl WrittenCa {
-    /// The fields that are there, apart from `mode`.
+    /// Returns the fields that were written, apart from `mode`.
     fn written(&self) -> Vec<(&'static str, Location)> {
         fn at<T>(field: Option<&Spanned<T>>) -> Option<Location> {
             field.map(|field| field.referenced)
@@ -253,7 +253,7 @@ impl Reader<'_> {
     }
 }
 
-/// `90s`, `10m`, `24h` or several of them (`1h30m`).
+/// Parses a duration: `90s`, `10m`, `24h` or several of them (`1h30m`).
 fn duration(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -274,7 +274,7 @@ fn duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(total)
 }
 
-/// Whether `text` is `https://` with a host and, perhaps, a port, and nothing more.
+/// Returns whether `text` is `https://` with a host and, perhaps, a port, and at most a slash after it.
 fn is_https(text: &str) -> bool {
     let Some(authority) = text.strip_prefix("https://") else { return false };
     let authority = authority.strip_suffix('/').unwrap_or(authority);

@@ -21,7 +21,7 @@ pub enum SourceConfig {
     Kubernetes(KubernetesConfig),
 }
 
-/// How a cluster is reached and understood.
+/// How to reach a cluster, and how to understand its objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubernetesConfig {
     /// A kubeconfig file; `None` uses the service account of the agent's own pod.
@@ -32,14 +32,14 @@ pub struct KubernetesConfig {
     pub own_namespace: String,
     /// The label that enrols; `istio.io/dataplane-mode` by default.
     pub enrolment_label: String,
-    /// Its value that enrols; `ambient` by default.
+    /// The value of that label that enrols; `ambient` by default.
     pub enrolment_value: String,
     /// DNS domain of the cluster; `cluster.local` by default.
     pub cluster_domain: String,
-    /// The DaemonSet that the agent is one of; its pod's name is in the variable `SLUICE_POD`. `None` for an agent
-    /// that runs outside of the cluster.
+    /// The DaemonSet that the agent's pod belongs to; the variable `SLUICE_POD` names the pod. `None` for an agent that
+    /// runs outside the cluster.
     pub daemon_set: Option<String>,
-    /// Whether `sluice-cni watch` looks after the plugin on the node; an uninstallation waits for it then.
+    /// Whether `sluice-cni watch` keeps the plugin installed on the node; an uninstallation then waits for it.
     pub plugin: bool,
 }
 
@@ -69,7 +69,7 @@ struct WrittenEnrolment {
     value: String,
 }
 
-/// What the file says of the source.
+/// The fields of the file that name the source.
 pub(super) struct Written {
     pub(super) mesh: Option<Spanned<PathBuf>>,
     pub(super) policies: Option<Spanned<PathBuf>>,
@@ -140,7 +140,7 @@ impl WrittenKubernetes {
     }
 }
 
-/// A label's name, with or without a prefix (Kubernetes' qualified names).
+/// Returns whether `text` is a label's name, with or without a prefix (Kubernetes' qualified names).
 fn is_label_name(text: &str) -> bool {
     let (prefix, name) =
         text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));

@@ -17,19 +17,19 @@ pub struct TrustConfig {
     pub federated: Vec<(TrustDomain, PathBuf)>,
     /// Revocation lists, PEM or DER; a directory stands for its files.
     pub crls: Vec<PathBuf>,
-    /// A YAML list of SPIFFE identities, or prefixes of some that end with `*`, that nobody talks to.
+    /// A YAML list of SPIFFE identities that nobody talks to; an entry that ends with `*` is a prefix.
     pub denied: Option<PathBuf>,
-    /// What follows from a revocation list that is out of date.
+    /// What to do about a revocation list that is out of date.
     pub crl_policy: StaleCrls,
 }
 
-/// What follows from a revocation list that is out of date or cannot be read.
+/// What to do about a revocation list that is out of date or cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StaleCrls {
     /// `keepLastGood`: the last good one stays in force, with a warning.
     #[default]
     KeepLastGood,
-    /// `refuse`: nobody is believed whom it could be about.
+    /// `refuse`: nobody whom the list could be about is believed.
     Refuse,
 }
 

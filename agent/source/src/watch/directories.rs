@@ -1,12 +1,12 @@
-//! The directories that inotify watches for us, also when one of them is replaced by another.
+//! The directories that inotify watches for us, also after one of them has been replaced by another.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf, sync::mpsc};
 
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 
-/// A watch belongs to a directory, not to its path: a new directory needs a new watch.
+/// The directories under watch. A watch belongs to a directory, not to its path: a new directory needs a new watch.
 pub(super) struct Directories {
-    /// `None` where inotify is not to be had; then only polling sees changes.
+    /// `None` where inotify is not available; then only polling sees changes.
     watcher: Option<RecommendedWatcher>,
     /// Device and inode of the directory under watch, by path.
     watched: BTreeMap<PathBuf, Option<(u64, u64)>>,

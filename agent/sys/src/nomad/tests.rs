@@ -1,4 +1,4 @@
-//! Where a nomad is, and that it keeps no dead namespace alive.
+//! Where a nomad is after each move, and that it keeps no dead namespace alive.
 
 use std::{
     fs, thread,

@@ -26,12 +26,12 @@ impl List {
     fn new(name: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("ss{}-{name}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        // What a process list has besides processes.
+        // Stands for the entries of a process list that are not processes.
         fs::create_dir_all(directory.join("sys")).unwrap();
         Self { directory, children: Vec::new() }
     }
 
-    /// A process in `netns`, or in ours, whose cgroup file reads `cgroup`.
+    /// Starts a process in `netns`, or in ours, whose cgroup file reads `cgroup`.
     fn process(&mut self, netns: Option<&Namespace>, cgroup: &str) {
         let spawn = || Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
         let child = match netns {

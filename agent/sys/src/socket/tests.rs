@@ -1,4 +1,4 @@
-//! The options that the proxy counts on.
+//! The options that the proxy relies on.
 
 use std::{
     io::{ErrorKind, Read},

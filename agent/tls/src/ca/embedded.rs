@@ -32,14 +32,15 @@ use super::{
 use crate::clock::{Clock, after, before};
 
 const LIFETIME: Duration = Duration::from_hours(24 * 3652);
-/// The root is dated back further than any leaf, so that a clock set back for less does not undo it.
+/// How far a root's validity is dated back: further than any leaf's, so that setting the clock back by less than this
+/// does not make the root invalid.
 const BACKDATE: Duration = Duration::from_hours(24);
 
-/// The certificate and key of a new authority, for who keeps them elsewhere than in a directory.
+/// The certificate and key of a new authority, for callers that keep them elsewhere than in a directory.
 pub struct NewRoot {
     /// The self-signed certificate, PEM.
     pub certificate: String,
-    /// Its key, PKCS #8 in PEM; wiped when dropped.
+    /// The private key, PKCS #8 in PEM; wiped when dropped.
     pub key: Zeroizing<String>,
 }
 
@@ -103,7 +104,7 @@ fn create(dir: &Path, domain: &TrustDomain, clock: &dyn Clock) -> Result<(), CaE
     write_whole(dir, "ca.crt", certificate.as_bytes(), 0o644)
 }
 
-/// Writes a file so that after a crash there is all of it or what was there before.
+/// Writes a file so that a crash leaves either all of it or what was there before.
 fn write_whole(dir: &Path, name: &str, contents: &[u8], mode: u32) -> Result<(), CaError> {
     let temporary = dir.join(format!(".{name}.new"));
     let written = (|| {

@@ -1,6 +1,5 @@
-//! The TLS end of the authority's own server: a certificate with DNS names, which it issues itself and
-//! renews while it serves. It is no workload's: it names nobody in SPIFFE's sense, so no peer of the mesh
-//! takes it for one.
+//! The TLS end of the authority's own server. The authority issues its certificate, which has DNS names, and renews it
+//! while it serves. The certificate holds no SPIFFE identity, so no peer of the mesh takes the server for a workload.
 
 use std::{
     io,
@@ -32,10 +31,10 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EndpointError {
-    /// Clients could not ask for it.
+    /// Clients could not call the server by this name.
     #[error("{0:?} is neither a DNS name nor an address that a client could ask for")]
     Name(String),
-    /// Without a name no client would accept it.
+    /// No name was given: no client would accept the server.
     #[error("the server has no name: give at least one that clients call it by")]
     NoName,
     /// The authority may not issue any more.
@@ -49,8 +48,8 @@ pub enum EndpointError {
     Unusable(#[source] rustls::Error),
 }
 
-/// Accepts TLS 1.3 connections of clients that trust the authority and call it by one of its names.
-/// Clients show no certificate; they prove themselves inside.
+/// Accepts TLS 1.3 connections of clients that trust the authority and call the server by one of its names. Clients
+/// show no certificate; they prove themselves inside the connection.
 #[derive(Debug)]
 pub struct Endpoint {
     names: Vec<SanType>,
@@ -68,8 +67,8 @@ pub struct EndpointStream {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// Makes the end of a server that clients call by `names` and that speaks `protocol` (ALPN), with a
-    /// first certificate that is valid for `ttl`; returns the certificate's last second along with it.
+    /// Creates the TLS end of a server that clients call by `names` and that speaks `protocol` (ALPN). Its first
+    /// certificate is valid for `ttl`. Returns the certificate's last second with it.
     pub fn open(
         authority: &LocalCa,
         names: &[String],
@@ -85,14 +84,14 @@ impl Endpoint {
         Ok((Self { names, protocol, config: ArcSwap::from_pointee(config) }, not_after))
     }
 
-    /// Replaces key and certificate for connections from now on; returns the new one's last second.
+    /// Replaces key and certificate for new connections. Returns the new certificate's last second.
     pub fn renew(&self, authority: &LocalCa, ttl: Duration) -> Result<UnixTime, EndpointError> {
         let (config, not_after) = configure(authority, &self.names, self.protocol, ttl)?;
         self.config.store(Arc::new(config));
         Ok(not_after)
     }
 
-    /// Does the handshake, for as long as the client takes.
+    /// Performs the handshake, however long the client takes.
     pub async fn accept(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<EndpointStream> {
         let acceptor = TlsAcceptor::from(self.config.load_full());
         let stream = acceptor.accept(stream).await?;
@@ -104,7 +103,7 @@ impl Endpoint {
     }
 }
 
-/// `name` as a client checks it: an address, or a DNS name.
+/// Returns `name` as a client checks it: as an address, or as a DNS name.
 fn alternative_name(name: &str) -> Result<SanType, EndpointError> {
     let unfit = || EndpointError::Name(name.to_owned());
     match ServerName::try_from(name) {
@@ -143,7 +142,7 @@ fn configure(
         .with_single_cert(chain.collect(), key)
         .map_err(EndpointError::Unusable)?;
     config.alpn_protocols = vec![protocol.to_vec()];
-    // Connections are few and long: a session that outlives its certificate is not worth what it saves.
+    // Connections are few and long: resuming would save little, and a session could outlive its certificate.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok((config, not_after))
@@ -152,7 +151,7 @@ fn configure(
 // === impl EndpointStream ===
 
 impl EndpointStream {
-    /// The client's address.
+    /// Returns the client's address.
     pub fn peer(&self) -> SocketAddr {
         self.peer
     }

@@ -19,20 +19,21 @@ use crate::{clock::Clock, roots::certificates_of_pem};
 pub struct PemFiles {
     /// The issuing certificate first, then those above it (`tls.crt`).
     pub certificate: PathBuf,
-    /// Its private key: PKCS #8, SEC 1 or PKCS #1 (`tls.key`).
+    /// The private key of the issuing certificate: PKCS #8, SEC 1 or PKCS #1 (`tls.key`).
     pub key: PathBuf,
     /// The roots that peers trust (`ca.crt`); without it, the self-signed ones of `certificate`.
     pub roots: Option<PathBuf>,
 }
 
-/// What such files hold, for who reads them elsewhere, such as from a Kubernetes Secret.
+/// The contents of such files, for callers that read them elsewhere, such as from a Kubernetes
+/// Secret.
 #[derive(Clone, Copy)]
 pub struct PemTexts<'a> {
     /// Where the certificate was read, for messages.
     pub origin: &'a Path,
     /// The issuing certificate first, then those above it.
     pub certificate: &'a [u8],
-    /// Its private key.
+    /// The private key of the issuing certificate.
     pub key: &'a str,
     /// The roots that peers trust; without them, the self-signed ones of `certificate`.
     pub roots: Option<&'a [u8]>,

@@ -15,8 +15,8 @@ use crate::{
     issuer::{CertRequest, Issued, Issuer, Issuing},
 };
 
-/// A [`LocalCa`] that is opened again when its files have changed. While they do not fit each other, the
-/// authority before them goes on issuing.
+/// A [`LocalCa`] that is opened again when its files have changed. While they do not fit each other, the previous
+/// authority goes on issuing.
 #[derive(Debug)]
 pub struct FollowedCa {
     files: PemFiles,
@@ -25,7 +25,8 @@ pub struct FollowedCa {
     current: Mutex<(Seen, Arc<LocalCa>)>,
 }
 
-/// Inode and time of change of each file.
+/// For each file: inode, time of change (seconds and nanoseconds) and time of modification, or why it cannot be
+/// inspected.
 type Seen = Vec<Result<[i64; 4], io::ErrorKind>>;
 
 // === impl FollowedCa ===
@@ -43,7 +44,7 @@ impl FollowedCa {
         Ok(Self { files, domain: domain.clone(), clock, current })
     }
 
-    /// The authority that the files hold now, or held last.
+    /// Returns the authority that the files hold now or, while they are faulty, held last.
     pub fn current(&self) -> Arc<LocalCa> {
         let seen = look(&self.files);
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,7 +54,7 @@ impl FollowedCa {
                     tracing::info!(file = %self.files.certificate.display(), "the CA was replaced");
                     *current = (seen, Arc::new(ca));
                 }
-                // Asked again with the next request: certificate and key are rarely replaced at once.
+                // Tried again at the next request: certificate and key are rarely replaced at once.
                 Err(error) => {
                     tracing::error!(%error, "the CA that was there before goes on issuing");
                 }

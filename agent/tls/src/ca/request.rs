@@ -1,7 +1,7 @@
-//! What somebody asks to have signed: the key, and the names that the request claims for it.
+//! Signing requests: the key, and the names that the request claims for it.
 //!
-//! Nothing of a request goes into a certificate but its key. Names, usages and constraints that it
-//! asks for can only lead to a refusal.
+//! Only the key of a request goes into a certificate. The names, usages and constraints that it asks for can only lead
+//! to a refusal.
 
 use std::time::Duration;
 
@@ -31,13 +31,13 @@ pub enum RequestError {
     /// There is no PEM block `CERTIFICATE REQUEST`, or it is damaged.
     #[error("the request must be PEM with one block CERTIFICATE REQUEST: {0}")]
     Pem(#[source] rustls_pki_types::pem::Error),
-    /// Not PKCS #10 (RFC 2986), or with extensions that cannot be judged.
+    /// The request is not PKCS #10 (RFC 2986), or has extensions that cannot be judged.
     #[error("the request must be PKCS #10: {0}")]
     Encoding(#[source] rcgen::Error),
     /// Bytes follow the request.
     #[error("the request must be PKCS #10 and nothing after it")]
     Trailing,
-    /// The key is of a kind that is not issued for.
+    /// Certificates are not issued for keys of this kind.
     #[error(
         "the request's key must be ECDSA P-256 (with SHA-256) or P-384 (with SHA-384), not {algorithm}"
     )]
@@ -45,7 +45,7 @@ pub enum RequestError {
         /// Object identifiers of the key, its curve and the signature.
         algorithm: String,
     },
-    /// Who sent it does not hold the key.
+    /// The sender does not hold the key.
     #[error("the request must be signed with its own key")]
     Signature,
 }
@@ -75,14 +75,14 @@ impl SigningRequest {
         if !rest.is_empty() {
             return Err(RequestError::Trailing);
         }
-        // Before the signature: what is not issued for is not computed with either.
+        // Checked before the signature, so that no computation is spent on a key that would be refused.
         check_key(&request)?;
         let CertificateSigningRequestParams { params, public_key } =
             CertificateSigningRequestParams::from_der(der).map_err(refusal)?;
         Ok(Self { public_key, names: params.subject_alt_names })
     }
 
-    /// Whether the request claims no other name than `id`: that one alone, or none.
+    /// Returns whether the request claims no name other than `id`: that one alone, or none.
     pub fn agrees_with(&self, id: &SpiffeId) -> bool {
         match self.names.as_slice() {
             [] => true,
@@ -100,8 +100,8 @@ fn refusal(error: rcgen::Error) -> RequestError {
     }
 }
 
-/// Checks the kind of key, and that the signature's hash is that of the curve: the certificate's key
-/// is written as of the kind that the signature's algorithm says.
+/// Checks the kind of key, and that the signature's hash is that of the curve: rcgen takes the kind of key that it
+/// writes into the certificate from the signature's algorithm.
 fn check_key(request: &X509CertificationRequest<'_>) -> Result<(), RequestError> {
     let key = &request.certification_request_info.subject_pki.algorithm;
     let signature = &request.signature_algorithm.algorithm;
@@ -122,8 +122,8 @@ fn check_key(request: &X509CertificationRequest<'_>) -> Result<(), RequestError>
 // === impl LocalCa ===
 
 impl LocalCa {
-    /// Issues a leaf for the key of `request`: `id` as only name, for clients and servers, from a minute
-    /// ago, never past the authority's own end.
+    /// Issues a leaf for the key of `request`, with `id` as its only name, for clients and servers. It is valid from a
+    /// minute ago and never outlives the authority.
     pub fn sign_for(
         &self,
         id: &SpiffeId,
@@ -157,7 +157,7 @@ impl LocalCa {
         Ok(IssuedChain { certificates: certificates.collect() })
     }
 
-    /// An issued chain in PEM as CAs of Istio's kind answer: the leaf, each authority above it, and last all
+    /// Returns an issued chain in PEM as Istio-compatible CAs answer: the leaf, each authority above it, and last all
     /// roots in one text.
     pub fn answer(&self, chain: &IssuedChain) -> Vec<String> {
         chain.certificates.iter().map(pem_of).chain([self.roots_pem()]).collect()

@@ -1,4 +1,4 @@
-//! Steps of rustls' state machine: read until it has to wait, write once it may.
+//! Drives rustls' state machine: reads until it has to wait, writes once it may.
 
 use rustls::{
     Error,
@@ -12,13 +12,13 @@ use rustls::{
 
 use super::Progress;
 
-/// What a record adds to at most `0x4000` bytes of plaintext: header, content type, tag.
+/// Bytes that a record adds to at most `0x4000` bytes of plaintext: header, content type, tag.
 const RECORD_OVERHEAD: usize = 5 + 1 + 16;
 const RECORD_PLAINTEXT: usize = 0x4000;
-/// A `close_notify` alert as a record.
+/// Length of a `close_notify` alert as a record.
 const CLOSE_NOTIFY_LENGTH: usize = 2 + RECORD_OVERHEAD;
 
-/// The one method that rustls gives both ends separately.
+/// The one method that rustls defines separately for client and server.
 pub(super) trait Step: Sized {
     type Data;
 
@@ -95,7 +95,7 @@ pub(super) fn receive<S: Step>(
     }
 }
 
-/// After an error, the only thing left to say is the alert that rustls has queued.
+/// Appends the alert that rustls has queued after an error; nothing else is left to send.
 fn append_alert<S: Step>(
     connection: &mut S,
     rest: &mut [u8],
@@ -142,7 +142,8 @@ pub(super) fn close<S: Step>(
     })
 }
 
-/// Passes over what rustls wants to say first (key updates, tickets) to the state that may write.
+/// Appends what rustls wants to send first (key updates, tickets), then calls `write` once rustls
+/// may write.
 fn while_writable<S: Step>(
     connection: &mut S,
     held: &mut [u8],

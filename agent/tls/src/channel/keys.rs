@@ -1,4 +1,4 @@
-//! The keys of one direction: they seal or open records (RFC 8446 section 5.2), and give way to the next
+//! The keys of one direction. They seal or open records (RFC 8446 section 5.2), until a key update replaces them
 //! (section 7.2).
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, LessSafeKey, Nonce, UnboundKey};
@@ -10,28 +10,28 @@ use zeroize::Zeroizing;
 
 use crate::witness::Secret;
 
-/// Type, version and length of a record.
+/// Length of a record's header: type, version and length.
 pub(super) const HEADER_LENGTH: usize = 5;
 /// The most plaintext that one record can carry.
 pub(super) const MAX_PLAINTEXT: usize = 0x4000;
-/// What encryption adds to plaintext, type and padding: the tag.
+/// Length of the tag, which is all that encryption adds to plaintext, type and padding.
 const TAG_LENGTH: usize = 16;
-/// What every encrypted record claims to be, and TLS 1.2.
+/// The type and version that every encrypted record claims: application data, TLS 1.2.
 const OUTER: [u8; 3] = [23, 3, 3];
 
-/// The AEAD of one direction and what makes its nonces.
+/// The AEAD of one direction, and the state that makes its nonces.
 pub(super) struct Keys {
     aead: LessSafeKey,
     iv: [u8; 12],
-    /// Records so far.
+    /// The number of records so far.
     sequence: u64,
 }
 
 // === impl Keys ===
 
 impl Keys {
-    /// Takes over the keys that rustls has used for `sequence` records, which must be the first that
-    /// follow from `secret`.
+    /// Takes over the keys that rustls has used for `sequence` records. They must be the first keys derived from
+    /// `secret`.
     pub(super) fn taken_over(
         suite: &Tls13CipherSuite,
         secret: &Secret,
@@ -60,7 +60,7 @@ impl Keys {
         Ok(Self { aead: LessSafeKey::new(key), iv, sequence })
     }
 
-    /// Replaces these keys and the secret that they follow from by the next.
+    /// Replaces these keys, and the secret that they were derived from, by the next.
     pub(super) fn advance(
         &mut self,
         suite: &Tls13CipherSuite,
@@ -77,12 +77,12 @@ impl Keys {
         Ok(())
     }
 
-    /// Records that these keys have sealed or opened.
+    /// Returns the number of records that these keys have sealed or opened.
     pub(super) fn records(&self) -> u64 {
         self.sequence
     }
 
-    /// Forgets the record that came last.
+    /// Forgets the last record, so that its sequence number is used again.
     #[cfg(test)]
     pub(super) fn rewind(&mut self) {
         self.sequence -= 1;
@@ -117,7 +117,7 @@ impl Keys {
         }
     }
 
-    /// Decrypts the record of this header in place: what it is, and what it says.
+    /// Decrypts in place the record that has this header. Returns its type and content.
     pub(super) fn open<'a>(
         &mut self,
         header: [u8; HEADER_LENGTH],
@@ -142,7 +142,7 @@ impl Keys {
         }
     }
 
-    /// Each sequence number is used once (RFC 8446 section 5.3); nothing when there is none left.
+    /// Returns the next nonce, or `None` if all are used: each sequence number serves once (RFC 8446 section 5.3).
     fn next_nonce(&mut self) -> Option<Nonce> {
         let mut nonce = self.iv;
         let number = self.sequence.to_be_bytes();
@@ -160,7 +160,7 @@ fn derived_iv(suite: &Tls13CipherSuite, secret: &Secret) -> Result<[u8; 12], Err
     Ok(iv)
 }
 
-/// HKDF-Expand-Label without context (RFC 8446 section 7.1).
+/// Computes HKDF-Expand-Label without context (RFC 8446 section 7.1).
 fn expand(
     suite: &Tls13CipherSuite,
     secret: &Secret,
@@ -180,7 +180,7 @@ fn expand(
         .map_err(|_length| unsupported())
 }
 
-/// Cannot be, since the provider offers nothing else.
+/// The error for what cannot happen, because the provider offers only suites that are supported here.
 fn unsupported() -> Error {
     Error::General("a cipher suite that was never offered".into())
 }

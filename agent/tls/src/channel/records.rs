@@ -1,11 +1,11 @@
 //! A connection after its handshake: records, and the few messages that may still come.
 //!
-//! rustls' own state after a handshake is some 3.5 KiB for each end, of which the two AEADs are 1.2: it
-//! keeps what only the handshake needed. An agent holds thousands of connections that mostly idle, so once
-//! the handshake and its tickets are over this takes the keys and lets go of the rest.
+//! After a handshake rustls' own state takes some 3.5 KiB at each end, of which the two AEADs are 1.2: it keeps what
+//! only the handshake needed. An agent holds thousands of connections that mostly idle. So once the handshake and its
+//! tickets are over, this module takes over the keys and lets go of the rest.
 //!
-//! What is left to do is small: RFC 8446 sections 5 (records), 4.6.3 (key update) and 6 (alerts). Whatever
-//! a peer may not say here ends the connection, with the alert that the RFC names.
+//! Little is left to do: RFC 8446 sections 5 (records), 4.6.3 (key update) and 6 (alerts). Anything that a peer may not
+//! send at this stage ends the connection, with the alert that the RFC names.
 
 use rustls::{
     AlertDescription, ContentType, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved,
@@ -21,10 +21,10 @@ use crate::{
     witness::{Secret, TrafficSecrets},
 };
 
-/// Handshake messages that may come now (RFC 8446 section 4).
+/// Types of the handshake messages that may still come (RFC 8446 section 4).
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
-/// Type and length of a handshake message.
+/// Length of a handshake message's header: type and length.
 const MESSAGE_HEADER: usize = 4;
 /// A key update says one of two things.
 const KEY_UPDATE_LENGTH: usize = 1;
@@ -32,36 +32,36 @@ const KEY_UPDATE_LENGTH: usize = 1;
 const MAX_TICKET: usize = MAX_CHAIN_LENGTH + 0x1000;
 /// Key updates in a row without a byte of data between them; rustls draws the line there too.
 const MAX_IDLE_UPDATES: u8 = 32;
-/// Alerts are fatal, but for closing (RFC 8446 section 6).
+/// Alert levels: every alert is fatal except those about closing (RFC 8446 section 6).
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
 
-/// Keys of both directions, and what is under way.
+/// The keys of both directions, and the state of what is under way.
 pub(super) struct Records {
     suite: &'static Tls13CipherSuite,
     is_client: bool,
-    // Apart, so that each fits its size class of the allocator.
+    // Boxed separately, so that each fits its size class of the allocator.
     sending: Box<Keys>,
     receiving: Box<Keys>,
     sending_secret: Secret,
     receiving_secret: Secret,
-    /// A handshake message of which the rest is still to come.
+    /// The beginning of a handshake message whose rest is still to come.
     message: Vec<u8>,
-    /// Records after which keys are replaced.
+    /// The number of records after which the sending keys are replaced.
     limit: u64,
-    /// Whether the peer has asked for new keys of ours.
+    /// Whether the peer has asked us to replace our keys.
     owes_update: bool,
-    /// Key updates since data came last.
+    /// The number of key updates since data last came.
     idle_updates: u8,
 }
 
-/// Why a connection ends, and what the peer is told.
+/// Why a connection ends, and the alert that tells the peer so, if any.
 struct Fault(Option<AlertDescription>, Error);
 
 // === impl Records ===
 
 impl Records {
-    /// Takes over where rustls has come to. No key may have been replaced by then.
+    /// Takes over a connection from rustls. No key may have been replaced before.
     pub(super) fn take_over(
         suite: &'static Tls13CipherSuite,
         is_client: bool,
@@ -90,7 +90,7 @@ impl Records {
         self.is_client
     }
 
-    /// As [`super::Channel::receive`].
+    /// Does what [`super::Channel::receive`] describes.
     pub(super) fn receive(
         &mut self,
         received: &mut [u8],
@@ -101,7 +101,7 @@ impl Records {
             Ok(progress) => Ok(progress),
             Err(Fault(alert, error)) => {
                 if let Some(alert) = alert {
-                    // That the peer cannot be told changes nothing here.
+                    // The connection ends even if the peer cannot be told.
                     drop(self.sending.seal(ContentType::Alert, &[FATAL, alert.into()], outgoing));
                 }
                 Err(error)
@@ -130,7 +130,7 @@ impl Records {
             } else if kind == ContentType::Alert {
                 self.is_between_messages()?;
                 if ends(content)? {
-                    // Whatever follows does not count (RFC 8446 section 6.1).
+                    // Whatever follows is ignored (RFC 8446 section 6.1).
                     progress.closed = true;
                     progress.taken += rest.len();
                     break;
@@ -142,7 +142,7 @@ impl Records {
         Ok(progress)
     }
 
-    /// Handshake messages are not interleaved with other records (RFC 8446 section 5.1).
+    /// Checks that no handshake message is incomplete: other records may not come in between (RFC 8446 section 5.1).
     fn is_between_messages(&self) -> Result<(), Fault> {
         if self.message.is_empty() {
             return Ok(());
@@ -170,7 +170,7 @@ impl Records {
             // A ticket that comes this late is one more than needed.
         }
         if !rest.is_empty() {
-            // Moved only if something was taken, so that a message in small pieces is not copied for each.
+            // Bytes are moved only if a message was taken, so a message in small pieces is not copied for each piece.
             let taken = messages.len() - rest.len();
             messages.drain(..taken);
             self.message = messages;
@@ -197,7 +197,7 @@ impl Records {
         }
         match body {
             [0] => {}
-            // One answer for all that ask before we speak again (RFC 8446 section 4.6.3).
+            // One update answers all requests that come before we next send (RFC 8446 section 4.6.3).
             [1] => self.owes_update = true,
             _ => return Err(InvalidMessage::InvalidKeyUpdate.into()),
         }
@@ -225,7 +225,8 @@ impl Records {
         self.sending.seal(ContentType::Alert, &alert, outgoing)
     }
 
-    /// Before a record of data, when these keys have sealed enough of them or the peer has asked.
+    /// Called before each data record. Replaces the sending keys if they have sealed enough records or the peer has
+    /// asked for it.
     fn replace_sending_keys(&mut self, outgoing: &mut Vec<u8>) -> Result<(), Error> {
         if !self.owes_update && self.sending.records() < self.limit {
             return Ok(());
@@ -238,28 +239,28 @@ impl Records {
     }
 }
 
-/// Bytes that follow this header.
+/// Returns the number of bytes that follow this header.
 fn length_of(header: [u8; HEADER_LENGTH]) -> Result<usize, Fault> {
     let [kind, _, _, high, low] = header;
     let length = usize::from(u16::from_be_bytes([high, low]));
     if ContentType::from(kind) != ContentType::ApplicationData {
         return Err(unexpected("a record that is not encrypted"));
     }
-    // RFC 8446 section 5.2: 256 more than plaintext.
+    // RFC 8446 section 5.2 allows 256 bytes more than the longest plaintext.
     if length > MAX_PLAINTEXT + 256 {
         return Err(Error::PeerSentOversizedRecord.into());
     }
     Ok(length)
 }
 
-/// Whether this alert says that the peer has no more to say, in order.
+/// Returns whether this alert is a `close_notify`: the peer has finished in good order.
 fn ends(alert: &[u8]) -> Result<bool, Fault> {
     let [_level, description] = alert else {
         return Err(InvalidMessage::MessageTooShort.into());
     };
     let description = AlertDescription::from(*description);
     let is_end = description == AlertDescription::CloseNotify;
-    // That the user cancelled is followed by the end.
+    // `user_canceled` is followed by a `close_notify`.
     if is_end || description == AlertDescription::UserCanceled {
         return Ok(is_end);
     }

@@ -27,7 +27,7 @@ impl Side {
         Self { channel, identity, plaintext: Vec::new(), outgoing: Vec::new(), progress }
     }
 
-    /// Takes everything of `wire` that is whole.
+    /// Processes and removes every whole record of `wire`.
     pub(super) fn receive(&mut self, wire: &mut Vec<u8>) -> Result<(), TlsError> {
         let progress = self.channel.receive(wire, &mut self.plaintext, &mut self.outgoing)?;
         wire.drain(..progress.taken);
@@ -46,7 +46,7 @@ fn sides(expected: &str) -> (Side, Side) {
     sides_of(expected, |identity| identity)
 }
 
-/// As [`sides`], the client's certificate in a configuration of its own.
+/// Does what [`sides`] does, with the client's identity changed by `change`.
 fn sides_of(expected: &str, change: impl FnOnce(Identity) -> Identity) -> (Side, Side) {
     let (root, clock) = (Authority::root("root"), test_clock());
     let [cart, web] = [CART, WEB].map(|id| identity(root.leaf(id), &root, &clock));
@@ -56,7 +56,7 @@ fn sides_of(expected: &str, change: impl FnOnce(Identity) -> Identity) -> (Side,
     (Side::new(client, cart), Side::new(server, web))
 }
 
-/// Both ends after a handshake and a word each way. Those who have been `introduced` have let go of rustls.
+/// Returns both ends after a handshake and some words each way. Those that are `introduced` have let go of rustls.
 pub(super) fn joined(
     introduced: (bool, bool),
     change: impl FnOnce(Identity) -> Identity,
@@ -78,7 +78,7 @@ pub(super) fn joined(
     (client, server)
 }
 
-/// `from` says `what`, and `to` hears it.
+/// Sends `what` from `from` to `to`.
 pub(super) fn say(from: &mut Side, to: &mut Side, what: &[u8]) {
     from.channel.send(what, &mut from.outgoing).unwrap();
     let mut wire = std::mem::take(&mut from.outgoing);
@@ -87,7 +87,7 @@ pub(super) fn say(from: &mut Side, to: &mut Side, what: &[u8]) {
     assert!(std::mem::take(&mut to.plaintext) == what, "of {} bytes", what.len());
 }
 
-/// Moves bytes until neither end has any left to say.
+/// Moves bytes until neither end has anything left to send.
 fn settle(client: &mut Side, server: &mut Side) -> Result<(), TlsError> {
     let mut to_client = Vec::new();
     loop {
@@ -226,14 +226,15 @@ fn messages_in_small_fragments_disturb_nobody() {
     trickle(&mut client, &mut server);
     trickle(&mut server, &mut client);
     trickle(&mut client, &mut server);
-    // Tickets: the client speaks between their fragments.
+    // The client speaks between the fragments of the tickets.
     let said = trickle(&mut server, &mut client);
     assert!(said > 1000, "said something {said} times");
     server.receive(&mut std::mem::take(&mut client.outgoing)).unwrap();
     assert_eq!(server.plaintext.len(), said);
 }
 
-/// Gives what `from` has to say to `to` byte by byte; `to` speaks after each, once it may.
+/// Passes what `from` has to send to `to` byte by byte. After each byte `to` says something, once it may. Returns how
+/// often it did.
 fn trickle(from: &mut Side, to: &mut Side) -> usize {
     let mut wire = Vec::new();
     let mut said = 0;
@@ -252,7 +253,7 @@ fn trickle(from: &mut Side, to: &mut Side) -> usize {
 fn a_peer_that_stops_in_the_middle_of_a_message_can_be_left() {
     let (mut client, mut server) = sides(WEB);
     client.receive(&mut Vec::new()).unwrap();
-    // The client's first message as two records, of which only the first comes.
+    // The client's first message is split into two records, and only the first of them comes.
     let hello = client.outgoing.split_off(5);
     let mut wire = vec![22, 3, 1, 0, 100];
     wire.extend(&hello[..100]);

@@ -41,14 +41,14 @@ impl Mesh {
 }
 
 impl Identity {
-    /// The same with connections that never write a longer record.
+    /// The same identity, whose connections write no record longer than `length`.
     pub(crate) fn with_records_of(mut self, length: usize) -> Self {
         Arc::make_mut(&mut self.client).max_fragment_size = Some(length);
         Arc::make_mut(&mut self.server).max_fragment_size = Some(length);
         self
     }
 
-    /// The same with clients that offer nothing but `suite`.
+    /// The same identity, whose clients offer nothing but `suite`.
     pub(crate) fn with_suite(self, suite: SupportedCipherSuite) -> Self {
         let provider =
             CryptoProvider { cipher_suites: vec![suite], ..CryptoProvider::clone(&provider()) };
@@ -67,7 +67,8 @@ fn link(client: &Identity, server: &Identity) -> Link {
     Link::new(connection, server.server_connection().unwrap())
 }
 
-/// Connects, talks, and says whether the session was resumed; both ends must agree.
+/// Connects, exchanges a word each way and returns the kind of handshake, on which both ends must
+/// agree.
 fn connect(client: &Identity, server: &Identity) -> HandshakeKind {
     let mut link = link(client, server);
     link.talk().unwrap();

@@ -1,8 +1,8 @@
 //! What an Istio-compatible CA sends: certificates as PEM texts, the leaf first, the roots last.
 //!
-//! istiod and our controller send one certificate per text and all roots in the last one; istio-csr too. Other
-//! CAs put everything into one text, or leave the root out. So a root is told by being self-issued, not by its
-//! place alone.
+//! istiod, istio-csr and our controller send one certificate per text and all roots in the last one. Other CAs put
+//! everything into one text, or leave the root out. So a root is recognised by being self-issued, not by its place
+//! alone.
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// There is no certificate in it.
+    /// The answer holds no certificate.
     #[error("it holds no certificate")]
     Empty,
     /// A text is not PEM.
@@ -58,7 +58,7 @@ pub enum ChainError {
     },
 }
 
-/// A CA's answer, taken apart.
+/// A CA's answer, divided into chain and roots.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// What peers are shown: the leaf and the authorities below the root.
@@ -67,7 +67,7 @@ pub struct Delivery {
     pub roots: Vec<CertificateDer<'static>>,
 }
 
-/// Every certificate of a run of DER, as SPIRE writes a bundle.
+/// Reads certificates in DER that follow one another, as SPIRE writes a bundle.
 pub fn certificates_of_der(run: &[u8]) -> Result<Vec<CertificateDer<'static>>, ChainError> {
     let mut certificates = Vec::new();
     let mut rest = run;
@@ -85,7 +85,7 @@ pub fn certificates_of_der(run: &[u8]) -> Result<Vec<CertificateDer<'static>>, C
 // === impl Delivery ===
 
 impl Delivery {
-    /// Reads the PEM texts of an answer. Signatures, names and dates are not looked at.
+    /// Reads the PEM texts of an answer. Signatures, names and dates are not checked.
     pub fn of_pem<T: AsRef<[u8]>>(parts: &[T]) -> Result<Self, ChainError> {
         let mut all = Vec::new();
         for (index, part) in parts.iter().enumerate() {

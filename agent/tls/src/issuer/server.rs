@@ -1,4 +1,4 @@
-//! The CA's own certificate, as its clients judge it: a name, a root, the injected time.
+//! Judges the certificate of a CA's server as its clients do: by name, root and the injected time.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::{clock::Clock, provider::provider};
 
-/// Why a CA's server could not be judged.
+/// Why there is no verifier for a CA's server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerRootsError {
@@ -37,8 +37,8 @@ struct AtClock {
     clock: Arc<dyn Clock>,
 }
 
-/// Judges a server by `roots`, the name that was dialled and `clock`: for the connections to a CA, which are not
-/// between workloads.
+/// Creates a verifier that judges a server by `roots`, the name that was dialled and `clock`. It serves for connections
+/// to a CA, which are not between workloads.
 pub fn server_verifier(
     roots: &[CertificateDer<'static>],
     clock: Arc<dyn Clock>,
@@ -64,7 +64,7 @@ impl ServerCertVerifier for AtClock {
         self.inner.verify_server_cert(leaf, intermediates, name, ocsp, self.clock.now())
     }
 
-    // TLS 1.3 only, whatever the library around it offers.
+    // Only TLS 1.3 is spoken, whatever the library around this offers.
     fn verify_tls12_signature(
         &self,
         _message: &[u8],

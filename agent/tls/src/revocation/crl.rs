@@ -16,60 +16,60 @@ use x509_parser::{
 
 use crate::{provider::provider, svid};
 
-/// Issuers that one list is remembered to be signed by, or not. They come from paths that were verified,
-/// so there are few; an authority that makes thousands of others must not fill the memory either.
+/// The most issuers for which one list remembers whether they signed it. Issuers come from paths that were verified, so
+/// there are few; but an authority that makes thousands of others must not fill the memory.
 const MAX_SIGNERS: usize = 64;
 
 /// Why a text is not a list of revoked certificates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CrlError {
-    /// Neither PEM with an `X509 CRL` section nor DER.
+    /// The text is neither PEM with an `X509 CRL` section nor DER.
     #[error("holds no revocation list: write PEM (BEGIN X509 CRL) or DER")]
     Empty,
     /// The PEM text is damaged.
     #[error("the PEM text is damaged: {0}")]
     Pem(String),
-    /// Damaged, or with features that are not supported, such as deltas.
+    /// The list is damaged, or has features that are not supported, such as deltas.
     #[error("is not a usable revocation list: {0}")]
     Encoding(String),
     /// An authority of that name is trusted, but its key did not sign the list.
     #[error("the revocation list in the name of {issuer} is not signed by its key")]
     Signature {
-        /// The name.
+        /// The issuer's name.
         issuer: String,
     },
     /// The issuer may not sign lists.
     #[error("{issuer} may not sign revocation lists (keyUsage cRLSign)")]
     Usage {
-        /// The name.
+        /// The issuer's name.
         issuer: String,
     },
-    /// An older list than the one in force.
+    /// The list is older than the one in force.
     #[error("the revocation list of {issuer} is number {number}, but {known} is in force already")]
     Older {
-        /// The issuer.
+        /// The issuer's name.
         issuer: String,
-        /// Its number, hexadecimal.
+        /// The number of the refused list, in hexadecimal.
         number: String,
         /// The number of the list in force.
         known: String,
     },
 }
 
-/// One certificate revocation list, read and well formed. Who signed it is asked when a certificate of that
-/// issuer is judged, once for each issuer.
+/// One certificate revocation list, read and well formed. Whether an issuer signed it is checked when a certificate of
+/// that issuer is judged, once for each issuer.
 #[derive(Debug)]
 pub struct Crl {
     list: CertRevocationList<'static>,
     der: CertificateRevocationListDer<'static>,
     issuer: String,
     key_id: Option<Vec<u8>>,
-    /// Big-endian, without leading zeros.
+    /// The number of the list: big-endian, without leading zeros.
     number: Option<Vec<u8>>,
     this_update: UnixTime,
     next_update: UnixTime,
-    /// Whether the issuer with this hash signed it.
+    /// Whether the issuer whose certificate has this hash signed the list.
     signers: Mutex<HashMap<[u8; 32], bool>>,
 }
 
@@ -111,27 +111,27 @@ impl Crl {
         Ok(Self { list, der, issuer, key_id, number, this_update, next_update, signers })
     }
 
-    /// The issuer's distinguished name.
+    /// Returns the issuer's distinguished name.
     pub fn issuer(&self) -> &str {
         &self.issuer
     }
 
-    /// The list as its issuer encoded it.
+    /// Returns the list as its issuer encoded it.
     pub fn der(&self) -> &[u8] {
         &self.der
     }
 
-    /// When the list was made.
+    /// Returns when the list was made.
     pub fn this_update(&self) -> UnixTime {
         self.this_update
     }
 
-    /// When the issuer promised the next list.
+    /// Returns when the issuer promised the next list.
     pub fn next_update(&self) -> UnixTime {
         self.next_update
     }
 
-    /// Whether the next list should be there at `now`.
+    /// Returns whether the next list should have been published by `now`.
     pub fn is_expired_at(&self, now: UnixTime) -> bool {
         self.next_update <= now
     }
@@ -159,8 +159,8 @@ impl Crl {
         Err(CrlError::Older { issuer: self.issuer.clone(), number, known })
     }
 
-    /// Checks the signature against those of `roots` that bear the issuer's name. A list of an intermediate
-    /// authority passes: its signature is checked when the authority is seen.
+    /// Checks the signature against those of `roots` that bear the issuer's name. A list of an intermediate authority
+    /// passes: its signature is checked once the authority is seen.
     pub fn check_signature<'a>(
         &self,
         roots: impl Iterator<Item = &'a CertificateDer<'a>>,
@@ -180,7 +180,7 @@ impl Crl {
         outcome
     }
 
-    /// Whether this is a list of `issuer`, whose name a certificate gives as `name`.
+    /// Returns whether this is a list of `issuer`, to whom a certificate refers as `name`.
     pub(super) fn is_of(&self, name: &[u8], issuer: &CertificateDer<'_>) -> bool {
         if self.list.issuer() != name {
             return false;
@@ -201,9 +201,9 @@ impl Crl {
         outcome.is_ok()
     }
 
-    /// Whether the certificate of this issuer with `serial` (DER content) is revoked.
+    /// Returns whether the issuer's certificate with `serial` (DER content) is revoked.
     pub(super) fn lists(&self, serial: &[u8]) -> bool {
-        // What cannot be read was refused with the whole list; if it were not, it must not open anything.
+        // An unreadable entry was refused with the whole list; should one remain, it counts as revoked.
         !matches!(self.list.find_serial(serial), Ok(None))
     }
 

@@ -11,11 +11,11 @@ pub struct DenyList {
     prefixes: BTreeSet<String>,
 }
 
-/// Why a text denies nobody.
+/// Why a text cannot be an entry of the list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PatternError {
-    /// Not a SPIFFE identity.
+    /// The text is neither a SPIFFE identity nor a prefix of one.
     #[error("{text:?} is not a SPIFFE identity ({reason}); a prefix ends with one '*'")]
     Identity {
         /// The text.
@@ -23,7 +23,7 @@ pub enum PatternError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Everybody.
+    /// The text would deny everybody.
     #[error(
         "{0:?} would deny whole trust domains of any name: write at least spiffe://<trust domain>/*"
     )]
@@ -33,7 +33,7 @@ pub enum PatternError {
 // === impl DenyList ===
 
 impl DenyList {
-    /// Denies `pattern`: a SPIFFE identity, or a prefix of some, which ends with `*`.
+    /// Denies `pattern`: a SPIFFE identity, or a prefix of identities that ends with `*`.
     pub fn add(&mut self, pattern: &str) -> Result<(), PatternError> {
         let identity = |text: &str| match text.parse::<SpiffeId>() {
             Ok(_) => Ok(()),
@@ -50,24 +50,24 @@ impl DenyList {
         if path.is_none() {
             return Err(PatternError::Everybody(pattern.to_owned()));
         }
-        // Whatever completes a prefix makes an identity of it, or the prefix can match none.
+        // A prefix that does not become an identity with one more letter can match none.
         identity(&format!("{prefix}x"))?;
         self.prefixes.insert(prefix.to_owned());
         Ok(())
     }
 
-    /// Whether `id` is denied.
+    /// Returns whether `id` is denied.
     pub fn denies(&self, id: &SpiffeId) -> bool {
         let id = id.as_str();
         self.exact.contains(id) || self.prefixes.iter().any(|prefix| id.starts_with(prefix))
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.exact.len() + self.prefixes.len()
     }
 
-    /// Whether nobody is denied.
+    /// Returns whether nobody is denied.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

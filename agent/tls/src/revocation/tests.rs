@@ -70,7 +70,7 @@ fn the_list_of_an_intermediate_counts() {
     let list = crl(&intermediate, 1, &[SERIAL]);
     let bundle = with(root.bundle(), CrlPolicy::KeepLastGood, &[(&list, false)]);
     assert!(matches!(judge(&bundle, &leaf(&intermediate)), Err(VerifyError::Revoked { .. })));
-    // The same number from the root itself is another certificate.
+    // The same number issued by the root itself belongs to another certificate.
     assert_eq!(judge(&bundle, &leaf(&root)), Ok(()));
 }
 
@@ -103,7 +103,7 @@ fn an_authority_without_the_usage_may_not_revoke() {
     let root = Authority::root_with("root", |params| {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     });
-    // rcgen would not sign it either, so a namesake with the usage signs and the usage is what is judged.
+    // rcgen does not sign without the usage. So a namesake that has the usage signs, and the root without it is judged.
     let list = crl(&Authority::root("root"), 1, &[]);
     let root_der = root.der();
     let error = list.check_signature([&root_der].into_iter()).unwrap_err();

@@ -59,7 +59,7 @@ impl Entry {
         }
     }
 
-    /// Names the task that [`Self::abandon`] shall end.
+    /// Records the task that [`Self::abandon`] ends.
     pub(super) fn kept_by(&self, keeper: AbortHandle) {
         *lock(&self.keeper) = Some(keeper);
     }
@@ -82,12 +82,12 @@ impl Entry {
         self.changed.subscribe()
     }
 
-    /// The certificate, valid or not.
+    /// Returns the certificate, valid or not.
     pub(super) fn current(&self) -> Option<Arc<Identity>> {
         self.current.load_full()
     }
 
-    /// The certificate if it may be shown now; otherwise the keeper is told to get another.
+    /// Returns the certificate if it is valid now. If it is not, tells the keeper to get another.
     pub(super) fn usable(&self) -> Option<Arc<Identity>> {
         let identity = self.current.load();
         match &*identity {

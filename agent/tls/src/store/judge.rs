@@ -1,4 +1,4 @@
-//! Judging peers again, later than their handshake.
+//! Judges peers again after their handshake.
 
 use std::collections::BTreeSet;
 
@@ -12,14 +12,14 @@ use crate::{
 };
 
 impl CertStore {
-    /// The time that all expiry is judged by.
+    /// Returns the time by which all expiry is judged.
     pub fn now(&self) -> UnixTime {
         self.shared.clock.now()
     }
 
-    /// Whether `peer` would still be accepted, to be asked before each use of a connection: it can outlive
-    /// its certificates, their root and the operator's patience. So can `own`, the identity that we use it
-    /// with. Costs nothing as long as neither trust nor dates changed.
+    /// Checks that `peer` would still be accepted, and that `own`, the identity that we use the connection with, is not
+    /// denied. Must be called before each use of a connection: it can outlive the peer's certificates, their root and
+    /// the operator's consent. Costs nothing as long as trust has not changed and the certificates are valid.
     pub fn confirm(&self, peer: &mut Peer, own: &SpiffeId) -> Result<(), VerifyError> {
         let trust = self.shared.trust.load();
         let now = self.shared.clock.now();

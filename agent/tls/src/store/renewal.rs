@@ -17,16 +17,16 @@ use crate::{
     verify::{self, PeerRole, VerifyError},
 };
 
-/// An identity is never asked for more often than this.
+/// The shortest time between two requests for one identity.
 const PACE: Duration = Duration::from_secs(1);
-/// The pause after repeated failure, before jitter of a quarter. Short, because the recovery of
-/// every workload waits for it; an authority that is down costs each identity one request in 4 s.
+/// The pause after repeated failure, before jitter of a quarter either way. It is short because the recovery of every
+/// workload waits for it; while an authority is down, each identity makes one request in 4 s.
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
-/// How often the clock is looked at: a jump is noticed after this time, or when a reader finds the
-/// certificate out of its validity.
+/// How often the clock is checked: a jump is noticed within this time, or when a reader finds the certificate outside
+/// its validity.
 const LOOK: Duration = Duration::from_secs(10);
-/// How long a certificate of an unknown root is kept for that root to come. An authority that brings its roots along
-/// gives both at about the same time, and they reach the store by different ways.
+/// How long a certificate of an unknown root is kept until that root comes. An authority that also delivers its roots
+/// sends both at about the same time, and they reach the store by different ways.
 const ROOTS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Keeps `entry` supplied until it is aborted.
@@ -53,7 +53,7 @@ pub(super) async fn keep(shared: Arc<Shared>, entry: Arc<Entry>) {
     }
 }
 
-/// Waits for what the authority does of its own accord, if it does anything.
+/// Waits for the authority's news, or for ever if it has none to give.
 async fn next_of(news: &mut Option<Box<dyn News>>) {
     match news {
         Some(news) => news.wait().await,
@@ -95,7 +95,7 @@ async fn renew(shared: &Shared, entry: &Entry) -> Result<(), IssueError> {
     }
 }
 
-/// Whether only a root is missing: with others the chain may be good.
+/// Returns whether the chain was refused for want of its root: it may be good under other roots.
 fn is_of_unknown_root(error: &VerifyError) -> bool {
     matches!(error, VerifyError::Path { source: webpki::Error::UnknownIssuer, .. })
 }
@@ -114,7 +114,7 @@ async fn ask(shared: &Shared, entry: &Entry) -> Result<Certified, IssueError> {
     }
 }
 
-/// The pause before the next attempt when `failures` came before this one.
+/// Returns the pause after a failed attempt that `failures` others came before.
 fn pause_after(failures: u32) -> Duration {
     let pause = PACE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE);
     pause.mul_f64(0.75 + random_fraction() / 2.0).max(PACE)

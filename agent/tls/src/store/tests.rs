@@ -47,7 +47,7 @@ enum Mood {
 
 struct MoodyCa {
     ours: LocalCa,
-    /// The key behind `ours`, for what a [`LocalCa`] will not do.
+    /// The authority behind `ours`, for certificates that a [`LocalCa`] does not issue.
     root: Authority,
     strange: LocalCa,
     mood: Mutex<Mood>,
@@ -134,12 +134,12 @@ impl Bench {
         *lock(&self.ca.mood) = mood;
     }
 
-    /// Sets the clock `seconds` on (back).
+    /// Moves the clock by `seconds`, backwards if negative.
     fn jump(&self, seconds: i64) {
         self.clock.offset.fetch_add(seconds, Ordering::SeqCst);
     }
 
-    /// When `id` was asked for, in order.
+    /// Returns when certificates of `id` were asked for, in order.
     fn asked(&self, id: &SpiffeId) -> Vec<Instant> {
         let asked = lock(&self.ca.asked);
         asked.iter().filter(|(asked, _)| asked == id).map(|(_, at)| *at).collect()

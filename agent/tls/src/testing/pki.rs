@@ -41,7 +41,7 @@ pub(crate) struct Leaf {
     pub(crate) pem: String,
 }
 
-/// `seconds` after (before) [`NOW`].
+/// The time `seconds` after [`NOW`], or before it if negative.
 pub(crate) fn at(seconds: i64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(NOW.checked_add_signed(seconds).unwrap()))
 }
@@ -167,7 +167,8 @@ impl Authority {
         self.issuer.der().clone()
     }
 
-    /// A revocation list in PEM: the serial numbers, good for `seconds` after [`NOW`].
+    /// A revocation list in PEM that holds the serial numbers `revoked` and is good for `seconds`
+    /// after [`NOW`].
     pub(crate) fn crl_pem(&self, number: u64, revoked: &[u64], seconds: i64) -> String {
         self.crl_part_pem(None, number, revoked, seconds)
     }
@@ -213,7 +214,7 @@ impl Authority {
         TrustBundle::new(DOMAIN.parse().unwrap(), [self.der()]).unwrap()
     }
 
-    /// A good leaf for `id` with the key of `csr`, whatever that asks for.
+    /// A good leaf for `id` with the key of `csr`, whatever else the request asks for.
     pub(crate) fn certify(
         &self,
         csr: &CertificateSigningRequestDer<'_>,

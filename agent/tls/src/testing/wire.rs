@@ -18,7 +18,7 @@ pub(crate) struct Link {
     pub(crate) read_by_client: Vec<u8>,
 }
 
-/// Processes what came in until the end has to wait; sends `$say` once it may.
+/// Processes the incoming bytes until the end has to wait; sends `$say` once it may.
 macro_rules! turn {
     ($end:expr, $incoming:expr, $outgoing:expr, $read:expr, $say:expr) => {
         loop {

@@ -9,7 +9,7 @@ use rustls_pki_types::CertificateDer;
 use super::{PeerRole, verify_chain};
 use crate::{Svid, TrustBundle, testing::at};
 
-/// Judges `chain` in both roles, which must agree unless only the purpose differs.
+/// Judges `chain` in both roles, whose verdicts must agree.
 fn judge(bundle: &TrustBundle, chain: &[CertificateDer<'_>]) -> Result<Svid, String> {
     let as_client = verify_chain(bundle, chain, PeerRole::Client, at(0));
     let as_server = verify_chain(bundle, chain, PeerRole::Server, at(0));

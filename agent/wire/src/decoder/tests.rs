@@ -29,7 +29,7 @@ fn written(said: &[Said]) -> Vec<u8> {
     bytes
 }
 
-/// Decodes in pieces of `step` bytes and joins neighbouring data, whose cuts carry no meaning.
+/// Decodes in pieces of `step` bytes and joins adjacent data events, whose boundaries carry no meaning.
 fn read(bytes: &[u8], step: usize) -> Result<Vec<Said>, ProtocolError> {
     let mut decoder = Decoder::default();
     let mut said = Vec::new();

@@ -46,7 +46,7 @@ impl SockAddr {
         Socket::new(self.bpf_sock())
     }
 
-    /// The MPTCP socket whose subflow this is, where the kernel can tell.
+    /// Returns the MPTCP socket that this subflow belongs to, if the kernel can tell.
     #[inline(always)]
     pub(crate) fn mptcp_socket(self) -> Option<Socket> {
         if !is_set(&HAS_MPTCP) {
@@ -71,7 +71,7 @@ impl SockAddr {
         IpKey::from_words([w0, w1, w2, w3])
     }
 
-    /// In network order.
+    /// The port of the call's address, in network order.
     #[inline(always)]
     pub(crate) fn port(self) -> [u8; 2] {
         port_of_low_half(word!(bpf_sock_addr, self.0, user_port))
@@ -104,7 +104,7 @@ impl SockAddr {
         !socket.is_null() && word!(bpf_sock, socket, bound_dev_if) != 0
     }
 
-    /// Lets the socket leave its interface; whether that went well.
+    /// Unbinds the socket from its interface. Returns whether that succeeded.
     #[inline(always)]
     pub(crate) fn unbind_device(self) -> bool {
         let mut none = [0_u8; 4];
@@ -115,7 +115,7 @@ impl SockAddr {
         result == 0
     }
 
-    /// Whether the socket, of family IPv4, has neither address nor port yet.
+    /// Whether this IPv4 socket has neither address nor port yet.
     #[inline(always)]
     pub(crate) fn is_unbound_v4(self) -> bool {
         let socket = self.bpf_sock();
@@ -124,7 +124,7 @@ impl SockAddr {
             && word!(bpf_sock, socket, src_ip4) == 0
     }
 
-    /// Whether the socket, of family IPv6, has neither address nor port yet.
+    /// Whether this IPv6 socket has neither address nor port yet.
     #[inline(always)]
     pub(crate) fn is_unbound_v6(self) -> bool {
         let socket = self.bpf_sock();
@@ -136,7 +136,7 @@ impl SockAddr {
         w0 | w1 | w2 | w3 == 0
     }
 
-    /// Binds the socket to an IPv4 address and any port; whether that went well.
+    /// Binds the socket to an IPv4 address and any port. Returns whether that succeeded.
     #[inline(always)]
     pub(crate) fn bind_v4(self, address: &IpKey) -> bool {
         let [_, _, _, word] = address.words();
@@ -144,7 +144,7 @@ impl SockAddr {
         self.bind(&mut name)
     }
 
-    /// Binds the socket to an IPv6 or mapped address and any port; whether that went well.
+    /// Binds the socket to an IPv6 or mapped address and any port. Returns whether that succeeded.
     #[inline(always)]
     pub(crate) fn bind_v6(self, address: &IpKey) -> bool {
         let mut name =
@@ -184,7 +184,7 @@ pub(crate) fn task_process() -> u32 {
 /// The boot clock, in nanoseconds.
 #[inline(always)]
 pub(crate) fn boot_time() -> u64 {
-    // SAFETY: reads a clock that has run since boot, like every hook after it.
+    // SAFETY: only reads a clock, which has been running since boot.
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
@@ -207,7 +207,8 @@ struct SockAddrIn6 {
     scope: u32,
 }
 
-/// Makes the refused call fail with `ECONNREFUSED` where the kernel can; elsewhere it is `EPERM`.
+/// Makes the refused call fail with `ECONNREFUSED` if the kernel allows a choice; otherwise it
+/// fails with `EPERM`.
 #[inline(always)]
 pub(crate) fn refuse() {
     if is_set(&HAS_SET_RETVAL) {

@@ -43,7 +43,7 @@ impl SockOps {
     /// The other end's address and port.
     #[inline(always)]
     pub(crate) fn remote(self) -> (IpKey, [u8; 2]) {
-        // The kernel keeps this port, in network order, in the word's last two bytes.
+        // The kernel keeps this port in network order, in the word's last two bytes.
         let [.., a, b] = u32::from_be(word!(bpf_sock_ops, self.0, remote_port)).to_be_bytes();
         let address = if word!(bpf_sock_ops, self.0, family) == AF_INET {
             self.remote_v4()

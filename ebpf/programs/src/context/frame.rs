@@ -26,7 +26,7 @@ impl SkBuff {
         word!(__sk_buff, self.0, ifindex)
     }
 
-    /// In network order.
+    /// The Ethernet type, in network order.
     #[inline(always)]
     pub(crate) fn ethertype(self) -> [u8; 2] {
         port_of_low_half(word!(__sk_buff, self.0, protocol))
@@ -56,7 +56,8 @@ impl SkBuff {
         if result == 0 { Some(words) } else { None }
     }
 
-    /// The socket that sent the frame, if it is a full one (no request or time-wait socket).
+    /// Returns the socket that sent the frame if it is a full one, not a request or time-wait
+    /// socket.
     #[inline(always)]
     pub(crate) fn socket(self) -> Option<SenderSocket> {
         let socket = pointer!(__sk_buff, self.0, __bindgen_anon_2);
@@ -79,7 +80,7 @@ impl SenderSocket {
         Socket::new(self.0)
     }
 
-    /// Whether it is an ordinary UDP socket: not a raw one, whose packets its owner makes up.
+    /// Whether it is an ordinary UDP socket, not a raw one, whose owner can make up any packet.
     #[inline(always)]
     pub(crate) fn is_udp(self) -> bool {
         self.is(SOCK_DGRAM, IPPROTO_UDP)

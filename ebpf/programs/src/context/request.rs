@@ -62,21 +62,22 @@ impl SkLookup {
         (IpKey::from_words([r0, r1, r2, r3]), IpKey::from_words([l0, l1, l2, l3]))
     }
 
-    /// In network order.
+    /// The client's port, in network order.
     #[inline(always)]
     pub(crate) fn remote_port(self) -> [u8; 2] {
         port_of_low_half(word!(bpf_sk_lookup, self.0, remote_port))
     }
 
-    /// In network order.
+    /// The requested port, in network order.
     #[inline(always)]
     pub(crate) fn local_port(self) -> [u8; 2] {
-        // This one alone the kernel keeps in the machine's order.
+        // The kernel keeps only this port in host byte order.
         let [.., a, b] = word!(bpf_sk_lookup, self.0, local_port).to_be_bytes();
         [a, b]
     }
 
-    /// Gives the packet to a listener; whether there is one and it took it.
+    /// Gives the packet to the listener at `index`. Returns whether there is one and whether it
+    /// took the packet.
     #[inline(always)]
     pub(crate) fn assign(self, index: u32) -> Assigned {
         let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
@@ -95,7 +96,7 @@ impl SkLookup {
     }
 }
 
-/// What came of giving a packet to a listener.
+/// The result of giving a packet to a listener.
 pub(crate) enum Assigned {
     Taken,
     Nobody,

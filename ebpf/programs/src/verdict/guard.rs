@@ -29,7 +29,7 @@ pub enum Frame {
 }
 
 impl Frame {
-    /// Tells a frame by its Ethernet type, and by whether the kernel holds a VLAN tag for it.
+    /// Classifies a frame by its Ethernet type, and by whether the kernel holds a VLAN tag for it.
     #[must_use]
     #[inline(always)]
     pub fn new(ethertype: [u8; 2], vlan_tagged: bool) -> Self {
@@ -62,9 +62,9 @@ pub enum Sender {
 pub enum Rule {
     /// Anything.
     Pass,
-    /// Nothing will do.
+    /// Nothing can make it pass.
     Drop,
-    /// Its TCP header decides.
+    /// Its TCP header decides which rule applies.
     ReadTcp,
     /// The protocol that its IPv6 fragment header names decides.
     ReadFragment,
@@ -72,7 +72,7 @@ pub enum Rule {
     FromAgent,
     /// Sent by a UDP socket.
     FromUdp,
-    /// Sent by either.
+    /// Sent by the agent or by a UDP socket.
     FromAgentOrUdp,
 }
 
@@ -155,11 +155,12 @@ pub fn apply(rule: Rule, sender: impl FnOnce() -> Sender) -> Guard {
 }
 
 /// Whether a packet that would be dropped may pass after all, because of an opt-out or because it
-/// answers a probe. Asked only then, so that what the mesh carries pays nothing for it.
+/// answers a probe. Called only then, so mesh traffic pays nothing for it.
 ///
-/// `segment` is its TCP header; `None` for what is not TCP or does not show it. What answers a
-/// connection must come from a TCP socket of the pod, which a raw packet does not: such a socket has
-/// accepted the connection, since one that the pod connects is captured or left alone by its hook.
+/// `segment` is the packet's TCP header; `None` if it is not TCP or does not show the header. A
+/// packet that answers a connection must come from a TCP socket of the pod, which a raw packet does
+/// not. That socket has accepted the connection: one that connects is captured or left alone by its
+/// hook.
 #[inline(always)]
 pub fn is_exempt(
     network: &Network,
@@ -182,7 +183,8 @@ pub fn is_exempt(
     !segment.opens && answers(network, &segment, pod, mesh) && sender() == Sender::Tcp
 }
 
-/// Whether a segment belongs to a connection that the pod's own sockets take.
+/// Whether a segment belongs to a connection that the pod's own sockets accept: one to an exempt
+/// inbound port, or a probe.
 #[inline(always)]
 fn answers(network: &Network, segment: &Segment, pod: &Guarded, mesh: &impl Mesh) -> bool {
     let Guarded { slot, exemptions } = *pod;
@@ -194,8 +196,9 @@ fn answers(network: &Network, segment: &Segment, pod: &Guarded, mesh: &impl Mesh
         || (exemptions.has(Exemptions::PROBES) && mesh.is_probe(&connection, slot))
 }
 
-/// Whether the pod in `slot` may send to a peer from this address: only from its own. Neighbour
-/// discovery alone also goes from the link-local one to a neighbour's global address (RFC 4861, 7.3.3).
+/// Whether the pod in `slot` may send to a peer from this address. It must be one of the pod's own,
+/// except that ICMPv6 may use a link-local address: neighbour discovery does so towards a neighbour's
+/// global address (RFC 4861, 7.3.3).
 #[inline(always)]
 fn may_send_from(source: &IpKey, protocol: u8, slot: u32, mesh: &impl Mesh) -> bool {
     mesh.local(source).is_some_and(|local| local.slot == slot)

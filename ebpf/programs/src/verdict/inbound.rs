@@ -6,49 +6,50 @@ use sluice_abi::{
 
 use super::mesh::Mesh;
 
-/// What the lookup of a listener for a new connection comes to.
+/// The verdict on a new connection for which the kernel looks up a listener.
 #[must_use = "a dropped verdict lets plaintext in"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inbound {
     /// Give it to the listener at `index`; count for `slot`.
     Assign {
-        /// In the map of listeners.
+        /// Index in the map of listeners.
         index: u32,
-        /// Of the pod.
+        /// The pod's slot.
         slot: u32,
     },
     /// Refuse it, and count for this slot.
     Drop(u32),
     /// Leave it to the pod's own sockets: it comes from inside the pod.
     Home,
-    /// Leave it to the pod's own sockets, and count it for this slot: an opt-out says so.
+    /// Leave it to the pod's own sockets because of an opt-out, and count it for this slot.
     Bypass(u32),
-    /// Leave it to the pod's own sockets, and count it for this slot: the kubelet probes.
+    /// Leave it to the pod's own sockets because it is the kubelet's probe, and count it for this
+    /// slot.
     Probe(u32),
 }
 
 /// A connection request, as the hook sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// Who asks.
+    /// The client's address.
     pub remote: IpKey,
-    /// From which port, in network order.
+    /// The client's port, in network order.
     pub remote_port: [u8; 2],
-    /// Which address is asked.
+    /// The requested address.
     pub local: IpKey,
-    /// At which port, in network order.
+    /// The requested port, in network order.
     pub local_port: [u8; 2],
-    /// On which CPU.
+    /// The CPU that runs the hook.
     pub cpu: u32,
 }
 
 /// Judges a TCP connection request in a pod's namespace.
 ///
-/// What comes from inside the pod is told by its addresses. The ingress interface, which the kernel
-/// tells since Linux 5.17, would not do: of a connection to the pod's own address it is the interface
-/// that has the address, not the loopback one that the packet took. Nor can these addresses come from
-/// outside: IPv4 drops them as martian, IPv6 drops `::1`, and an answer to the pod's own address never
-/// reaches who forged it.
+/// A connection from inside the pod is recognised by its addresses. The ingress interface, which the
+/// kernel provides since Linux 5.17, would not do: for a connection to the pod's own address it is the
+/// interface that owns the address, not the loopback one that the packet took. These addresses cannot
+/// come from outside either: IPv4 drops them as martians, IPv6 drops `::1`, and an answer to the pod's
+/// own address never reaches whoever forged it.
 #[inline(always)]
 pub fn judge(request: &Request, mesh: &impl Mesh) -> Inbound {
     let Request { remote, remote_port, local, local_port, cpu } = request;

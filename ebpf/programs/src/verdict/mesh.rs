@@ -2,7 +2,7 @@
 
 use sluice_abi::{IpKey, Local, PortKey, ProbeKey};
 
-/// The maps, as far as verdicts need them.
+/// The part of the maps that verdicts need.
 pub trait Mesh {
     /// Whether this is the address of a mesh pod or service.
     fn is_peer(&self, address: &IpKey) -> bool;
@@ -55,7 +55,7 @@ pub(crate) mod fake {
         pub(crate) peers: &'static [&'static str],
         pub(crate) locals: &'static [(&'static str, u32)],
         pub(crate) capture_all: bool,
-        /// Of the pod in slot 1, like all that follows.
+        /// Exemptions of the pod in slot 1, to which `ports`, `networks` and `probes` belong too.
         pub(crate) exemptions: Exemptions,
         pub(crate) ports: &'static [(PortUse, u16)],
         pub(crate) networks: &'static [&'static str],

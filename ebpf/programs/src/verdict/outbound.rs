@@ -52,8 +52,8 @@ pub fn judge(
     }
 }
 
-/// Whether an opt-out of the pod in `slot`, or of the node, keeps its TCP to a destination that the
-/// mesh covers out of the mesh.
+/// Whether an opt-out, of the pod in `slot` or of the node, exempts the pod's TCP to a destination
+/// that the mesh covers.
 #[inline(always)]
 pub fn is_bypassed(
     destination: &IpKey,

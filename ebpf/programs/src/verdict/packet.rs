@@ -63,7 +63,7 @@ pub fn ipv4(header: &[u32; 5], available: u32) -> Result<Network, Malformed> {
     let [_, _, fragment_high, fragment_low] = w1.to_ne_bytes();
     let [_, protocol, _, _] = w2.to_ne_bytes();
     let header_length = u32::from(version_and_words & 0x0f) * 4;
-    // A segment too long for the field has 0 in it (BIG TCP, Linux 6.3): then the frame's length holds.
+    // The field is 0 if the length does not fit (BIG TCP, Linux 6.3); then the frame's length applies.
     let total = match u32::from(u16::from_be_bytes([total_high, total_low])) {
         0 => available,
         total => total,
@@ -75,7 +75,7 @@ pub fn ipv4(header: &[u32; 5], available: u32) -> Result<Network, Malformed> {
     {
         return Err(Malformed);
     }
-    // Options can route a packet to another destination than its header's; only IGMP needs one.
+    // Options can route a packet to a destination other than its header's; only IGMP needs any.
     if header_length > 20 && protocol != protocol::IGMP {
         return Err(Malformed);
     }
@@ -100,18 +100,18 @@ pub fn ipv6(header: &[u32; 10], available: u32) -> Result<Network, Malformed> {
         return Err(Malformed);
     }
     let room = available - 40;
-    // As for IPv4: 0 stands for a length that does not fit.
+    // As for IPv4, 0 stands for a length that does not fit.
     let length = match u32::from(u16::from_be_bytes([length_high, length_low])) {
         0 => room,
         length => length,
     };
-    // A routing header leads to another destination than the header's.
+    // A routing header leads to a destination other than this header's.
     if length > room || next_header == protocol::ROUTING {
         return Err(Malformed);
     }
     let (source, destination) =
         (IpKey::from_words([s0, s1, s2, s3]), IpKey::from_words([d0, d1, d2, d3]));
-    // A mapped address never goes on a wire (RFC 4291, 2.5.5.2); here it would pass for IPv4.
+    // A mapped address never appears on the wire (RFC 4291, 2.5.5.2); here it would pass for IPv4.
     if source.is_v4() || destination.is_v4() {
         return Err(Malformed);
     }
@@ -125,16 +125,16 @@ pub fn ipv6(header: &[u32; 10], available: u32) -> Result<Network, Malformed> {
     })
 }
 
-/// A TCP segment, as far as the guard cares.
+/// The parts of a TCP segment that the guard needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Source port, in network order.
     pub source_port: [u8; 2],
     /// Destination port, in network order.
     pub destination_port: [u8; 2],
-    /// SYN without ACK: it opens a connection.
+    /// Whether it opens a connection: SYN without ACK.
     pub opens: bool,
-    /// It carries data.
+    /// Whether it carries data.
     pub carries_data: bool,
 }
 

@@ -1,9 +1,9 @@
 //! What may reach a pod as the kubelet's probe, packet by packet.
 //!
-//! The connect hook recognises the kubelet and marks its socket. On the way out of the host veth, that
-//! mark is still with the packet: a SYN that has it opens a connection which the pod's own sockets
-//! take. From then on, whatever claims to be of that connection must have the mark: the kubelet's
-//! address can be borrowed, and its connection taken over, by whoever sits on the same link.
+//! The connect hook recognises the kubelet and marks its socket. The mark is still with a packet that
+//! leaves through the host veth: a marked SYN opens a connection that the pod's own sockets take. From
+//! then on, every packet that claims to belong to that connection must have the mark. Otherwise anyone
+//! on the same link could use the kubelet's address and take over its connection.
 
 use sluice_abi::ProbeKey;
 
@@ -12,17 +12,18 @@ use super::packet::{ETHERTYPE_VLAN, Malformed, Network, Segment, protocol};
 /// What a packet for the pod claims to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// Nothing that could pass for a probe's.
+    /// Nothing that could pass for part of a probe.
     Other,
-    /// Nothing that a well-behaved stack sends.
+    /// Something that no well-behaved stack sends.
     Malformed,
     /// The first segment of this connection.
     Opens(ProbeKey),
-    /// A segment of this connection, or of one between these two addresses, that may carry data.
+    /// A segment that may carry data, of this connection or, if it hides its ports, of any between
+    /// these two addresses.
     Carries(ProbeKey),
 }
 
-/// What the hook does with it.
+/// What the hook does with a packet for the pod.
 #[must_use = "a dropped verdict lets an impostor through"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probing {
@@ -34,15 +35,16 @@ pub enum Probing {
     Drop,
 }
 
-/// Whether a frame that is neither IP nor ARP may hide IP: a tag, which the pod's stack may take off.
+/// Whether a frame that is neither IP nor ARP may hide IP behind a VLAN tag, which the pod's stack
+/// may remove.
 #[must_use]
 #[inline(always)]
 pub fn may_hide_ip(ethertype: [u8; 2], vlan_tagged: bool) -> bool {
     vlan_tagged || ETHERTYPE_VLAN.contains(&ethertype)
 }
 
-/// Tells what a packet is by its headers: `segment` reads a TCP header, `inner` the first byte of an
-/// extension header, which is the next header behind it.
+/// Classifies a packet by its headers. `segment` reads a TCP header; `inner` reads the first byte of
+/// an extension header, which names the header behind it.
 #[inline(always)]
 pub fn classify(
     network: &Network,
@@ -65,9 +67,9 @@ pub fn classify(
                 Segment { .. } => Arrival::Other,
             }
         }
-        // A fragment, or a header before the one that matters: the ports are not to be seen.
+        // A fragment, which may not show its ports.
         protocol::TCP => Arrival::Carries(ProbeKey::any_port(source, destination)),
-        // Large answers of a name server on the node come in such fragments.
+        // Large answers from a name server on the node arrive in such fragments.
         protocol::FRAGMENT if matches!(inner(), Some(protocol::UDP | protocol::ICMPV6)) => {
             Arrival::Other
         }
@@ -86,8 +88,8 @@ const fn may_precede_tcp(header: u8) -> bool {
     matches!(header, 0 | protocol::FRAGMENT | 51 | 60 | 135)
 }
 
-/// Judges it, by whether the sender's socket has the mark of a probe to this very destination, and
-/// whether the connection is known as the kubelet's.
+/// Judges a packet for the pod. `is_kubelets` tells whether the sender's socket has the mark of a
+/// probe to this very destination; `is_known` tells whether the kubelet opened the connection.
 #[inline(always)]
 pub fn judge(
     arrival: Arrival,
@@ -106,7 +108,7 @@ pub fn judge(
                 Probing::Pass
             }
         }
-        // Most packets are of no probe: asking for the connection first spares them the other question.
+        // Most packets belong to no probe; looking up the connection first spares them the other check.
         Arrival::Carries(key) => {
             if is_known(&key) && !is_kubelets() {
                 Probing::Drop

@@ -1,4 +1,4 @@
-//! Each rule against a file that breaks it and one that does not.
+//! Tests of each rule: a file that breaks it and one that does not.
 
 use super::*;
 

@@ -1,6 +1,6 @@
-//! Which pods claim an address, and which of them has it.
+//! Which pods claim an address, and which of them owns it.
 //!
-//! Addresses are used again, and the watch tells of it late: for a while two pods may claim one.
+//! Addresses are reused, and the watch reports that late: for a while two pods may claim one.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,13 +19,13 @@ pub(super) struct Claims {
     contested: BTreeSet<IpAddr>,
 }
 
-/// Almost always one.
+/// The pods that claim an address: almost always one.
 type Claimants = Vec<Arc<str>>;
 
 // === impl Claims ===
 
 impl Claims {
-    /// Notes what a pod claims; answers the other pods whose case that changes.
+    /// Notes which addresses a pod claims. Returns the other pods that this concerns.
     pub(super) fn set(&mut self, uid: &Arc<str>, addresses: &[IpAddr]) -> Vec<Arc<str>> {
         let old = match addresses {
             [] => self.by_pod.remove(uid),
@@ -65,8 +65,8 @@ impl Claims {
 }
 
 impl Pods {
-    /// The pod that has an address. Of several claimants that is the one that is not on its way out, if
-    /// there is exactly one, it is no older than the others, and it is known to run; else nobody.
+    /// Returns the pod that owns an address. Of several claimants it is the only one that is not terminating, if that
+    /// one is no older than the others and known to run; otherwise nobody owns the address.
     pub(super) fn owner(&self, address: IpAddr) -> Option<&Arc<str>> {
         let claimants = self.claims.of(address);
         if let [only] = claimants {
@@ -83,7 +83,7 @@ impl Pods {
         (runs && claimants.iter().all(is_oldest_news)).then_some(&heir.uid)
     }
 
-    /// Addresses without an owner that a pod of the mesh claims.
+    /// Returns the addresses that a pod of the mesh claims but nobody owns.
     pub(super) fn disputes(&self, known: &Known<'_>) -> HashMap<IpAddr, Arc<str>> {
         let is_of_mesh = |uid: &Arc<str>| {
             let standing = self.facts(uid).and_then(|facts| known.standing(facts));
@@ -102,7 +102,7 @@ impl Pods {
             .collect()
     }
 
-    /// The pods that claim an address, for people.
+    /// Names the pods that claim an address, for people.
     pub(super) fn claimants(&self, address: IpAddr) -> String {
         let facts = self.claims.of(address).iter().filter_map(|uid| self.facts(uid));
         let mut names: Vec<_> =

@@ -13,7 +13,7 @@ use crate::{
     protocol::{Answer, Request, encode, receive},
 };
 
-/// What the plugins before have made.
+/// The result of the plugins before ours.
 pub(super) const RESULT: &str = r#"{"cniVersion":"1.1.0","interfaces":[{"name":"veth1","mtu":1500},{"name":"eth0","sandbox":"/run/netns/x","pciID":"0","socketPath":"/s"}],"ips":[{"address":"10.0.0.2/24","interface":1},{"address":"fd00::2/64","interface":1},{"address":"10.9.9.9/32","interface":0}],"routes":[{"dst":"0.0.0.0/0","table":100,"scope":253}],"dns":{},"vendor":{"big":12345678901234567890.10}}"#;
 
 /// A call and everything around it.
@@ -64,7 +64,7 @@ impl Lab {
         self
     }
 
-    /// An agent that gives one answer; what it was asked comes out of the channel.
+    /// Starts an agent that always gives this answer. What it is asked comes out of the channel.
     pub(super) fn agent(&self, answer: Answer) -> mpsc::Receiver<Request> {
         let listener = UnixListener::bind(self.socket()).unwrap();
         let (sender, receiver) = mpsc::channel();
@@ -87,7 +87,7 @@ impl Lab {
         self.run_text(&self.config.to_string(), false)
     }
 
-    /// The error's code and its text.
+    /// Runs the call, which must fail. Returns the error's code and its text.
     pub(super) fn failure(&self) -> (u64, String) {
         failure_of(&self.run())
     }

@@ -93,7 +93,7 @@ async fn refusals_come_in_the_cas_words_and_troubles_are_told_apart() {
 
 type Answer = Box<dyn Fn(&str, &str) -> Vec<String> + Send + Sync>;
 
-/// Answers that are not certificates to use, with words of the complaint.
+/// Answers that are not usable certificates, each with words of the complaint.
 fn garbage(root: &Arc<Pki>) -> Vec<(&'static str, Answer)> {
     fn of(root: &Arc<Pki>, make: fn(&Pki, &str, &str) -> Vec<String>) -> Answer {
         let root = Arc::clone(root);

@@ -47,7 +47,7 @@ pub(super) struct Server {
 
 #[derive(Clone)]
 struct Service {
-    /// `None` never answers.
+    /// What the service answers; with `None` it never does.
     answer: Arc<Mutex<Option<Arc<Answer>>>>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
@@ -133,7 +133,7 @@ pub(super) struct Wire {
 
 struct State {
     to: SocketAddr,
-    /// Whether connections are passed on at all.
+    /// Whether new connections are passed on at all.
     up: bool,
     passing: Vec<AbortHandle>,
     accepted: usize,

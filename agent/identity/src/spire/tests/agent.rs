@@ -44,7 +44,7 @@ struct Service {
     streams: Arc<AtomicUsize>,
 }
 
-/// Counts a stream while it is there.
+/// Counts a stream while it exists.
 struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
@@ -134,7 +134,7 @@ impl SpireAgent {
         self.service.bundles.send_replace(Some(push));
     }
 
-    /// Refuses certificates in these words.
+    /// Refuses certificates in these words; with `None`, no more.
     pub(super) fn refuse(&self, words: Option<&str>) {
         *self.service.refusal.lock().unwrap() = words.map(str::to_owned);
     }

@@ -15,7 +15,7 @@ use crate::{
     lab::{Lab, NODE, Namespace, mesh, uid, workload},
 };
 
-/// A connection from a pod; the server is on the node's bridge, or wherever it was bound.
+/// A connection from a pod to a server on the node's bridge, or wherever its listener was bound.
 struct Pair {
     client: TcpStream,
     server: TcpStream,

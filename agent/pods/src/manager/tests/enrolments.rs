@@ -56,7 +56,7 @@ fn every_worker_listens_on_the_pods_loopback() {
         let notes = fake.notes();
         let (_, listeners) = &notes.served[&uid("web")];
         assert_eq!(listeners.len(), WORKERS);
-        // Only applications' ends of connections are to be reset with their agent.
+        // Only connections of the pod's own applications are to be reset when the agent dies.
         let is_reset = |listener| rustix::net::sockopt::socket_linger(listener).unwrap().is_some();
         assert!(listeners.iter().all(|worker| worker.outbound.iter().all(is_reset)));
         assert!(!listeners.iter().any(|worker| worker.inbound.iter().any(is_reset)));
@@ -111,7 +111,7 @@ fn a_pod_without_ipv6_does_without_such_listeners() {
     });
 }
 
-/// The reason for which one pod is refused, beside another that is not.
+/// Returns the reason for refusing `bad`, beside a pod that is captured.
 fn refusal(lab: &Lab, bad: Workload) -> String {
     let good = lab.pod("good", 9);
     let fake = Fake::default();

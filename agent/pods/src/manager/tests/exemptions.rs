@@ -1,4 +1,4 @@
-//! Opt-outs and probe ports: told to the hooks when they change, without enrolling anew.
+//! Opt-outs and probe ports: changes reach the hooks without enrolling the pod anew.
 
 use std::{
     io::{ErrorKind, Read},

@@ -1,4 +1,4 @@
-//! Hooks and workers that write down what is asked of them.
+//! Hooks and workers that record what is asked of them.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -21,7 +21,7 @@ pub(super) const WORKERS: usize = 2;
 
 #[derive(Default)]
 pub(super) struct Notes {
-    /// What was asked, in order.
+    /// Calls, in order.
     pub(super) calls: Vec<String>,
     pub(super) enrolled: BTreeMap<u64, Enrolled>,
     /// What agents with other maps left.
@@ -40,7 +40,7 @@ pub(super) struct Notes {
     pub(super) capacity: usize,
 }
 
-/// A node whose hooks and workers are notes in a book.
+/// A node whose hooks and workers only record and pretend.
 #[derive(Clone, Default)]
 pub(super) struct Fake(Arc<Mutex<Notes>>);
 
@@ -54,7 +54,7 @@ impl Fake {
         self.0.lock().unwrap()
     }
 
-    /// What was asked since this was last called.
+    /// Returns the calls since the last time this was called.
     pub(super) fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.notes().calls)
     }

@@ -76,7 +76,7 @@ fn a_provisional_snapshot_takes_nothing_away() {
         let calls = fake.calls();
         assert!(calls.iter().all(|call| call != "withdraw" && call != "set_peers"), "{calls:?}");
         assert!(calls.iter().any(|call| call == "enroll"));
-        // What the source has really read may.
+        // A snapshot that the source has really read may take away.
         let events = manager.reconcile(&mesh(vec![web()]), NODE);
         let departure = Departure::Undeclared;
         assert_eq!(events[0], PodEvent::Withdrawn { pod: None, cookie: STRANGER, departure });

@@ -1,5 +1,5 @@
-//! The same against the kernel itself: what is captured arrives at the agent, what is withdrawn does
-//! not, and an agent that dies and comes back loses no pod.
+//! Enrolment against the kernel itself: what is captured arrives at the agent, what is withdrawn
+//! does not, and an agent that dies and comes back loses no pod.
 
 use std::{
     collections::HashMap,
@@ -82,13 +82,14 @@ impl Drop for Instance {
     }
 }
 
-/// Workers that answer every captured connection with where it was going, or with "in".
+/// Workers that answer a captured connection with its original destination, or with "in" if it is
+/// inbound.
 struct Answering {
     datapath: Arc<Datapath>,
     pods: Mutex<HashMap<WorkloadUid, Vec<Acceptor>>>,
 }
 
-/// A thread that accepts until it is dropped, and then what is still waiting.
+/// A thread that accepts until it is dropped, and then also accepts what is still waiting.
 struct Acceptor {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -150,7 +151,7 @@ impl Workers for Answering {
     }
 }
 
-/// What answers at `address`, asked from the calling thread's namespace.
+/// Connects to `address` from the calling thread's namespace and returns the answer.
 fn ask(address: SocketAddr) -> Result<String, ErrorKind> {
     let mut stream = TcpStream::connect(address).map_err(|error| error.kind())?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -159,7 +160,7 @@ fn ask(address: SocketAddr) -> Result<String, ErrorKind> {
     Ok(answer)
 }
 
-/// A server on the node's bridge that answers "plain", on both families.
+/// Starts servers on the node's bridge, one per family, that answer "plain".
 fn plain_servers() -> ([SocketAddr; 2], Vec<Acceptor>) {
     let listeners = ["10.66.0.254:0", "[fd66::fe]:0"].map(|text| TcpListener::bind(text).unwrap());
     let addresses = [0, 1].map(|index| listeners[index].local_addr().unwrap());
@@ -170,7 +171,7 @@ fn plain_servers() -> ([SocketAddr; 2], Vec<Acceptor>) {
     (addresses, listeners.into_iter().map(answering).collect())
 }
 
-/// A pod of the mesh on another node, which has the bridge's addresses.
+/// Declares a mesh pod on another node, which has the bridge's addresses.
 fn remote() -> Workload {
     let mut remote = workload("remote", 254, None);
     remote.addresses[1] = "fd66::fe".parse().unwrap();
@@ -317,7 +318,7 @@ fn a_link_that_somebody_detached_is_put_back() {
         assert!(pins.len() >= 2, "{pins:?}");
         for pin in pins {
             fs::remove_file(&pin).unwrap();
-            // The kernel lets go of a link some time after its last name is gone.
+            // The kernel releases a link some time after its last name is gone.
             let found = (0..500).find_map(|_| {
                 thread::sleep(Duration::from_millis(10));
                 agent.manager.audit().pop()

@@ -30,7 +30,7 @@ impl Processes {
         Self { directory, children: Vec::new() }
     }
 
-    /// Has a process of the pod run in `pod`.
+    /// Starts a process of the pod in the namespace `pod`.
     fn add(&mut self, pod: &Namespace) {
         let child = pod.run(|| Command::new("sleep").arg("60").spawn().unwrap());
         let entry = self.directory.join(child.id().to_string());

@@ -1,4 +1,4 @@
-//! What a reset leaves: an application that knows, and a session that carries another stream exactly.
+//! What a reset leaves behind: an application that has been told, and a session that carries another stream exactly.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use crate::{
     testing::{PATIENCE, live, pattern, session_pair, tcp_pair},
 };
 
-/// Long enough that neither end's buffers hold it.
+/// More than the buffers of both ends hold.
 const PLENTY: usize = 64 << 20;
 
 fn reset(application: TcpStream) {
@@ -26,7 +26,7 @@ fn reset(application: TcpStream) {
     drop(application);
 }
 
-/// Writes until nobody takes it any more; what ended it.
+/// Writes until nobody takes it any more. Returns the kind of error that ended it.
 async fn write_on(application: &mut TcpStream) -> io::ErrorKind {
     let chunk = pattern(1 << 16, 3);
     for _ in 0..PLENTY >> 16 {
@@ -44,7 +44,7 @@ async fn read_on(application: &mut TcpStream) -> io::ErrorKind {
     read.expect_err("the stream ended in order").kind()
 }
 
-/// Both ends agree on who has reset the stream, and can go on.
+/// Checks that both ends agree on who has reset the stream, and that their session can go on.
 async fn carries_on(
     near: tokio::task::JoinHandle<(Outcome, crate::session::Session, u64, u64)>,
     far: tokio::task::JoinHandle<(Outcome, crate::session::Session)>,
@@ -90,7 +90,7 @@ async fn a_reset_is_heard_by_an_end_that_is_busy_sending() {
                 "{kind:?}"
             );
         });
-        // Until every buffer on the way is full.
+        // Waits until every buffer on the way is full.
         tokio::time::sleep(Duration::from_millis(300)).await;
         reset(resets);
         timeout(PATIENCE, sending).await.unwrap().unwrap();

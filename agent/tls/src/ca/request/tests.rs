@@ -1,4 +1,4 @@
-//! Which requests are signed. Those that rcgen does not make are files, made by openssl.
+//! Which requests are signed. Those that rcgen cannot make are files made by openssl.
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, IsCa, KeyPair};
 
@@ -70,7 +70,7 @@ fn what_is_not_a_request_is_refused() {
     for end in 0..der.len() {
         read(&der[..end]);
     }
-    // Around the signed part one thing may be written in two ways; what is signed stays the same.
+    // Outside the signed part the same thing can be encoded in two ways; what is signed stays the same.
     let whole = SigningRequest::from_pem(pem.as_bytes()).unwrap();
     for index in 0..der.len() {
         let mut other = der.clone();
@@ -112,7 +112,7 @@ fn a_request_does_not_widen_what_is_issued() {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::CodeSigning];
         params.distinguished_name.push(rcgen::DnType::CommonName, "admin");
     });
-    // A request that asks to be an authority may be refused or signed as a workload's, nothing else.
+    // A request that asks to be an authority is signed as a workload's, and as nothing else.
     let read = SigningRequest::from_pem(pem.as_bytes()).unwrap();
     let chain = ca.sign_for(&WEB.parse().unwrap(), &read, DEFAULT_TTL).unwrap();
     let leaf = svid::parse(&chain.certificates[0]).unwrap();

@@ -1,4 +1,4 @@
-//! What is ours after the handshake, beside rustls at the other end, and what no peer may say to it.
+//! Our records after the handshake: beside rustls at the other end, and against what no peer may say.
 
 use rustls::{
     SupportedCipherSuite,
@@ -25,12 +25,12 @@ fn records(side: &mut Side) -> &mut Records {
     }
 }
 
-/// Both ends with records of ours.
+/// Two ends that both use our records.
 fn ours() -> (Side, Side) {
     joined(BOTH, |identity| identity)
 }
 
-/// `from` says something that it never would by itself.
+/// Makes `from` send something that it never would by itself.
 fn utter(from: &mut Side, kind: ContentType, content: &[u8]) {
     let mut outgoing = std::mem::take(&mut from.outgoing);
     records(from).sending.seal(kind, content, &mut outgoing).unwrap();
@@ -41,13 +41,13 @@ fn hear(from: &mut Side, to: &mut Side) -> Result<(), TlsError> {
     to.receive(&mut std::mem::take(&mut from.outgoing))
 }
 
-/// The alert that `from` has said last, as `to` hears it.
+/// Returns the alert that `from` has sent last, as `to` reports it.
 fn alert(from: &mut Side, to: &mut Side) -> String {
     assert!(!from.outgoing.is_empty(), "nothing was said");
     hear(from, to).unwrap_err().to_string()
 }
 
-/// What `to` and then `from` find wrong with an utterance, after which neither can go on.
+/// Sends a record that must be refused. Returns the receiver's error, and the sender's once it has the alert.
 fn refused(kind: ContentType, content: &[u8]) -> (String, String) {
     let (mut from, mut to) = ours();
     utter(&mut from, kind, content);
@@ -101,7 +101,7 @@ fn a_peer_that_replaces_its_keys_and_asks_for_ours_gets_them_once() {
         let (mut client, mut server) = joined((false, true), |identity| identity.with_suite(suite));
         for _ in 0..3 {
             let End::Client(connection) = &mut client.channel.end else { panic!("not rustls") };
-            // rustls asks for the other direction too.
+            // rustls also asks us to replace the keys of the other direction.
             let state = connection.process_tls_records(&mut []).state.unwrap();
             let ConnectionState::WriteTraffic(traffic) = state else { panic!("{state:?}") };
             traffic.refresh_traffic_keys().unwrap();
@@ -160,7 +160,7 @@ fn tickets_that_come_late_or_in_pieces_are_passed_over_by_clients_only() {
 fn what_no_peer_may_say_ends_the_connection_with_the_alert_of_the_rfc() {
     let says = |kind, content: &[u8]| refused(ContentType::from(kind), content);
     for (kind, content, error, told) in [
-        // A handshake message that belongs to a handshake, and none at all.
+        // Messages that belong to a handshake, and an empty record.
         (22, [1, 0, 0, 1, 0].as_slice(), "UnexpectedMessage", "UnexpectedMessage"),
         (22, &[13, 0, 0, 0], "UnexpectedMessage", "UnexpectedMessage"),
         (22, &[], "InvalidEmptyPayload", "DecodeError"),
@@ -255,13 +255,13 @@ fn what_follows_the_end_does_not_count() {
 fn no_record_counts_twice_or_out_of_turn_or_for_the_other_direction() {
     type Spoil = fn(Vec<u8>, Vec<u8>) -> Vec<u8>;
     let spoil: [Spoil; 4] = [
-        // Again.
+        // A record sent twice.
         |one, _two| [one.clone(), one].concat(),
-        // In another order.
+        // Two records in the wrong order.
         |one, two| [two, one].concat(),
-        // One is missing.
+        // A record left out.
         |_one, two| two,
-        // Cut short, with the length to match.
+        // A record cut short, with its length to match.
         |mut one, _two| {
             one.pop();
             one[4] -= 1;
@@ -346,7 +346,7 @@ fn whatever_a_peer_utters_is_taken_or_refused() {
 
 #[test]
 fn an_idle_end_is_small() {
-    // A size class of jemalloc, of which half and twice would be wasted otherwise.
+    // 640 and 112 bytes are size classes of jemalloc: anything larger takes the next one.
     assert!(size_of::<Keys>() <= 640, "{} bytes", size_of::<Keys>());
     assert!(size_of::<Records>() <= 112, "{} bytes", size_of::<Records>());
 }

@@ -11,7 +11,8 @@ use rustls::{
 use super::*;
 use crate::session::Sessions;
 
-/// A client that is not ours: it trusts as we do, the rest is up to `finish`.
+/// The configuration of a client that is not ours: it trusts as we do, but has its own `provider`
+/// and certificate, or none.
 fn stranger(mesh: &Mesh, provider: CryptoProvider, key: Option<Leaf>) -> ClientConfig {
     let trust = mesh.trust(0);
     let sessions = Arc::new(Sessions::new(trust.clock.clone()));
@@ -46,7 +47,7 @@ fn assert_server_refuses(mut link: Link, web: &Identity, reason: &str) {
     assert!(error.to_string().contains(reason), "{error}");
     assert!(link.read_by_server.is_empty());
     assert_eq!(web.peer(&link.server), Err(PeerError::Handshaking));
-    // The client is told: an alert is what comes next.
+    // The client is told: the next thing that the server sends is an alert.
     link.server_turn(None).unwrap_err();
     let error = link.client_turn(None).unwrap_err();
     assert!(matches!(error, Error::AlertReceived(_)), "{error}");
@@ -147,7 +148,7 @@ fn tls_12_is_refused() {
     let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
     let mut link = link(&cart, &web);
     link.client_turn(None).unwrap();
-    // supported_versions (43): the list of the one version 3.4 becomes one of 3.3.
+    // In supported_versions (43), the only version listed, 3.4, becomes 3.3.
     let versions = [0, 43, 0, 3, 2, 3, 4];
     let at = link.to_server.windows(7).position(|window| window == versions).unwrap();
     link.to_server[at + 6] = 3;
@@ -162,7 +163,7 @@ fn another_protocol_inside() {
     let mut config = stranger(&mesh, (*provider()).clone(), Some(mesh.root.leaf(CART)));
     config.alpn_protocols = vec![b"h2".to_vec()];
     assert_server_refuses(link_of(config, &web), &web, "protocol");
-    // A client that names none gets through rustls, so it is for `peer` to refuse it.
+    // rustls accepts a client that names no protocol, so `peer` must refuse it.
     let mut config = stranger(&mesh, (*provider()).clone(), Some(mesh.root.leaf(CART)));
     config.alpn_protocols.clear();
     let mut link = link_of(config, &web);
@@ -182,7 +183,7 @@ fn early_data_is_never_accepted() {
         let client = UnbufferedClientConnection::new(config.clone(), name).unwrap();
         let mut link = Link::new(client, web.server_connection().unwrap());
         link.client_turn(None).unwrap();
-        // early_data (42), empty.
+        // The extension early_data (42), which is empty.
         assert!(!link.to_server.windows(4).any(|window| window == [0, 42, 0, 0]), "{kind:?}");
         link.talk().unwrap();
     }

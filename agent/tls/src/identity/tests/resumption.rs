@@ -32,7 +32,7 @@ fn connections_at_once_each_resume_a_session_of_their_own() {
     }
 }
 
-/// Runs `count` of `begin` at the same time in this task.
+/// Runs `count` futures of `begin` at the same time in this task.
 async fn together<T>(count: usize, begin: impl AsyncFn() -> T) -> Vec<T> {
     let mut running: Vec<_> = (0..count).map(|_| Box::pin(begin())).collect();
     let mut done = Vec::new();
@@ -50,8 +50,8 @@ async fn together<T>(count: usize, begin: impl AsyncFn() -> T) -> Vec<T> {
     done
 }
 
-/// All connections of the burst run in one task, so that the order is always the same: each waits for leave to
-/// begin before any other's handshake goes on.
+/// All connections of the burst run in one task, so the order is always the same: each asks for leave to begin before
+/// any handshake goes on.
 #[tokio::test(start_paused = true)]
 async fn a_burst_to_a_new_server_makes_its_acquaintance_once() {
     let mesh = Mesh::new();
@@ -157,7 +157,7 @@ fn a_change_of_roots_ends_every_session_at_either_end() {
     assert_eq!(connect(&cart, &web_of_both), HandshakeKind::Resumed);
     let cart_of_both = cart.with_trust(both).unwrap();
     assert_eq!(connect(&cart_of_both, &web_of_both), HandshakeKind::Full);
-    // The old root goes: what it vouched for neither resumes nor begins anew.
+    // The old root is removed: sessions that it vouched for are not resumed, nor do new ones begin.
     mesh.root = other;
     let web = web_of_both.with_trust(mesh.trust(2)).unwrap();
     let mut link = link(&cart_of_both, &web);
@@ -181,7 +181,7 @@ fn a_session_ends_with_the_servers_certificate() {
     mesh.clock.advance(Duration::from_secs(3601));
     let renewed = mesh.root.leaf_with(|params| Authority::validity(params, 3000, 20_000));
     let web = mesh.identity_from(renewed, Some(&web));
-    // The server would resume; the client must not, for it could not tell that the old one expired.
+    // The server would resume. The client must not: it could not tell that the server's old certificate has expired.
     assert_eq!(connect(&cart, &web), HandshakeKind::Full);
     assert_eq!(connect(&cart, &web), HandshakeKind::Resumed);
 }

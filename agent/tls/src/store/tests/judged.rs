@@ -21,7 +21,7 @@ async fn bench_of_two(ttl: Duration) -> Bench {
     bench
 }
 
-/// The client as the server knows it after a handshake.
+/// Connects cart to web and returns the client as the server knows it.
 fn connect(bench: &Bench) -> Result<Peer, String> {
     let client = bench.store.get(&cart()).ok_or("cart has no certificate")?;
     let server = bench.store.get(&web()).ok_or("web has no certificate")?;
@@ -154,7 +154,7 @@ async fn jumps_of_the_clock_open_nothing() {
             assert!(bench.store.still_trusted(&stranger).is_err());
             assert!(!bench.store.status().is_empty());
         }
-        // The CA answers again: one certificate of the new time, and everything works in it.
+        // The CA answers again: with a certificate of the new time everything works.
         bench.jump(first);
         bench.mood(Mood::Works);
         tokio::time::sleep(Duration::from_secs(15)).await;

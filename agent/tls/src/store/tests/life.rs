@@ -54,7 +54,7 @@ async fn the_key_goes_with_the_last_pod() {
     assert_eq!(bench.store.status(), []);
     let error = bench.store.wait(&web(), SOON).await.unwrap_err();
     assert_eq!(error, WaitError::Unknown(web()));
-    // The aborted task lets go of it when the runtime next runs.
+    // The aborted task lets go of the certificate when the runtime next runs.
     tokio::time::sleep(SOON).await;
     assert!(last.upgrade().is_none());
     bench.store.forget(&web());

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How long after `now` the store has a certificate again.
+/// Waits until the store has a certificate again. Returns how long that took.
 async fn recovery(bench: &Bench) -> Duration {
     let start = Instant::now();
     bench.store.wait(&web(), Duration::from_mins(10)).await.unwrap();
@@ -124,7 +124,8 @@ async fn a_clock_before_its_time_is_refused_not_believed() {
     let bench = Bench::new(DAY);
     bench.store.want(&web());
     bench.store.wait(&web(), SOON).await.unwrap();
-    // Before the roots themselves: nothing can be issued or shown until the clock is right again.
+    // The clock is now before the validity of the roots themselves: nothing can be issued or shown
+    // until it is right again.
     bench.jump(-10 * 86_400);
     tokio::time::sleep(Duration::from_mins(1)).await;
     assert!(bench.store.get(&web()).is_none());

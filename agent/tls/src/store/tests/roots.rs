@@ -11,7 +11,7 @@ fn cart() -> SpiffeId {
     CART.parse().unwrap()
 }
 
-/// Connects cart to web as `bench` holds them now.
+/// Connects cart to web with the certificates that `bench` holds now.
 fn connect(bench: &Bench) -> Result<HandshakeKind, String> {
     let client = bench.store.get(&cart()).ok_or("cart has no certificate")?;
     let server = bench.store.get(&web()).ok_or("web has no certificate")?;
@@ -48,7 +48,7 @@ async fn a_root_is_replaced_without_a_failure() {
     assert_eq!(connect(&bench), Ok(HandshakeKind::Resumed));
     assert_eq!(bench.store.still_trusted(&old_chain), Ok(cart()));
 
-    // The authority issues from the new root from here on; certificates are renewed as they age.
+    // From here on the authority issues from the new root; certificates are renewed as they age.
     bench.mood(Mood::Strange);
     let renewed = Duration::from_hours(14);
     for _ in 0..100 {
@@ -106,7 +106,7 @@ async fn a_certificate_that_comes_a_moment_before_its_root_is_not_asked_for_agai
     bench.store.want(&web());
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(bench.store.get(&web()).is_none());
-    // A change that does not bring the root.
+    // A change of roots that does not bring the missing one.
     bench.store.set_roots(Authority::root("another").bundle());
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(bench.status(&web()).last_error, None);

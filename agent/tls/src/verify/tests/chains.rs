@@ -21,7 +21,7 @@ fn uri_constraint(tag: u8, host: &str) -> CustomExtension {
     extension
 }
 
-/// Whether a leaf below an intermediate made by `change` is accepted.
+/// Judges a leaf below an intermediate made by `change`.
 fn below(root: &Authority, change: Change) -> Result<(), String> {
     let intermediate = root.intermediate_with("intermediate", change);
     judge(&root.bundle(), &intermediate.leaf(WEB).chain).map(|_| ())
@@ -174,7 +174,8 @@ fn a_chain_is_bounded_in_number_and_length() {
 fn only_the_roots_of_the_named_trust_domain_vouch_for_it() {
     let (ours, theirs) = (Authority::root("root"), Authority::root("root"));
     let foreign = theirs.leaf(WEB);
-    // Same names, other key: webpki tries it and the signature does not fit.
+    // The names are the same but the key is another: webpki tries the root, and the signature does
+    // not fit.
     assert_refused("foreign root", &ours.bundle(), &foreign.chain, "InvalidSignature");
     let elsewhere = theirs.leaf("spiffe://other.example/web");
     assert_refused("foreign domain", &ours.bundle(), &elsewhere.chain, "is not of trust domain");

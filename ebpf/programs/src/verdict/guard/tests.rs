@@ -145,7 +145,7 @@ fn segment(source_port: u16, destination_port: u16, opens: bool, carries_data: b
     }
 }
 
-/// Whether the mesh exempts a TCP segment of the pod to a peer.
+/// Whether the mesh exempts a TCP segment from the pod to a peer.
 fn exempts(mesh: &Fake, segment: Segment, sender: Sender) -> bool {
     let pod = Guarded { slot: 1, exemptions: mesh.exemptions };
     is_exempt(&packet("10.1.0.2", PEER, protocol::TCP), Some(segment), &pod, || sender, mesh)
