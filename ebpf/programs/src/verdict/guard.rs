@@ -197,7 +197,7 @@ fn answers(network: &Network, segment: &Segment, pod: &Guarded, mesh: &impl Mesh
 }
 
 /// Whether the pod in `slot` may send to a peer from this address. It must be one of the pod's own,
-/// except that ICMPv6 may use a link-local address: neighbour discovery does so towards a neighbour's
+/// except that `ICMPv6` may use a link-local address: neighbour discovery does so towards a neighbour's
 /// global address (RFC 4861, 7.3.3).
 #[inline(always)]
 fn may_send_from(source: &IpKey, protocol: u8, slot: u32, mesh: &impl Mesh) -> bool {
