@@ -147,10 +147,11 @@ impl<'a> Relay<'a> {
     /// Carries the stream to its end.
     pub(crate) async fn run(mut self) -> Outcome {
         let outcome = poll_fn(|cx| Scratch::lend(|scratch| self.poll(cx, scratch))).await;
+        // Each on the heap, so that a connection that idles does not keep the room of how it may end.
         match outcome {
-            Outcome::Broken(broken) => self.explain(broken).await,
-            Outcome::Application(error) => self.part(error).await,
-            Outcome::Peer(ResetReason::Application) => self.answer_parting().await,
+            Outcome::Broken(broken) => Box::pin(self.explain(broken)).await,
+            Outcome::Application(error) => Box::pin(self.part(error)).await,
+            Outcome::Peer(ResetReason::Application) => Box::pin(self.answer_parting()).await,
             Outcome::Clean
             | Outcome::Reset(_)
             | Outcome::Peer(_)
