@@ -12,7 +12,7 @@ app.kubernetes.io/part-of: sluice
 app.kubernetes.io/name: sluice
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
-{{- /* Whether the certificates are the controller's; anything or nothing. */ -}}
+{{- /* Not empty if the controller issues the certificates. */ -}}
 {{- define "sluice.ownCa" -}}
 {{- if has .Values.ca.mode (list "selfSigned" "secret") }}yes{{ end -}}
 {{- end -}}
