@@ -249,11 +249,12 @@ fn told_once(
 ) -> Result<()> {
     let (_, short) = name.split_once('/').context("a name")?;
     let told = format!("{}/{short}", namespace.name());
+    let leases = cluster.kubectl(&["get", "leases", "-A", "-o", "name"])?;
+    let installations = leases.lines().filter(|line| line.ends_with("/sluice-controller")).count();
+    // After that: a log is a few milliseconds behind.
     let logs: String = replicas.iter_mut().map(|replica| replica.process().log()).collect();
     let is_it = |line: &&str| line.contains("wrote the status") && line.contains(&told);
     let times = logs.lines().filter(is_it).count();
-    let leases = cluster.kubectl(&["get", "leases", "-A", "-o", "name"])?;
-    let installations = leases.lines().filter(|line| line.ends_with("/sluice-controller")).count();
     ensure!(
         times == 1 || times == 0 && installations > 1,
         "{name} was written {times} times; the replicas' logs:\n{logs}"

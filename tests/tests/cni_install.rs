@@ -60,8 +60,12 @@ impl Node {
                 fs::remove_file(path)?;
             }
         }
+        // The main plugin is there already: beside it is where the runtime looks for ours.
+        fs::write(self.root.join("bin/main"), "")?;
         for name in names(&self.root.join("bin"))? {
-            fs::remove_file(self.root.join("bin").join(name))?;
+            if name != "main" {
+                fs::remove_file(self.root.join("bin").join(name))?;
+            }
         }
         Ok(())
     }

@@ -70,8 +70,8 @@ fn what_captures_a_pod_is_put_back_when_somebody_takes_it_away() -> Result<()> {
         ensure!(Instant::now() < end, "put back: {:?}, of {before:?}", files_below(&pins)?);
         thread::sleep(Duration::from_millis(100));
     }
-    let log = lab.agent(NodeName::A)?.process()?.log();
-    ensure!(log.contains("had been detached by somebody"), "nobody is told: {log}");
+    let agent = lab.agent(NodeName::A)?.process()?;
+    agent.wait_for_line("had been detached by somebody", PUT_BACK).context("nobody is told")?;
 
     let (client, server) = (lab.pod("client")?, lab.pod("server")?);
     for family in Family::BOTH {

@@ -223,7 +223,8 @@ fn without_descriptors_connections_fail_at_once_and_open_ones_go_on() -> Result<
     println!("{} held, {refused} refused, the slowest outcome after {slowest:?}", held.len());
     ensure!(refused > 0 && held.len() > 5, "{} held, {refused} refused", held.len());
     ensure!(slowest < Duration::from_secs(1), "an outcome took {slowest:?}");
-    ensure!(lab.logs().contains("descriptors in use"), "the reason is not in the log");
+    let agent = lab.agent(NodeName::A)?.process()?;
+    agent.wait_for_line("descriptors in use", Duration::from_secs(5)).context("no reason given")?;
     honest.echo(b"during")?;
     drop(held);
     prlimit(Some(pid), Resource::Nofile, full).context("prlimit")?;
