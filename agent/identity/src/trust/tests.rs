@@ -231,19 +231,21 @@ fn bad_files_stop_the_start_unless_they_are_revocation_lists() {
     wait_for_fault(&trust, "no good content is known yet");
 }
 
+/// The root of `authority` and a directory for revocation lists, both followed.
+fn with_crls(authority: &Authority) -> (tempfile::TempDir, TrustFiles) {
+    let directory = tempfile::tempdir().unwrap();
+    let (roots, crls) = (directory.path().join("roots.pem"), directory.path().join("crls"));
+    fs::create_dir(&crls).unwrap();
+    fs::write(&roots, authority.pem()).unwrap();
+    (directory, TrustFiles { roots: Some(roots), crls: vec![crls], ..TrustFiles::default() })
+}
+
 #[test]
 fn lists_are_followed_forwards_only() {
     let root = authority("root");
-    let directory = tempfile::tempdir().unwrap();
+    let (directory, files) = with_crls(&root);
     let at = |name: &str| directory.path().join(name);
-    fs::create_dir(at("crls")).unwrap();
-    fs::write(at("roots.pem"), root.pem()).unwrap();
     fs::write(at("crls/a.crl"), crl(&root, 5, 3600)).unwrap();
-    let files = TrustFiles {
-        roots: Some(at("roots.pem")),
-        crls: vec![at("crls")],
-        ..TrustFiles::default()
-    };
     let trust = follow(files).unwrap();
     let update =
         |bundle: &TrustBundle| bundle.revocations().crls().map(|crl| crl.der().to_vec()).next();
@@ -270,18 +272,11 @@ fn lists(bundle: &TrustBundle) -> Vec<Vec<u8>> {
 #[test]
 fn lists_below_a_directory_that_cannot_be_read_stay_in_force_and_removed_ones_do_not() {
     let root = authority("root");
-    let directory = tempfile::tempdir().unwrap();
+    let (directory, files) = with_crls(&root);
     let at = |name: &str| directory.path().join(name);
-    fs::create_dir(at("crls")).unwrap();
-    fs::write(at("roots.pem"), root.pem()).unwrap();
     fs::write(at("crls/a.crl"), crl(&root, 5, 3600)).unwrap();
     fs::write(at("target"), crl(&authority("other"), 1, 3600)).unwrap();
     symlink(at("target"), at("crls/b.crl")).unwrap();
-    let files = TrustFiles {
-        roots: Some(at("roots.pem")),
-        crls: vec![at("crls")],
-        ..TrustFiles::default()
-    };
     let trust = follow(files).unwrap();
     let both = lists(&trust.bundles().borrow());
     assert_eq!(both.len(), 2);
@@ -311,17 +306,10 @@ fn lists_below_a_directory_that_cannot_be_read_stay_in_force_and_removed_ones_do
 #[test]
 fn under_refuse_nobody_is_judged_by_lists_of_a_directory_that_cannot_be_read() {
     let root = authority("root");
-    let directory = tempfile::tempdir().unwrap();
+    let (directory, files) = with_crls(&root);
     let at = |name: &str| directory.path().join(name);
-    fs::create_dir(at("crls")).unwrap();
-    fs::write(at("roots.pem"), root.pem()).unwrap();
     fs::write(at("crls/a.crl"), crl(&root, 5, 3600)).unwrap();
-    let files = TrustFiles {
-        roots: Some(at("roots.pem")),
-        crls: vec![at("crls")],
-        crl_policy: CrlPolicy::Refuse,
-        ..TrustFiles::default()
-    };
+    let files = TrustFiles { crl_policy: CrlPolicy::Refuse, ..files };
     let trust = follow(files).unwrap();
     let good = trust.bundles().borrow().clone();
     fs::rename(at("crls"), at("away")).unwrap();
@@ -333,21 +321,14 @@ fn under_refuse_nobody_is_judged_by_lists_of_a_directory_that_cannot_be_read() {
 #[test]
 fn the_lists_among_which_an_authority_divides_are_in_force_together() {
     let root = authority("root");
-    let directory = tempfile::tempdir().unwrap();
+    let (directory, files) = with_crls(&root);
     let at = |name: &str| directory.path().join(name);
     let part = |part: &str, number| {
         crl_part(&root, Some(&format!("http://ca.example/{part}")), number, 3600)
     };
-    fs::create_dir(at("crls")).unwrap();
-    fs::write(at("roots.pem"), root.pem()).unwrap();
     fs::write(at("crls/a.crl"), part("a", 5)).unwrap();
     fs::write(at("crls/b.crl"), part("b", 9)).unwrap();
     fs::write(at("crls/b-again.crl"), part("b", 8)).unwrap();
-    let files = TrustFiles {
-        roots: Some(at("roots.pem")),
-        crls: vec![at("crls")],
-        ..TrustFiles::default()
-    };
     let trust = follow(files).unwrap();
     let before = lists(&trust.bundles().borrow());
     assert_eq!(before.len(), 2);

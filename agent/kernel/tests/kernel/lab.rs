@@ -62,6 +62,11 @@ impl Lab {
         &self.settings
     }
 
+    /// The directory of the instance's pins.
+    pub(crate) fn instance_directory(&self) -> PathBuf {
+        self.settings.bpffs.join("sluice").join(&self.settings.instance)
+    }
+
     pub(crate) fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
     }

@@ -5,14 +5,11 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
-    path::PathBuf,
 };
 
-use sluice_kernel::{
-    Datapath, Error, Feature, LogLevel, PodExemptions, PodHooks, Report, WorkerSockets,
-};
+use sluice_kernel::{Datapath, Error, Feature, LogLevel, Report};
 
-use crate::lab::{Lab, Pod, eventually, is_refused, port, set_peers};
+use crate::lab::{Lab, Pod, eventually, is_refused, set_peers};
 
 const HOOKS: [&str; 7] = [
     "sluice_connect4",
@@ -23,10 +20,6 @@ const HOOKS: [&str; 7] = [
     "sluice_own6",
     "sluice_sockops",
 ];
-
-fn instance_directory(lab: &Lab) -> PathBuf {
-    lab.settings().bpffs.join("sluice").join(&lab.settings().instance)
-}
 
 /// Counts the inbound hook's link, and the guard's unless the guard is a clsact filter.
 fn links_of_a_pod(lab: &Lab) -> usize {
@@ -49,7 +42,7 @@ fn verifying_attaches_nothing_and_leaves_nothing() {
     assert!(
         report.programs.iter().all(|program| program.instructions > 0 && program.pin.is_none())
     );
-    assert!(!instance_directory(&lab).exists());
+    assert!(!lab.instance_directory().exists());
     assert!(!any_loaded(&report));
 }
 
@@ -194,7 +187,7 @@ fn removing_leaves_no_pin_link_or_program() {
         lab.on_node(|| Datapath::remove(&lab.settings().bpffs, &lab.settings().instance)).unwrap();
     let links = HOOKS.len() + 2 * links_of_a_pod(&lab);
     assert_eq!((removed.pods, removed.links, removed.maps), (2, links, 14));
-    assert!(!instance_directory(&lab).exists());
+    assert!(!lab.instance_directory().exists());
     assert!(!any_loaded(&report));
     pod.connect((other.v4, 8080)).unwrap();
     listener.accept().unwrap();
@@ -249,7 +242,7 @@ fn an_audit_names_what_is_missing() {
 
     // Somebody removes pins behind our back; only a pin holds a link.
     let generation =
-        fs::read_dir(instance_directory(&lab)).unwrap().next().unwrap().unwrap().path();
+        fs::read_dir(lab.instance_directory()).unwrap().next().unwrap().unwrap().path();
     fs::remove_file(generation.join("hook/sluice_connect6")).unwrap();
     // Nobody holds the link any more, but the kernel detaches it asynchronously.
     assert!(eventually(|| audit(&pod).missing_hooks == ["sluice_connect6"]));
@@ -296,72 +289,6 @@ fn another_cgroup_in_the_settings_moves_the_hooks() {
     assert!(connect());
     fs::remove_dir(narrow).unwrap();
     drop((inside, agent));
-}
-
-#[test]
-fn an_enrolment_that_fails_leaves_nothing_behind() {
-    let lab = Lab::new("failed");
-    let datapath = lab.open();
-    let pod = lab.pod(2);
-    let agent = pod.agent(&datapath, 1);
-    let sockets = WorkerSockets {
-        out_port_v4: Some(port(&agent.one().out_v4)),
-        out_port_v6: None,
-        in_v4: Some(agent.one().in_v4.as_fd()),
-        in_v6: None,
-    };
-    let hooks = PodHooks {
-        cookie: pod.cookie(),
-        netns: pod.netns().as_fd(),
-        slot: None,
-        addresses: &[pod.v4],
-        guard_ifindexes: &[pod.ifindex, 999_999],
-        workers: &[sockets],
-        exemptions: &PodExemptions::default(),
-    };
-    assert!(matches!(
-        lab.on_node(|| datapath.enroll(&hooks)),
-        Err(Error::Filter { ifindex: 999_999, .. })
-    ));
-    assert!(datapath.enrolled().unwrap().is_empty());
-    let state = lab.on_node(|| datapath.audit(pod.cookie(), pod.netns().as_fd())).unwrap();
-    assert!(!state.inbound && !state.enrolled);
-    let neighbour = lab.pod(3);
-    let listener = neighbour.listen((neighbour.v4, 80));
-    pod.connect((neighbour.v4, 80)).unwrap();
-    listener.accept().unwrap();
-    for wrong in [
-        PodHooks { workers: &[], ..hooks },
-        PodHooks { addresses: &[[127, 0, 0, 1].into()], ..hooks },
-    ] {
-        assert!(lab.on_node(|| datapath.enroll(&wrong)).is_err());
-    }
-}
-
-#[test]
-fn slots_run_out_loudly() {
-    let mut lab = Lab::new("slots");
-    lab.settings_mut().max_pods = 1;
-    let datapath = lab.open();
-    let (pod, other) = (lab.pod(2), lab.pod(3));
-    let _agent = pod.capture(&lab, &datapath);
-    let agent = other.agent(&datapath, 1);
-    let sockets = WorkerSockets {
-        out_port_v4: Some(port(&agent.one().out_v4)),
-        out_port_v6: None,
-        in_v4: None,
-        in_v6: None,
-    };
-    let hooks = PodHooks {
-        cookie: other.cookie(),
-        netns: other.netns().as_fd(),
-        slot: None,
-        addresses: &[other.v4],
-        guard_ifindexes: &[other.ifindex],
-        workers: &[sockets],
-        exemptions: &PodExemptions::default(),
-    };
-    assert!(matches!(lab.on_node(|| datapath.enroll(&hooks)), Err(Error::NoSlot { max_pods: 1 })));
 }
 
 #[test]
@@ -419,63 +346,4 @@ fn a_pod_that_is_not_enrolled_anew_is_spared_when_its_predecessor_is_retired() {
     let retired = lab.on_node(|| new.retire_predecessors(&HashSet::new())).unwrap();
     assert_eq!((retired.pods, retired.maps), (1, 14));
     spared.connect(peer).unwrap();
-}
-
-#[test]
-fn a_withdrawal_that_fails_half_way_is_finished_later() {
-    let lab = Lab::new("halfway");
-    let datapath = lab.open();
-    let (pod, other) = (lab.pod(2), lab.pod(3));
-    let listener = other.listen((other.v4, 8080));
-    let peer = SocketAddr::new(other.v4, 8080);
-    set_peers(&datapath, &[pod.v4, other.v4]);
-    let agent = pod.capture(&lab, &datapath);
-    drop(agent);
-    // A pin that cannot be opened.
-    let generation =
-        fs::read_dir(instance_directory(&lab)).unwrap().next().unwrap().unwrap().path();
-    let hooks = generation.join("pod").join(pod.cookie().to_string());
-    let (pin, aside) = (hooks.join("inbound"), generation.join("pod/aside"));
-    fs::rename(&pin, &aside).unwrap();
-    fs::create_dir(&pin).unwrap();
-    let withdraw = || lab.on_node(|| datapath.withdraw(pod.cookie()));
-    assert!(matches!(withdraw(), Err(Error::Path { .. })));
-    assert_eq!(datapath.enrolled().unwrap()[0].cookie, pod.cookie(), "so that it is tried again");
-    assert!(is_refused(|| pod.connect(peer)));
-    fs::remove_dir(&pin).unwrap();
-    fs::rename(&aside, &pin).unwrap();
-    withdraw().unwrap();
-    assert!(!hooks.exists() && matches!(withdraw(), Err(Error::NotEnrolled(_))));
-    pod.connect(peer).unwrap();
-    listener.accept().unwrap();
-}
-
-#[test]
-fn a_renewal_that_fails_leaves_the_pod_with_its_listeners() {
-    let lab = Lab::new("renewal");
-    let datapath = lab.open();
-    let (pod, client) = (lab.pod(2), lab.pod(3));
-    let agent = pod.capture(&lab, &datapath);
-    let next = pod.agent(&datapath, 1);
-    let sockets = WorkerSockets {
-        out_port_v4: Some(port(&next.one().out_v4)),
-        out_port_v6: None,
-        in_v4: Some(next.one().in_v4.as_fd()),
-        in_v6: None,
-    };
-    let hooks = PodHooks {
-        cookie: pod.cookie(),
-        netns: pod.netns().as_fd(),
-        slot: None,
-        addresses: &[pod.v4],
-        guard_ifindexes: &[pod.ifindex, 999_999],
-        workers: &[sockets],
-        exemptions: &PodExemptions::default(),
-    };
-    assert!(matches!(lab.on_node(|| datapath.enroll(&hooks)), Err(Error::Filter { .. })));
-    drop(next);
-    for (address, listener) in [(pod.v4, &agent.one().in_v4), (pod.v6, &agent.one().in_v6)] {
-        client.connect((address, 80)).unwrap();
-        listener.accept().unwrap();
-    }
 }

@@ -10,6 +10,7 @@
 
 mod capture;
 mod exempt;
+mod failing;
 mod fallbacks;
 mod guard;
 mod inbound;
