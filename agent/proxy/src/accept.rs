@@ -2,10 +2,8 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::oneshot,
-};
+use sluice_sys::tcp::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 
 /// How long to leave a listener alone when the process or machine is out of some resource. Without a pause the
 /// readable listener would make the loop spin; with a longer one, recovery would be noticeably late.
@@ -42,22 +40,15 @@ pub(crate) async fn accept_all(
             }
         }
     }
-    accept_waiting(listener, serve);
+    accept_waiting(&listener, serve);
 }
 
 /// Accepts what waits in the backlog, asking the kernel itself: tokio lets a task accept only so many at once, and knows
 /// of those only that it has been told of.
-fn accept_waiting(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr)) {
-    let Ok(listener) = listener.into_std() else { return };
+fn accept_waiting(listener: &TcpListener, serve: impl Fn(TcpStream, SocketAddr)) {
     loop {
-        match listener.accept() {
-            Ok((stream, peer)) => {
-                let watched =
-                    stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-                if let Ok(stream) = watched {
-                    serve(stream, peer);
-                }
-            }
+        match listener.try_accept() {
+            Ok((stream, peer)) => serve(stream, peer),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(_) => return,
         }
@@ -78,8 +69,9 @@ mod tests {
     #[tokio::test]
     async fn all_that_wait_when_it_is_to_stop_are_served() {
         let any = (Ipv4Addr::LOCALHOST, 0).into();
-        let listener = TcpListener::from_std(socket::listen(any, 1024).unwrap()).unwrap();
+        let listener = socket::listen(any, 1024).unwrap();
         let address = listener.local_addr().unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
         let connect = |_| std::net::TcpStream::connect(address).unwrap();
         let clients: Vec<_> = (0..WAITING).map(connect).collect();
         let (stop, stopped) = oneshot::channel();

@@ -18,6 +18,7 @@ use sluice_kernel::SocketTable;
 use sluice_sys::{
     diag,
     socket::{self, Socket},
+    tcp,
 };
 use tokio::time::timeout;
 
@@ -113,11 +114,7 @@ impl Delivery<'_> {
             Source::Address(address) => socket::bind_address(&socket, address)?,
             Source::Chosen(source) => socket::bind_anew(&socket, source)?,
         }
-        match socket.connect(&self.local.into()) {
-            Err(error)
-                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-            other => other?,
-        }
+        tcp::start_connecting(&socket, self.local)?;
         Ok(socket)
     }
 
@@ -188,16 +185,11 @@ async fn settled(socket: Socket, patience: Duration) -> io::Result<Progress> {
     if is_settled {
         return Ok(Progress::Settled(socket.into()));
     }
-    let stream = tokio::net::TcpStream::from_std(socket.into())?;
-    let is_settled = match timeout(patience, stream.writable()).await {
-        Ok(writable) => writable.map(|()| true)?,
-        Err(_elapsed) => false,
-    };
-    if let Some(error) = stream.take_error()? {
-        return Err(error);
+    let stream = tcp::TcpStream::from_std(socket.into())?;
+    match timeout(patience, stream.settled()).await {
+        Ok(settled) => settled.map(|()| Progress::Settled(stream.into_std())),
+        Err(_elapsed) => Ok(Progress::Waiting(stream.into_std().into())),
     }
-    let stream = stream.into_std()?;
-    Ok(if is_settled { Progress::Settled(stream) } else { Progress::Waiting(stream.into()) })
 }
 
 /// Returns the source for a delivery from the address that it goes to. Over IPv6 this address is used because the

@@ -6,9 +6,10 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
+use sluice_sys::tcp::TcpStream;
 use sluice_tls::Channel;
 use sluice_wire::{Preamble, ResetReason};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
 use self::ending::{Failure, Leaving, ended};
 use crate::{

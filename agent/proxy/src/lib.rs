@@ -25,7 +25,6 @@ mod plain;
 mod pod;
 mod pool;
 mod preamble;
-mod receive;
 mod recheck;
 mod relay;
 mod retirement;

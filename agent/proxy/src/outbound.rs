@@ -15,13 +15,10 @@ use std::{
 use sluice_mesh::{Client, Destination, Lack, Member, Snapshot};
 use sluice_policy::MtlsMode;
 use sluice_spiffe::SpiffeId;
-use sluice_sys::socket;
+use sluice_sys::{socket, tcp::TcpStream};
 use sluice_tls::{Channel, Identity, VerifyError};
 use sluice_wire::{Control, ResetReason};
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use self::ending::complete;
 use crate::{
@@ -367,8 +364,8 @@ impl Captured {
             let socket = socket::tcp_socket(destination.is_ipv6())?;
             self.worker.shared.sockets.mark_upstream(socket.as_fd()).map_err(io::Error::other)?;
             socket::bind_address(&socket, source)?;
-            TcpSocket::from_std_stream(socket.into())
+            socket
         };
-        socket.connect(destination).await
+        TcpStream::connect(socket, destination).await
     }
 }

@@ -8,10 +8,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use sluice_sys::tcp::TcpStream;
 use sluice_wire::ResetReason;
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::io::AsyncWrite;
 
-use crate::{live::Live, receive::poll_receive, relay::Side, scratch::Scratch};
+use crate::{live::Live, relay::Side, scratch::Scratch};
 
 /// Turns of both directions in one poll, before other connections of the worker get theirs.
 const TURNS_PER_POLL: usize = 8;
@@ -126,7 +127,7 @@ impl Flow {
             self.finished = true;
             return Poll::Ready(Ok(0));
         }
-        let read = ready!(poll_receive(cx, from, buffer)).map_err(|error| (sender, error))?;
+        let read = ready!(from.poll_receive(cx, buffer)).map_err(|error| (sender, error))?;
         let mut bytes = buffer.get(..read).unwrap_or_default();
         self.ended = read == 0;
         while !bytes.is_empty() {

@@ -9,10 +9,11 @@ use std::{
 };
 
 use rustix::net::RecvFlags;
+use sluice_sys::tcp::TcpStream;
 use sluice_wire::{MAX_HELLO_LENGTH, Preamble, classify};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
-use crate::{deadline::within, receive::poll_receive, scratch::Scratch};
+use crate::{deadline::within, scratch::Scratch};
 
 /// How long a client that must speak TLS may take to say hello.
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(10);
@@ -69,7 +70,7 @@ async fn read_more(stream: &TcpStream, bytes: &mut Vec<u8>) -> io::Result<usize>
     poll_fn(|cx| {
         Scratch::lend(|scratch| {
             let room = scratch.application.get_mut(..PIECE).unwrap_or_default();
-            let read = ready!(poll_receive(cx, stream, room))?;
+            let read = ready!(stream.poll_receive(cx, room))?;
             bytes.extend_from_slice(room.get(..read).unwrap_or_default());
             Poll::Ready(Ok(read))
         })

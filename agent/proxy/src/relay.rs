@@ -14,12 +14,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use sluice_sys::tcp::TcpStream;
 use sluice_wire::{Control, Event, HEADER_LENGTH, ResetReason, data_header};
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::io::AsyncWrite;
 
 use crate::{
     live::Live,
-    receive::poll_receive,
     returning::Return,
     scratch::Scratch,
     session::{Broken, MERGE_LENGTH, Session},
@@ -230,7 +230,7 @@ impl<'a> Relay<'a> {
         room: &mut [u8],
     ) -> Poll<Result<usize, Outcome>> {
         let length =
-            ready!(poll_receive(cx, self.application, room)).map_err(Outcome::Application)?;
+            ready!(self.application.poll_receive(cx, room)).map_err(Outcome::Application)?;
         let read = room.get(..length).unwrap_or_default();
         // The end of the stream can be read again for another session; bytes cannot, unless they are kept.
         match &mut self.kept {

@@ -11,11 +11,11 @@ use std::{
 };
 
 use sluice_spiffe::SpiffeId;
+use sluice_sys::tcp::TcpStream;
 use sluice_tls::{CertStore, Channel, Identity, Peer, PeerError, TlsError, VerifyError};
 use sluice_wire::{Control, Decoder, Event, ProtocolError};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::TcpStream,
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     task::yield_now,
 };
 
@@ -256,9 +256,7 @@ impl Session {
         }
         let kept = self.partial.len();
         let room = scratch.received.get_mut(kept..kept + READ_LENGTH).unwrap_or_default();
-        let mut buffer = ReadBuf::new(room);
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut buffer))?;
-        match buffer.filled().len() {
+        match ready!(self.tcp.poll_receive(cx, room))? {
             0 => Poll::Ready(Err(Broken::Truncated)),
             read => Poll::Ready(self.decrypt(kept, read, scratch)),
         }
@@ -348,7 +346,7 @@ impl Session {
 
     /// Moves the session to the runtime of the calling worker.
     pub(crate) fn rehome(self) -> io::Result<Self> {
-        Ok(Self { tcp: TcpStream::from_std(self.tcp.into_std()?)?, ..self })
+        Ok(Self { tcp: TcpStream::from_std(self.tcp.into_std())?, ..self })
     }
 
     /// Says farewell, as far as the socket takes it at once, and closes the socket.

@@ -1,12 +1,20 @@
 //! Real sockets and real mutual TLS for tests of what carries connections.
 
-use std::{future::poll_fn, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use sluice_mesh::WorkloadUid;
 use sluice_spiffe::SpiffeId;
+use sluice_sys::{
+    socket,
+    tcp::{TcpListener, TcpStream},
+};
 use sluice_tls::{CertStore, Channel, Settings, SystemClock, TrustBundle, ca::LocalCa};
 use sluice_wire::Control;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
     live::{Direction, Facts, Live, Transport},
@@ -17,12 +25,15 @@ use crate::{
 /// More than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Returns the two ends of a connection.
-pub(crate) async fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let socket = TcpSocket::new_v4().unwrap();
-    let client = socket.connect(listener.local_addr().unwrap()).await.unwrap();
-    (client, listener.accept().await.unwrap().0)
+/// Returns the two ends of a connection: an application's and the agent's.
+pub(crate) async fn tcp_pair() -> (tokio::net::TcpStream, TcpStream) {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let listener = socket::listen(address, 1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let application = tokio::net::TcpStream::connect(address).await.unwrap();
+    application.set_nodelay(true).unwrap();
+    (application, listener.accept().await.unwrap().0)
 }
 
 /// Returns the two ends of one session with an open stream, as if in two processes.
@@ -49,6 +60,7 @@ pub(crate) async fn sessions(near: &Arc<Links>, far: &Arc<Links>) -> (Session, S
     let server_identity = store.wait(&server_id, PATIENCE).await.unwrap();
     let (client_tcp, server_tcp) = tcp_pair().await;
     let address = client_tcp.peer_addr().unwrap().ip();
+    let client_tcp = TcpStream::from_std(client_tcp.into_std().unwrap()).unwrap();
     let connect = Channel::connect(&client_identity, &server_id, address).unwrap();
     let accept = Channel::accept(&server_identity).unwrap();
     // The client's last flight leaves with its first stream, which the server's handshake therefore needs to finish.

@@ -9,12 +9,12 @@ use std::{
 
 use sluice_mesh::WorkloadUid;
 use sluice_pods::{LocalPod, WorkerListeners, Workers};
-use sluice_sys::nomad;
-use sluice_wire::ResetReason;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot},
+use sluice_sys::{
+    nomad,
+    tcp::{TcpListener, TcpStream},
 };
+use sluice_wire::ResetReason;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     accept::accept_all,
@@ -137,12 +137,7 @@ impl Worker {
         if worker == self.index {
             return self.serve(arrival, stream, share);
         }
-        match stream.into_std() {
-            Ok(stream) => self.crew.tell(worker, Command::Serve(arrival, stream, share)),
-            Err(error) => {
-                tracing::warn!(%error, "a connection is lost on its way to another worker");
-            }
-        }
+        self.crew.tell(worker, Command::Serve(arrival, stream.into_std(), share));
     }
 
     fn serve(self: &Arc<Self>, arrival: Arrival, stream: TcpStream, share: Share) {
@@ -325,7 +320,7 @@ fn serve_pod(worker: &Arc<Worker>, pod: &Arc<Pod>, listeners: WorkerListeners) -
 
 fn accepting(
     listener: std::net::TcpListener,
-    serve: impl Fn(tokio::net::TcpStream, std::net::SocketAddr) + Send + 'static,
+    serve: impl Fn(TcpStream, SocketAddr) + Send + 'static,
 ) -> Option<Accepting> {
     match TcpListener::from_std(listener) {
         Ok(listener) => {

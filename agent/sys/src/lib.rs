@@ -16,6 +16,7 @@ mod option;
 pub mod pod_processes;
 pub mod program;
 pub mod socket;
+pub mod tcp;
 pub mod veth;
 
 #[cfg(test)]

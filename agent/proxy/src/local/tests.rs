@@ -21,9 +21,9 @@ async fn linked() -> (Session, Session) {
 }
 
 async fn delivered() -> (Delivered, tokio::net::TcpStream) {
-    let (ours, application) = tcp_pair().await;
+    let (application, ours) = tcp_pair().await;
     let live = LiveTable::new(1).list(0, live());
-    (Delivered { application: ours.into_std().unwrap(), live }, application)
+    (Delivered { application: ours.into_std(), live }, application)
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_refusal_comes_with_its_reason() {
     far.reset(ResetReason::Denied);
     let opened = timeout(PATIENCE, link.open(&mut near, &live)).await.unwrap();
     assert!(opened.is_none());
-    let (mut application, _client) = tcp_pair().await;
+    let (_client, mut application) = tcp_pair().await;
     let relay = Relay::new(&mut application, &mut near, &live, Side::Client, &[]);
     let outcome = timeout(PATIENCE, relay.run()).await.unwrap();
     assert!(matches!(outcome, Outcome::Peer(ResetReason::Denied)), "{outcome:?}");

@@ -13,15 +13,15 @@ use crate::testing::{PATIENCE, live, pattern, tcp_pair};
 
 /// Both applications, the records of both ends, and what is between them.
 struct Carried {
-    client: TcpStream,
-    server: TcpStream,
+    client: tokio::net::TcpStream,
+    server: tokio::net::TcpStream,
     lives: [Arc<Live>; 2],
     relay: JoinHandle<PlainEnd>,
 }
 
 async fn carried(head: &'static [u8]) -> Carried {
     let (client, mut near) = tcp_pair().await;
-    let (mut far, server) = tcp_pair().await;
+    let (server, mut far) = tcp_pair().await;
     let lives = [Arc::new(live()), Arc::new(live())];
     let relay = tokio::spawn({
         let lives = lives.clone();
