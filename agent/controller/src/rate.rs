@@ -60,7 +60,8 @@ impl Buckets {
         }
         let Some(bucket) = buckets.get_mut(name) else { return false };
         bucket.level = bucket.level_at(now, self.rate);
-        bucket.seen = now;
+        // A caller that was overtaken on its way to the lock brings an earlier moment.
+        bucket.seen = bucket.seen.max(now);
         let enough = bucket.level >= ONE;
         if enough {
             bucket.level -= ONE;
@@ -102,5 +103,6 @@ mod tests {
         assert_eq!(granted("a", Duration::from_millis(500)), 1);
         assert_eq!(granted("a", Duration::from_hours(5)), 3, "not more than a burst after a pause");
         assert_eq!(granted("a", Duration::ZERO), 0, "an earlier moment gives nothing back");
+        assert_eq!(granted("a", Duration::from_hours(5)), 0, "no time counts twice");
     }
 }

@@ -52,6 +52,8 @@ enum Failure {
     #[error("connecting to {address}: {source}")]
     Connect { address: SocketAddr, source: io::Error },
     #[error("no answer from the agent of {0} within 10 s")]
+    AgentTimeout(SocketAddr),
+    #[error("no answer from {0} within 10 s")]
     Timeout(SocketAddr),
     #[error(transparent)]
     Session(#[from] Broken),
@@ -216,7 +218,7 @@ impl Captured {
         let shared = Arc::clone(&self.worker.shared);
         let mut turn = if self.near {
             let turn = timeout(CONNECT_TIME, shared.turns.wait(&key)).await;
-            Some(turn.map_err(|_elapsed| Failure::Timeout(address))?)
+            Some(turn.map_err(|_elapsed| Failure::AgentTimeout(address))?)
         } else {
             None
         };
@@ -352,7 +354,7 @@ impl Captured {
         match timeout(CONNECT_TIME, connecting).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(source)) => Err(Failure::Connect { address, source }),
-            Err(_) => Err(Failure::Timeout(address)),
+            Err(_) => Err(Failure::AgentTimeout(address)),
         }
     }
 

@@ -22,8 +22,15 @@ const PATIENCE: Duration = Duration::from_millis(2);
 /// The sessions of all workers that are about to return to their pools.
 #[derive(Debug, Default)]
 pub(crate) struct Returning {
-    expected: Mutex<HashMap<Key, usize>>,
+    expected: Mutex<HashMap<Key, Expected>>,
     returned: Notify,
+}
+
+/// How many sessions of a key are about to return, and how many of these somebody waits for.
+#[derive(Debug, Default)]
+struct Expected {
+    announced: usize,
+    claimed: usize,
 }
 
 /// The return of one stream's session: announced when its client has ended, complete when this is dropped.
@@ -67,15 +74,15 @@ impl Returning {
     fn claim(&self, key: &Key) -> bool {
         let mut expected = self.lock();
         match expected.get_mut(key) {
-            Some(count) if *count > 0 => {
-                *count -= 1;
+            Some(expected) if expected.claimed < expected.announced => {
+                expected.claimed += 1;
                 true
             }
             Some(_) | None => false,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, usize>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Expected>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -86,7 +93,7 @@ impl Return<'_> {
     /// Announces that the client has ended: the session is free as soon as the server has ended too.
     pub(crate) fn announce(&self) {
         if !self.announced.swap(true, Ordering::Relaxed) {
-            *self.returning.lock().entry(self.key.clone()).or_default() += 1;
+            self.returning.lock().entry(self.key.clone()).or_default().announced += 1;
         }
     }
 }
@@ -97,13 +104,48 @@ impl Drop for Return<'_> {
             return;
         }
         let mut expected = self.returning.lock();
-        if let Some(count) = expected.get_mut(self.key) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+        if let Some(left) = expected.get_mut(self.key) {
+            left.announced = left.announced.saturating_sub(1);
+            // One of those who wait, if any, has this one.
+            left.claimed = left.claimed.saturating_sub(1);
+            if left.announced == 0 {
                 expected.remove(self.key);
             }
         }
         drop(expected);
         self.returning.returned.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        let identity = "spiffe://cluster.local/ns/a/sa/b";
+        Key {
+            pod: sluice_mesh::WorkloadUid("a/b".into()),
+            source_identity: identity.parse().unwrap(),
+            source: [10, 0, 0, 1].into(),
+            destination: ([10, 0, 0, 2], 80).into(),
+            expected: identity.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn each_session_that_is_about_to_return_is_promised_once() {
+        let (returning, key) = (Returning::default(), key());
+        let (first, second) = (returning.of(&key), returning.of(&key));
+        assert!(!returning.claim(&key));
+        first.announce();
+        first.announce();
+        assert!(returning.claim(&key));
+        assert!(!returning.claim(&key), "one session was promised twice");
+        second.announce();
+        drop(first);
+        assert!(returning.claim(&key), "the return of the first has used up the second");
+        drop(second);
+        assert!(!returning.claim(&key));
+        assert!(returning.lock().is_empty());
     }
 }

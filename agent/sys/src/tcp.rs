@@ -13,7 +13,7 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -37,8 +37,7 @@ impl TcpStream {
     /// Watches a non-blocking socket.
     pub fn from_std(stream: std::net::TcpStream) -> io::Result<Self> {
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        // SAFETY: std keeps one descriptor, and keeps it open until it is dropped.
-        Ok(Self(unsafe { AsyncFd::register_with_interest(stream, interest) }?))
+        watch(stream, interest).map(Self)
     }
 
     /// Returns the socket, which is not watched any more.
@@ -151,8 +150,7 @@ impl AsFd for TcpStream {
 impl TcpListener {
     /// Watches a non-blocking listener.
     pub fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
-        // SAFETY: std keeps one descriptor, and keeps it open until it is dropped.
-        Ok(Self(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?))
+        watch(listener, Interest::READABLE).map(Self)
     }
 
     /// Waits for a connection.
@@ -171,6 +169,12 @@ impl TcpListener {
         let peer = peer.ok_or(ErrorKind::InvalidData)?.try_into()?;
         Ok((TcpStream::from_std(socket.into())?, peer))
     }
+}
+
+/// Watches a socket of std's types.
+fn watch<T: AsRawFd>(socket: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: called for std's own types only, which have one descriptor and keep it open until they are dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
 }
 
 /// Tells a non-blocking socket to connect. The connection may be open only later.

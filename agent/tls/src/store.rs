@@ -192,7 +192,8 @@ impl CertStore {
                 if let Some(identity) = entry.usable() {
                     return Some(identity);
                 }
-                if changes.changed().await.is_err() || entry.is_abandoned() {
+                // It may have been abandoned before we began to listen for changes.
+                if entry.is_abandoned() || changes.changed().await.is_err() {
                     return None;
                 }
             }

@@ -16,6 +16,7 @@ impl Ending for Failure {
             Self::NoEndpoint { .. }
             | Self::Disputed(_)
             | Self::Connect { .. }
+            | Self::AgentTimeout(_)
             | Self::Timeout(_)
             | Self::Shortage(_) => Flags::Connect,
             Self::Session(broken) => Flags::of_broken(broken),

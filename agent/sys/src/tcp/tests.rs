@@ -1,3 +1,5 @@
+//! Both ends of real connections on loopback.
+
 use std::{net::Ipv4Addr, time::Duration};
 
 use socket2::SockRef;
