@@ -27,7 +27,6 @@ mod rate;
 mod refusal;
 mod roots;
 mod server;
-mod stamp;
 mod standing;
 
 use std::{future::Future, pin::Pin};

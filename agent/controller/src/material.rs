@@ -3,18 +3,20 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use sluice_files::Stamp;
 use sluice_spiffe::TrustDomain;
 use sluice_tls::{
     Clock,
     ca::{CaError, LocalCa, PemFiles},
 };
 
-use crate::{
-    Pending,
-    stamp::{POLL, Stamp},
-};
+use crate::Pending;
+
+/// How often files are looked at.
+pub(crate) const POLL: Duration = Duration::from_secs(1);
 
 /// Keeps the authority's key and certificate: a directory, files, a Kubernetes Secret. Replicas that use the same
 /// material are one authority.
@@ -36,7 +38,7 @@ pub trait CaMaterial: Send + Sync {
 #[derive(Debug)]
 pub struct CaFiles {
     place: Place,
-    seen: Mutex<Option<Stamp>>,
+    seen: Mutex<Option<Vec<Stamp>>>,
 }
 
 #[derive(Debug)]
@@ -66,25 +68,24 @@ impl CaFiles {
         Self { place: Place::Given(files), seen: Mutex::default() }
     }
 
-    fn stamp(&self) -> Stamp {
+    fn look(&self) -> Vec<Stamp> {
         match &self.place {
             Place::Embedded(directory) => {
-                Stamp::of(&[directory.join("ca.crt"), directory.join("ca.key")])
+                ["ca.crt", "ca.key"].map(|name| Stamp::of(&directory.join(name))).into()
             }
             Place::Given(files) => {
-                let roots = files.roots.iter().cloned();
-                let others = [files.certificate.clone(), files.key.clone()];
-                Stamp::of(&others.into_iter().chain(roots).collect::<Vec<_>>())
+                let files = [&files.certificate, &files.key].into_iter().chain(&files.roots);
+                files.map(|path| Stamp::of(path)).collect()
             }
         }
     }
 
-    fn remember(&self, stamp: Option<Stamp>) {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = stamp;
+    fn remember(&self) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.look());
     }
 
     fn is_unchanged(&self) -> bool {
-        let now = self.stamp();
+        let now = self.look();
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&now)
     }
 }
@@ -97,12 +98,12 @@ impl CaMaterial for CaFiles {
     ) -> Pending<'a, Result<LocalCa, CaError>> {
         Box::pin(async move {
             // Noted before the files are read, so that what is written in between is read again.
-            self.remember(Some(self.stamp()));
+            self.remember();
             match &self.place {
                 Place::Embedded(directory) => {
                     let made = LocalCa::embedded(directory, domain, clock)?;
                     // That the authority was made here is no change to react to.
-                    self.remember(Some(self.stamp()));
+                    self.remember();
                     Ok(made)
                 }
                 Place::Given(files) => LocalCa::from_pem(files, domain, clock),

@@ -9,23 +9,20 @@
 //! If a file goes bad while the agent runs, its last good content stays in force and the fault is reported. At the
 //! start there is no good content yet, so bad roots and a bad list of denied identities stop the agent.
 
-mod directories;
 mod fault;
 mod files;
 mod follow;
 mod state;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, mpsc},
-};
+use std::{path::PathBuf, sync::Arc};
 
+use sluice_files::Messages;
 use sluice_spiffe::TrustDomain;
 use sluice_tls::{Clock, CrlPolicy, TrustBundle};
 use tokio::sync::watch;
 
 pub use self::fault::TrustFault;
-use self::follow::{Follower, Wake};
+use self::follow::Publisher;
 use crate::Delivered;
 
 /// The files to follow.
@@ -50,7 +47,8 @@ pub struct TrustFiles {
 pub struct Trust {
     bundles: watch::Receiver<Arc<TrustBundle>>,
     faults: watch::Receiver<Arc<Vec<String>>>,
-    wake: mpsc::Sender<Wake>,
+    /// The thread ends when this is dropped.
+    messages: Messages<Delivered>,
 }
 
 /// Why the files cannot be followed.
@@ -77,20 +75,18 @@ impl Trust {
         delivered: Delivered,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, TrustError> {
-        let (wake, wakes) = mpsc::channel();
-        let (follower, bundles, faults) =
-            Follower::start(files, own, delivered, clock, wake.clone(), wakes)?;
+        let (publisher, bundles, faults) = Publisher::start(files, own, delivered, clock)?;
+        let messages = publisher.messages();
         std::thread::Builder::new()
             .name("trust-files".to_owned())
-            .spawn(move || follower.run())
+            .spawn(move || publisher.run())
             .map_err(TrustError::Thread)?;
-        Ok(Self { bundles, faults, wake })
+        Ok(Self { bundles, faults, messages })
     }
 
     /// Replaces what the CA has delivered by `delivered`.
     pub fn deliver(&self, delivered: Delivered) {
-        // Cannot fail: the thread lives as long as `self`.
-        drop(self.wake.send(Wake::Delivered(delivered)));
+        self.messages.send(delivered);
     }
 
     /// Returns a receiver for the trust in force, which sees every change.
@@ -101,12 +97,6 @@ impl Trust {
     /// Returns a receiver for what is wrong with the files right now and what is in force instead, for the operator.
     pub fn faults(&self) -> watch::Receiver<Arc<Vec<String>>> {
         self.faults.clone()
-    }
-}
-
-impl Drop for Trust {
-    fn drop(&mut self) {
-        drop(self.wake.send(Wake::Stop));
     }
 }
 

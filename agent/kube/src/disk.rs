@@ -1,13 +1,9 @@
 //! Keeps the known state on disk, for a start without the API server.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, os::unix::fs::DirBuilderExt, path::PathBuf};
 
 use sluice_cluster::Cluster;
+use sluice_files::replace;
 
 /// The files of one agent.
 #[derive(Clone, Debug)]
@@ -40,7 +36,7 @@ impl Memory {
     pub(crate) fn keep(&self, part: Part, text: &[u8]) -> io::Result<()> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&self.directory)?;
-        replace(&self.path(part), text)
+        replace(&self.path(part), text, 0o600)
     }
 
     /// Removes both parts.
@@ -81,15 +77,4 @@ impl Memory {
             "what an earlier run remembered is not used; the API server is asked for everything",
         );
     }
-}
-
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    // The name is unique to this process, because an agent that is about to be replaced may be writing too.
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
 }

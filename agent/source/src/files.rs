@@ -3,9 +3,10 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
+
+use sluice_files::{Followed, Stamp};
 
 use crate::{FileError, SourceConfig, config::AgentConfig};
 
@@ -22,9 +23,6 @@ pub(crate) struct Seen {
     mesh: Stamp,
     policies: Option<Result<Vec<(PathBuf, Stamp)>, io::ErrorKind>>,
 }
-
-/// Identity, size and times of one file, after following links, or why they are not known.
-type Stamp = Result<[i128; 5], io::ErrorKind>;
 
 /// The contents of the files.
 #[derive(Debug)]
@@ -53,17 +51,21 @@ impl Files {
             SourceConfig::Kubernetes(_) => None,
         }
     }
+}
 
-    /// Asks the file system, opening nothing but the directory.
-    pub(crate) fn look(&self) -> Seen {
+impl Followed for Files {
+    type Seen = Seen;
+    type Contents = Contents;
+
+    fn look(&self) -> Seen {
         let policies = self.policies.as_deref().map(|directory| {
             let files = policy_files(directory).map_err(|error| error.kind())?;
-            Ok(files.into_iter().map(|(_, path)| (path.clone(), stamp(&path))).collect())
+            Ok(files.into_iter().map(|(_, path)| (path.clone(), Stamp::of(&path))).collect())
         });
-        Seen { mesh: stamp(&self.mesh), policies }
+        Seen { mesh: Stamp::of(&self.mesh), policies }
     }
 
-    pub(crate) fn read(&self) -> Contents {
+    fn read(&self, _: &Seen) -> Contents {
         let policies = self.policies.as_deref().map(|directory| {
             let files = policy_files(directory).map_err(|error| unreadable(directory, &error))?;
             Ok(files
@@ -74,8 +76,7 @@ impl Files {
         Contents { mesh: read(&self.mesh), policies }
     }
 
-    /// Returns whether `path` is one of the files: an unfinished write to it is then worth waiting for.
-    pub(crate) fn contain(&self, path: &Path) -> bool {
+    fn contain(&self, path: &Path) -> bool {
         let is_policy = || {
             self.policies.as_deref().is_some_and(|directory| {
                 path.parent().is_some_and(|parent| same_path(parent, directory))
@@ -85,9 +86,8 @@ impl Files {
         same_path(path, &self.mesh) || is_policy()
     }
 
-    /// Returns the directories to watch for changes: those of the files, and the one that holds the directory of
-    /// policies, which may itself be replaced.
-    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+    /// Those of the files, and the one that holds the directory of policies.
+    fn directories(&self) -> Vec<PathBuf> {
         let parent = |path: &Path| {
             // "policies/" and "policies" have the same parent.
             path.components().as_path().parent().map(Path::to_owned)
@@ -120,20 +120,6 @@ fn policy_files(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
 fn is_policy_name(name: &OsStr) -> bool {
     let extension = Path::new(name).extension().and_then(OsStr::to_str);
     matches!(extension, Some("yaml" | "yml" | "json")) && !name.as_encoded_bytes().starts_with(b".")
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let metadata = fs::metadata(path).map_err(|error| error.kind())?;
-    let nanoseconds = |seconds: i64, nanoseconds: i64| {
-        i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
-    };
-    Ok([
-        metadata.dev().into(),
-        metadata.ino().into(),
-        metadata.size().into(),
-        nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-        nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
-    ])
 }
 
 fn read(path: &Path) -> Result<String, FileError> {

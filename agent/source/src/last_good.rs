@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -88,16 +88,8 @@ fn create(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-/// Replaces a file. A reader finds the old text or the new one, also after a crash in between.
+/// Replaces a file, in a directory that is made if it is missing.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    use io::Write;
-
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    create(directory)?;
-    let draft = directory.join(".draft");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_data()?;
-    fs::rename(&draft, path)
+    path.parent().map_or(Ok(()), create)?;
+    sluice_files::replace(path, text.as_bytes(), 0o600)
 }

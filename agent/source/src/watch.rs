@@ -1,22 +1,10 @@
-//! Follows the files: a thread that wakes on inotify, waits until writers are done, and publishes.
-//!
-//! Directories are watched, not files: editors and Kubernetes replace files by renaming, which a watch on
-//! the file would not survive. Where inotify is blind (targets of links elsewhere, network file systems)
-//! a slow poll sees the change.
+//! Follows the files in a thread of its own, and publishes what they say.
 
 use std::{
-    collections::{BTreeSet, HashSet},
-    io,
-    path::{Path, PathBuf},
-    sync::{Arc, mpsc},
-    thread,
-    time::{Duration, Instant, SystemTime},
+    collections::BTreeSet, convert::Infallible, io, path::Path, sync::Arc, thread, time::SystemTime,
 };
 
-use notify::{
-    Event, EventKind,
-    event::{AccessKind, AccessMode, ModifyKind},
-};
+use sluice_files::{Follower, News};
 use sluice_mesh::Snapshot;
 use sluice_policy::Severity;
 use sluice_spiffe::TrustDomain;
@@ -24,25 +12,10 @@ use tokio::sync::watch;
 
 use crate::{
     AgentConfig, SourceStatus, StatusHandle,
-    files::{Files, Seen},
+    files::{Contents, Files},
     last_good::LastGood,
     state::{State, Taken},
 };
-
-mod directories;
-
-use directories::Directories;
-
-/// How long it must be calm after the last event before the files are read: an editor's save is several events.
-const CALM: Duration = Duration::from_millis(50);
-/// Longest wait for calm: others may write in the same directory all the time.
-const MAX_UNREST: Duration = Duration::from_millis(500);
-/// Longest wait for a writer of one of our files to close it.
-const MAX_UNFINISHED: Duration = Duration::from_secs(5);
-/// How often the files are looked at without an event.
-const POLL: Duration = Duration::from_secs(2);
-/// How often files that change while they are read are read again before the next poll.
-const READ_ATTEMPTS: usize = 20;
 
 /// The source that reads files: the mesh, and the source's own status. It follows the files until every receiver of its
 /// snapshots is dropped.
@@ -70,14 +43,9 @@ pub enum StartError {
     NotFiles,
 }
 
-struct Follower {
-    files: Files,
+struct Publisher {
+    files: Follower<Files, Infallible>,
     state: State,
-    seen: Option<Seen>,
-    directories: Directories,
-    events: mpsc::Receiver<notify::Result<Event>>,
-    /// Files that were opened for writing and not closed since.
-    unfinished: HashSet<PathBuf>,
     snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     status: watch::Sender<Arc<SourceStatus>>,
     /// What was logged and still holds, so that it is not logged again.
@@ -105,125 +73,34 @@ impl FileSource {
     }
 
     fn follow(files: Files, state: State) -> Result<Self, StartError> {
-        let (sender, events) = mpsc::channel();
         let (snapshots, snapshots_out) = watch::channel(None);
         let (status, status_out) = watch::channel(Arc::new(SourceStatus::default()));
-        let mut follower = Follower {
-            state,
-            // Watched before the first look, so that no change falls between the two.
-            directories: Directories::watch(files.directories(), sender),
-            files,
-            seen: None,
-            events,
-            unfinished: HashSet::new(),
-            snapshots,
-            status,
-            said: BTreeSet::new(),
-        };
-        follower.look();
+        let files = Follower::new(files);
+        let mut publisher = Publisher { files, state, snapshots, status, said: BTreeSet::new() };
+        let contents = publisher.files.begin();
+        publisher.take(contents);
         thread::Builder::new()
             .name("file-source".to_owned())
-            .spawn(move || follower.run())
+            .spawn(move || publisher.run())
             .map_err(StartError::Thread)?;
         Ok(Self { snapshots: snapshots_out, status: StatusHandle(status_out) })
     }
 }
 
-// === impl Follower ===
+// === impl Publisher ===
 
-impl Follower {
+impl Publisher {
     fn run(mut self) {
-        let mut next_poll = Instant::now() + POLL;
         while !self.snapshots.is_closed() {
-            let relevant =
-                match self.next_event(next_poll.saturating_duration_since(Instant::now())) {
-                    Some(event) => self.note(&event),
-                    None => false,
-                };
-            if relevant {
-                self.wait_for_calm();
-            }
-            if relevant || Instant::now() >= next_poll {
-                self.directories.refresh();
-                self.look();
-                next_poll = Instant::now() + POLL;
+            if let News::Changed(contents) = self.files.wait() {
+                self.take(contents);
             }
         }
     }
 
-    /// Returns the next event, or `None` after `patience`. Lost events count as none: the next poll sees what they were
-    /// about.
-    fn next_event(&self, patience: Duration) -> Option<Event> {
-        match self.events.recv_timeout(patience) {
-            Ok(Ok(event)) => Some(event),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "lost file events; polling sees what they were about");
-                None
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => None,
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                // There is no watcher, because inotify is not available: only polling is left.
-                thread::sleep(patience);
-                None
-            }
-        }
-    }
-
-    /// Returns whether the event may mean a change. Our own reading of the files causes events too, which do not.
-    fn note(&mut self, event: &Event) -> bool {
-        let ours = event.paths.iter().filter(|path| self.files.contain(path)).cloned();
-        match event.kind {
-            // A file that is renamed or gone will be closed under another name.
-            EventKind::Access(AccessKind::Close(AccessMode::Write))
-            | EventKind::Modify(ModifyKind::Name(_))
-            | EventKind::Remove(_) => {
-                for path in &event.paths {
-                    self.unfinished.remove(path);
-                }
-                true
-            }
-            EventKind::Access(_) => false,
-            EventKind::Modify(ModifyKind::Data(_)) => {
-                self.unfinished.extend(ours);
-                true
-            }
-            EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Other => true,
-        }
-    }
-
-    /// Waits until writers are done. Half a file may well be valid, and half the policies admit more than all of them.
-    fn wait_for_calm(&mut self) {
-        let started = Instant::now();
-        while started.elapsed() < MAX_UNFINISHED {
-            let event = self.next_event(CALM);
-            if let Some(event) = &event {
-                self.note(event);
-            }
-            let calm = event.is_none() || started.elapsed() > MAX_UNREST;
-            if calm && self.unfinished.is_empty() {
-                break;
-            }
-        }
-        self.unfinished.clear();
-    }
-
-    /// Takes over what changed since the last look.
-    fn look(&mut self) {
-        for _ in 0..READ_ATTEMPTS {
-            let before = self.files.look();
-            if self.seen.as_ref() == Some(&before) {
-                return;
-            }
-            let contents = self.files.read();
-            if self.files.look() == before {
-                self.seen = Some(before);
-                let taken = self.state.take(contents);
-                self.publish(taken);
-                return;
-            }
-            thread::sleep(CALM);
-        }
-        tracing::debug!("the files change faster than they can be read; trying again later");
+    fn take(&mut self, contents: Contents) {
+        let taken = self.state.take(contents);
+        self.publish(taken);
     }
 
     fn publish(&mut self, taken: Taken) {

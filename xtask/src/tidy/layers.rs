@@ -9,8 +9,9 @@ use super::Finding;
 use crate::process;
 
 /// Each crate with the crates of this workspace that it may use. A crate that is not listed is refused.
-const LAYERS: [(&str, &[&str]); 21] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("sluice-abi", &[]),
+    ("sluice-files", &[]),
     ("sluice-spiffe", &[]),
     ("sluice-sys", &[]),
     ("sluice-wire", &[]),
@@ -18,17 +19,21 @@ const LAYERS: [(&str, &[&str]); 21] = [
     // The plugin is small: it asks the agent and contains none of its crates.
     ("sluice-cni", &[]),
     ("sluice-policy", &["sluice-spiffe"]),
-    ("sluice-tls", &["sluice-spiffe"]),
+    ("sluice-tls", &["sluice-files", "sluice-spiffe"]),
     ("sluice-ebpf", &["sluice-abi"]),
     ("sluice-mesh", &["sluice-policy", "sluice-spiffe"]),
     ("sluice-kernel", &["sluice-abi", "sluice-sys"]),
-    ("sluice-identity", &["sluice-grpc", "sluice-spiffe", "sluice-tls"]),
+    ("sluice-identity", &["sluice-files", "sluice-grpc", "sluice-spiffe", "sluice-tls"]),
     ("sluice-cluster", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
-    ("sluice-kube", &["sluice-cluster", "sluice-mesh", "sluice-policy", "sluice-spiffe"]),
-    ("sluice-source", &["sluice-mesh", "sluice-policy", "sluice-spiffe"]),
+    (
+        "sluice-kube",
+        &["sluice-cluster", "sluice-files", "sluice-mesh", "sluice-policy", "sluice-spiffe"],
+    ),
+    ("sluice-source", &["sluice-files", "sluice-mesh", "sluice-policy", "sluice-spiffe"]),
     (
         "sluice-controller",
         &[
+            "sluice-files",
             "sluice-grpc",
             "sluice-mesh",
             "sluice-policy",

@@ -15,14 +15,12 @@ use std::{
 use arc_swap::ArcSwap;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use sluice_files::Stamp;
 use sluice_source::{FileError, yaml};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::{Caller, Callers};
-use crate::{
-    Pending, Refusal,
-    stamp::{POLL, Stamp},
-};
+use crate::{Pending, Refusal, material::POLL};
 
 /// The shortest token that is accepted: a shorter one could be guessed.
 const MIN_TOKEN_BYTES: usize = 32;
@@ -100,7 +98,7 @@ struct Written {
 impl TokenFile {
     /// Reads the file, which must be sound now.
     pub fn open(path: &Path) -> Result<Self, TokenError> {
-        let stamp = Stamp::of(&[path.to_owned()]);
+        let stamp = Stamp::of(path);
         let tokens = read(path)?;
         Ok(Self {
             path: path.to_owned(),
@@ -114,7 +112,7 @@ impl TokenFile {
         if seen.1.elapsed() < POLL {
             return;
         }
-        let stamp = Stamp::of(std::slice::from_ref(&self.path));
+        let stamp = Stamp::of(&self.path);
         if stamp != seen.0 {
             self.reload();
         }

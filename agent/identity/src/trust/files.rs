@@ -7,10 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::TrustFiles;
+use sluice_files::{Followed, Stamp};
 
-/// What the file system says about all files; equal as long as nothing changed.
-pub(super) type Seen = BTreeMap<PathBuf, Result<[i128; 5], io::ErrorKind>>;
+use super::TrustFiles;
 
 /// A file's bytes, or why there are none.
 pub(super) type Content = Result<Vec<u8>, io::Error>;
@@ -21,7 +20,7 @@ const MAX_LENGTH: u64 = 64 << 20;
 impl TrustFiles {
     /// The files of all kinds, directories of revocation lists resolved. A directory that cannot be read
     /// stands for itself, and for whatever it held when it could.
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
+    fn paths(&self) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = self.others().cloned().collect();
         for path in &self.crls {
             match fs::read_dir(path).and_then(listed) {
@@ -42,14 +41,25 @@ impl TrustFiles {
         let federated = self.federated.iter().map(|(_, path)| path);
         self.roots.iter().chain(federated).chain(&self.denied)
     }
+}
 
-    /// Asks the file system, opening nothing but directories.
-    pub(super) fn look(&self) -> Seen {
-        self.paths().into_iter().map(|path| (path.clone(), stamp(&path))).collect()
+impl Followed for TrustFiles {
+    type Seen = BTreeMap<PathBuf, Stamp>;
+    type Contents = Vec<(PathBuf, Content)>;
+
+    fn look(&self) -> Self::Seen {
+        self.paths().into_iter().map(|path| (path.clone(), Stamp::of(&path))).collect()
     }
 
-    /// Returns the directories to watch: those that hold the files.
-    pub(super) fn directories(&self) -> Vec<PathBuf> {
+    fn read(&self, seen: &Self::Seen) -> Self::Contents {
+        seen.keys().map(|path| (path.clone(), read(path))).collect()
+    }
+
+    fn contain(&self, path: &Path) -> bool {
+        self.paths().iter().any(|ours| ours == path)
+    }
+
+    fn directories(&self) -> Vec<PathBuf> {
         let all = self.others().chain(&self.crls);
         let parents = all.filter_map(|path| path.components().as_path().parent());
         let mut directories: Vec<PathBuf> = parents.map(Path::to_owned).collect();
@@ -76,23 +86,9 @@ fn listed(entries: fs::ReadDir) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-pub(super) fn read(path: &Path) -> Content {
+fn read(path: &Path) -> Content {
     if fs::metadata(path)?.size() > MAX_LENGTH {
         return Err(io::Error::other("larger than 64 MiB"));
     }
     fs::read(path)
-}
-
-fn stamp(path: &Path) -> Result<[i128; 5], io::ErrorKind> {
-    let metadata = fs::metadata(path).map_err(|error| error.kind())?;
-    let nanoseconds = |seconds: i64, nanoseconds: i64| {
-        i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
-    };
-    Ok([
-        metadata.dev().into(),
-        metadata.ino().into(),
-        metadata.size().into(),
-        nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-        nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
-    ])
 }

@@ -10,7 +10,6 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
@@ -100,26 +99,13 @@ impl LocalCa {
 fn create(dir: &Path, domain: &TrustDomain, clock: &dyn Clock) -> Result<(), CaError> {
     let NewRoot { certificate, key } = NewRoot::generate(domain, clock)?;
     // The key first: a crash in between leaves a key that the next start replaces.
-    write_whole(dir, "ca.key", key.as_bytes(), 0o600)?;
-    write_whole(dir, "ca.crt", certificate.as_bytes(), 0o644)
-}
-
-/// Writes a file so that a crash leaves either all of it or what was there before.
-fn write_whole(dir: &Path, name: &str, contents: &[u8], mode: u32) -> Result<(), CaError> {
-    let temporary = dir.join(format!(".{name}.new"));
-    let written = (|| {
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&temporary, dir.join(name))?;
-        File::open(dir)?.sync_all()
-    })();
-    written.map_err(|source| file_error("write", &dir.join(name), source))
+    let write = |name: &str, contents: &[u8], mode| {
+        let path = dir.join(name);
+        sluice_files::replace(&path, contents, mode)
+            .map_err(|source| file_error("write", &path, source))
+    };
+    write("ca.key", key.as_bytes(), 0o600)?;
+    write("ca.crt", certificate.as_bytes(), 0o644)
 }
 
 fn make_private_dir(dir: &Path) -> Result<(), CaError> {

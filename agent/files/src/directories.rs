@@ -1,28 +1,24 @@
-//! The directories that inotify watches, even when one is replaced by another.
+//! The directories that inotify watches, also after one of them has been replaced by another.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf, sync::mpsc};
+use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::PathBuf};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 
-use super::follow::Wake;
-
-/// The directories under watch. A watch belongs to a directory, not to its path: a new directory
-/// needs a new watch.
-pub(super) struct Directories {
-    /// `None` if inotify is not available; then only polling sees changes.
+/// The directories under watch. A watch belongs to a directory, not to its path: a new directory needs a new watch.
+pub(crate) struct Directories {
+    /// `None` where inotify is not available; then only polling sees changes.
     watcher: Option<RecommendedWatcher>,
     /// Device and inode of the directory under watch, by path.
     watched: BTreeMap<PathBuf, (u64, u64)>,
 }
 
 impl Directories {
-    pub(super) fn new(wake: mpsc::Sender<Wake>) -> Self {
-        let handler = move |event| drop(wake.send(Wake::File(event)));
-        let watcher = notify::recommended_watcher(handler)
+    pub(crate) fn new(tell: impl Fn(notify::Result<Event>) + Send + 'static) -> Self {
+        let watcher = notify::recommended_watcher(tell)
             .inspect_err(|error| {
                 tracing::warn!(
                     %error,
-                    "no inotify, so changes of trust files are seen within seconds only; \
+                    "no inotify, so changes of files are seen within seconds only; \
                      raise fs.inotify.max_user_instances",
                 );
             })
@@ -31,7 +27,7 @@ impl Directories {
     }
 
     /// Watches whatever directory each path leads to now.
-    pub(super) fn watch(&mut self, paths: Vec<PathBuf>) {
+    pub(crate) fn watch(&mut self, paths: Vec<PathBuf>) {
         let Some(watcher) = &mut self.watcher else { return };
         for path in paths {
             let now = fs::metadata(&path).ok().map(|found| (found.dev(), found.ino()));
