@@ -83,11 +83,12 @@ const LAYERS: [(&str, &[&str]); 22] = [
 ];
 
 /// Libraries that are confined to a few crates, with the crates that may name them.
-const WALLED: [(&str, &[&str]); 8] = [
+const WALLED: [(&str, &[&str]); 9] = [
     ("aya", &["sluice-abi", "sluice-kernel"]),
     ("aya-log", &["sluice-kernel"]),
     ("aya-ebpf", &["sluice-ebpf"]),
     ("aya-log-ebpf", &["sluice-ebpf"]),
+    ("notify", &["sluice-files"]),
     ("rustls", &["sluice-tls"]),
     ("tonic", &["sluice-grpc", "sluice-identity", "sluice-controller"]),
     ("kube", &["sluice-kube"]),
