@@ -1,5 +1,5 @@
-//! Two pods of one node: their agent proves both by mutual TLS over the network between them, and then joins the two
-//! ends in its memory, at two descriptors per connection.
+//! Two pods of one node: their agent proves both by mutual TLS over the network between them, and then opens and carries
+//! their connections in its memory, at two descriptors each.
 
 use std::{
     io::{ErrorKind, Write as _},
@@ -22,6 +22,8 @@ const PORT: u16 = 7300;
 /// The promise: a change on disk reaches open connections within this.
 const IN_FORCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long two pods of one node need not prove themselves again.
+const PROOF_TIME: Duration = Duration::from_secs(30);
 /// The most memory that the agent may use per connection that is open and idle.
 const MEMORY_PER_CONNECTION: u64 = 16 << 10;
 
@@ -68,14 +70,39 @@ fn pods_of_one_node_are_proved_by_tls_and_then_nothing_is_on_the_network() -> Re
             for _ in 0..20 {
                 probe.echo(&canary.as_bytes().repeat(100))?;
             }
+            // Other connections need no other proof.
+            Probe::ensure_served(client, near.at(family, PORT))?;
             let seen = carrying.seen()?;
             seen.ensure_no_canary().with_context(|| place.clone())?;
             let segments = seen.data_segments.get(&PORT).copied().unwrap_or(0);
             ensure!(segments == 0, "{place}: {segments} segments with payload: {seen:?}");
-            Probe::ensure_served(client, near.at(family, PORT))?;
-            carrying.seen()?.ensure_tls_only(PORT).with_context(|| place.clone())?;
         }
     }
+    Ok(())
+}
+
+/// A network that stops to let one pod reach another, as a NetworkPolicy may, is not passed by for long.
+#[test]
+fn a_proof_serves_for_half_a_minute_and_then_has_to_come_over_the_network_again() -> Result<()> {
+    let lab = lab(&[])?;
+    let near = lab.pod("near")?;
+    let _server = Server::on_port(&near.netns, PORT, Service::Echo)?;
+    let (client, target) = (&lab.pod("friend")?.netns, near.at(Family::V4, PORT));
+    Probe::ensure_served(client, target)?;
+    let start = Instant::now();
+    let (node, address) = (lab.world.node(NodeName::A), near.ip(Family::V4));
+    node.ip(&format!("route replace unreachable {address}/32"))?;
+    Probe::ensure_served(client, target).context("while the proof serves")?;
+    let refused = loop {
+        if Probe::ensure_served(client, target).is_err() {
+            break start.elapsed();
+        }
+        ensure!(start.elapsed() < PROOF_TIME + PATIENCE, "served without a network");
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    println!("refused {refused:?} after the network was cut");
+    node.ip(&format!("route replace {address}/32 dev {}", near.host_device()))?;
+    Probe::wait_until_served(client, target, Duration::from_secs(15))?;
     Ok(())
 }
 

@@ -1,23 +1,25 @@
 //! Serves a connection that arrives at a local pod: authenticate, authorize, deliver.
 
 mod ending;
+mod host;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
 use sluice_sys::tcp::TcpStream;
-use sluice_tls::Channel;
+use sluice_tls::{Channel, Peer};
 use sluice_wire::{Preamble, ResetReason};
 use tokio::time::timeout;
 
 use self::ending::{Failure, Leaving, ended};
+pub(crate) use self::host::Host;
 use crate::{
     access, closing,
     delivery::deliver,
     descriptors::{self, Begins},
     live::{Direction, Facts, Live, Transport},
-    local::{self, Delivered},
+    local::{Delivered, Offer},
     plain::{self, PlainEnd},
     pod::Pod,
     pool::MAX_IDLE_TIME,
@@ -31,6 +33,9 @@ use crate::{
 /// How long a session may wait for its next stream: longer than the client's pool keeps it, so that
 /// the client decides and no stream is opened on a connection that is being closed.
 const STREAM_TIME: Duration = MAX_IDLE_TIME.saturating_mul(2);
+/// How long a session within this process serves, over which no stream passes. After that the client has to prove
+/// itself again, over a network that still lets it through.
+const PROOF_TIME: Duration = Duration::from_secs(30);
 /// How long a pod that has just been enrolled may take to fetch its certificate.
 const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
 
@@ -152,6 +157,8 @@ impl Arrived {
         let Ok(Some(mut session)) = Box::pin(self.pod.while_there(established)).await else {
             return;
         };
+        let offer = self.offer(&mut session).await;
+        let patience = if offer.is_some() { PROOF_TIME } else { STREAM_TIME };
         // However long the session lives, each stream is judged by the policy of its own moment.
         let mut is_new = true;
         loop {
@@ -160,7 +167,7 @@ impl Arrived {
                 // Not even a stream that has been opened: its client may mean a successor with the same address.
                 () = self.pod.gone() => break,
                 // A stream that has been opened already is served.
-                next = timeout(STREAM_TIME, session.next_stream()) => next,
+                next = timeout(patience, session.next_stream()) => next,
                 // A new session serves one stream first, because a connection waits for it.
                 () = self.worker.retired(), if !is_new => break,
             };
@@ -174,6 +181,14 @@ impl Arrived {
             }
         }
         session.close();
+    }
+
+    /// If the client is in this process too, lets it open its streams by a call.
+    async fn offer(&self, session: &mut Session) -> Option<Offer> {
+        let link = session.link.clone()?;
+        // The tickets, which otherwise leave with the first bytes of an application. A failure shows again at once.
+        drop(session.try_flush().await);
+        Some(link.offer(Host::new(&self.pod, self.client, self.local, session.peer.clone())))
     }
 
     fn log_refusal(&self, failure: &Failure) {
@@ -205,28 +220,28 @@ impl Arrived {
 
     /// Serves one stream. The session can then carry another, unless the error says how it must end.
     async fn mesh_stream(&self, session: &mut Session, client: SocketAddr) -> Result<(), Leaving> {
-        let peer = Some(session.peer.id.clone());
+        let opened = Box::pin(self.let_in(&mut session.peer, client)).await;
+        let Delivered { application, live } = opened.map_err(Leaving::Reset)?;
+        self.carry(session, application, &live).await
+    }
+
+    /// Lets in a stream that `peer` opens for `client`, if the peer is still trusted and policy lets it in.
+    async fn let_in(&self, peer: &mut Peer, client: SocketAddr) -> Result<Delivered, ResetReason> {
         // Listed before it is judged: a policy change from here on finds it.
-        let live = self.worker.list(&self.pod, self.facts(Transport::MutualTls, client, peer));
-        live.rests_on(&session.peer.chain);
-        let own = &self.pod.identity;
-        let opened = match session.still_trusted(&self.worker.shared.certificates, own) {
-            Ok(()) => Box::pin(self.open(client, &session.peer.id)).await,
+        let facts = self.facts(Transport::MutualTls, client, Some(peer.id.clone()));
+        let live = self.worker.list(&self.pod, facts);
+        live.rests_on(&peer.chain);
+        let certificates = &self.worker.shared.certificates;
+        let opened = match certificates.confirm(peer, &self.pod.identity) {
+            Ok(()) => self.open(client, &peer.id).await,
             Err(error) => Err((ResetReason::Revoked, Failure::Untrusted(error))),
         };
         match opened {
             Ok(application) => {
                 self.pod.stats.inbound_mtls.increment();
-                match local::hand_over(session, Delivered { application, live }).await {
-                    Ok(flushed) => flushed.map_err(|_broken| Leaving::Drop),
-                    Err(Delivered { application, live }) => {
-                        self.carry(session, application, &live).await
-                    }
-                }
+                Ok(Delivered { application, live })
             }
-            Err((reason, failure)) => {
-                Err(Leaving::Reset(self.turned_away(&live, reason, &failure)))
-            }
+            Err((reason, failure)) => Err(self.turned_away(&live, reason, &failure)),
         }
     }
 

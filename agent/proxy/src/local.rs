@@ -1,53 +1,80 @@
 //! Connections between two pods of one agent: both ends of their session are in this process.
 //!
 //! ```text
-//!   application A --lo--> outbound ── session: handshake, OPEN ──> inbound: authorize, deliver --lo--> B
-//!                            │ <───────────── B's socket, in memory ──────┘
-//!                            └─ carries A and B; the session is free for the next stream
+//!   application A --lo--> outbound ── session: handshake over the network ──> inbound: who is A?
+//!                            │                                                   │
+//!                            │<────────── Host: "streams of A come in here" ─────┘
+//!                            └─ each stream: Host judges it and connects to B --lo--> B, and outbound carries A and B
 //! ```
 //!
-//! Up to the delivery everything is as between two nodes: certificates prove both identities, and the stream is
-//! opened over the network and judged where it arrives. Then the inbound side does not carry the stream over the
-//! session, but passes the application's socket to the outbound side.
+//! The handshake is as between two nodes: over the network, where both certificates prove both identities. From then
+//! on, for as long as the session is open, streams are opened by a call instead of a message, and nothing of them is
+//! on any link. They are judged as those that arrive from elsewhere: by trust and policy of their own moment.
 //!
 //! [`Binding`] shows that both ends are here, because only the two ends of one TLS connection can have it. The server
-//! announces it in [`Links`] before its flight leaves; the client looks there when its handshake is complete. Nothing
-//! of this is on the wire, so a peer elsewhere, or somebody on the path, has nothing to send or repeat to get hold of
-//! a socket.
+//! announces it in [`Links`] before its flight leaves; the client looks there when its handshake is complete. What
+//! the client finds is of no use before the server has accepted the client's certificate too. Nothing of this is on the
+//! wire, so a peer elsewhere, or somebody on the path, has nothing to send or repeat to get into a pod.
 
 use std::{
     collections::HashMap,
-    future::{Future, poll_fn},
+    future::poll_fn,
     net::TcpStream,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
+use futures_util::task::AtomicWaker;
 use sluice_tls::Binding;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
+    inbound::Host,
     live::{Listed, Live},
     pool::Key,
     scratch::Scratch,
-    session::{Broken, Session},
+    session::Session,
 };
 
 /// Most streams that are being opened at once between two pods of one node, and so the most sessions in use. Each is
-/// free again within a millisecond, so a burst of connections needs few handshakes and descriptors.
+/// free again at once, so a burst of connections needs few handshakes and descriptors.
 const OPENING: usize = 16;
 
 /// Handshakes whose server, in this process, waits to see whether the client is here too.
 #[derive(Debug, Default)]
 pub(crate) struct Links(Mutex<HashMap<Binding, Arc<Link>>>);
 
-/// What the two ends of one session share in memory. One stream at a time uses it.
+/// What the two ends of one session share in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
-    /// Where the client waits for the stream that is being opened.
-    waiting: Mutex<Option<oneshot::Sender<Delivered>>>,
+    server: Mutex<Server>,
+    /// Wakes the client, of which there is one.
+    waiting: AtomicWaker,
 }
+
+/// How far the server's end of a session has come.
+#[derive(Debug, Default)]
+enum Server {
+    /// The client has not been accepted yet.
+    #[default]
+    Undecided,
+    Open(Arc<Host>),
+    Ended,
+}
+
+/// What a client finds at the other end of its session.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Host(Arc<Host>),
+    /// The server has ended the session, whether or not the network tells.
+    Ended,
+    /// No host: the session tells why, or else the connection is to be cut.
+    Nothing,
+}
+
+/// The server's end of a session, open to its client until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Offer(Arc<Link>);
 
 /// A stream that was let in, with all that the outbound side needs to carry it.
 #[derive(Debug)]
@@ -121,42 +148,39 @@ impl Drop for Announced<'_> {
 // === impl Link ===
 
 impl Link {
-    /// Gives a stream that was let in to the client that waits for it. Returns the stream as the error if none does.
-    fn hand_over(&self, delivered: Delivered) -> Result<(), Delivered> {
-        let waiting = lock(&self.waiting).take();
-        match waiting {
-            Some(waiting) => waiting.send(delivered),
-            None => Err(delivered),
-        }
+    /// Opens the server's end to the client, whom the server has accepted.
+    pub(crate) fn offer(self: Arc<Self>, host: Host) -> Offer {
+        *lock(&self.server) = Server::Open(Arc::new(host));
+        self.waiting.wake();
+        Offer(self)
     }
 
-    /// Opens a stream whose OPEN is queued in the session. Returns the delivered stream once it is let in and the
-    /// session is free. `None` leaves the stream to the session, which then tells what happened.
-    pub(crate) async fn open(&self, session: &mut Session, live: &Live) -> Option<Delivered> {
-        let (waiting, mut delivered) = oneshot::channel();
-        *lock(&self.waiting) = Some(waiting);
-        let opened = poll_fn(|cx| poll_open(cx, session, live, &mut delivered)).await;
-        // A stream that was handed over before this close is ours to carry, or to end.
-        delivered.close();
-        let opened = opened.or_else(|| delivered.try_recv().ok());
-        if opened.is_some() {
-            session.take_tickets().await;
+    /// Waits until the server has accepted the client, or something else is known.
+    pub(crate) async fn host(&self, session: &mut Session, live: &Live) -> Found {
+        let found = poll_fn(|cx| self.poll_host(cx, session, live)).await;
+        let Found::Host(host) = found else { return found };
+        session.take_tickets().await;
+        if host.is_there() { Found::Host(host) } else { Found::Ended }
+    }
+
+    fn poll_host(&self, cx: &mut Context<'_>, session: &mut Session, live: &Live) -> Poll<Found> {
+        self.waiting.register(cx.waker());
+        match &*lock(&self.server) {
+            Server::Undecided => {}
+            Server::Open(host) => return Poll::Ready(Found::Host(Arc::clone(host))),
+            Server::Ended => return Poll::Ready(Found::Ended),
         }
-        opened
+        let is_over = live.poll_cut(cx).is_some()
+            || matches!(session.poll_flush(cx), Poll::Ready(Err(_)))
+            || Scratch::lend(|scratch| session.poll_answer(cx, scratch)).is_ready();
+        if is_over { Poll::Ready(Found::Nothing) } else { Poll::Pending }
     }
 }
 
-/// Gives a stream that was let in to the client's side, if that is in this process. The session is then free, unless
-/// it fails now. Otherwise returns the stream as the error.
-pub(crate) async fn hand_over(
-    session: &mut Session,
-    delivered: Delivered,
-) -> Result<Result<(), Broken>, Delivered> {
-    let Some(link) = session.link.clone() else { return Err(delivered) };
-    // Sends the tickets, which otherwise leave with the first bytes of the application: the client takes them in
-    // before it puts its end away.
-    let flushed = session.try_flush().await;
-    link.hand_over(delivered).map(|()| flushed)
+impl Drop for Offer {
+    fn drop(&mut self) {
+        *lock(&self.0.server) = Server::Ended;
+    }
 }
 
 // === impl Turns ===
@@ -184,21 +208,6 @@ impl Drop for Turn<'_> {
             turns.remove(self.key);
         }
     }
-}
-
-fn poll_open(
-    cx: &mut Context<'_>,
-    session: &mut Session,
-    live: &Live,
-    delivered: &mut oneshot::Receiver<Delivered>,
-) -> Poll<Option<Delivered>> {
-    if let Poll::Ready(delivered) = Pin::new(delivered).poll(cx) {
-        return Poll::Ready(delivered.ok());
-    }
-    let is_over = live.poll_cut(cx).is_some()
-        || matches!(session.poll_flush(cx), Poll::Ready(Err(_)))
-        || Scratch::lend(|scratch| session.poll_answer(cx, scratch)).is_ready();
-    if is_over { Poll::Ready(None) } else { Poll::Pending }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,6 +2,7 @@
 
 mod ending;
 mod home;
+mod near;
 mod plaintext;
 
 use std::{
@@ -20,13 +21,12 @@ use sluice_tls::{Channel, Identity, VerifyError};
 use sluice_wire::{Control, ResetReason};
 use tokio::time::timeout;
 
-use self::ending::complete;
+use self::{ending::complete, near::Near};
 use crate::{
     access, closing,
     descriptors::{self, Begins, Shortage},
     live::{Direction, Facts, Live, Transport},
     local::Local,
-    plain::{self, PlainEnd},
     pod::Pod,
     pool::Key,
     preamble::first_bytes,
@@ -216,27 +216,21 @@ impl Captured {
         };
         let (mut head, mut kept) = (first_bytes(&self.application), Vec::new());
         let shared = Arc::clone(&self.worker.shared);
-        let mut turn = if self.near {
-            let turn = timeout(CONNECT_TIME, shared.turns.wait(&key)).await;
-            Some(turn.map_err(|_elapsed| Failure::AgentTimeout(address))?)
-        } else {
-            None
-        };
+        let mut turn = self.turn(&shared, &key).await?;
         loop {
-            let (mut session, reused) = Box::pin(self.session(live, &identity, &key)).await?;
-            session.queue(&Control::open(self.client))?;
+            let (session, reused) = Box::pin(self.session(live, &identity, &key)).await?;
             if !std::mem::replace(&mut self.carried, true) {
                 self.pod.stats.outbound_mtls.increment();
             }
             let ending = self.worker.returning.of(&key);
-            if let Some(link) = session.link.clone() {
-                // The session is free again in a moment: others should wait for it instead of making one.
-                ending.announce();
-                if let Some(delivered) = link.open(&mut session, live).await {
-                    self.worker.put_session(&self.pod, key.clone(), session);
-                    return Ok(Some(Local { delivered, head }));
-                }
-            }
+            let mut session = match Box::pin(self.near_stream(live, session, &key, &ending)).await?
+            {
+                Near::Opened(delivered) => return Ok(Some(Local { delivered, head })),
+                Near::Ended if reused => continue,
+                Near::Ended => return Err(Broken::Closed.into()),
+                Near::Elsewhere(session) => session,
+            };
+            session.queue(&Control::open(self.client))?;
             drop(turn.take());
             let relay = Relay::new(&mut self.application, &mut session, live, Side::Client, &head);
             match relay.announcing(&ending).keeping(&mut kept).run().await {
@@ -295,36 +289,6 @@ impl Captured {
                 Err(error) => return Err(Failure::Untrusted(error)),
             }
         }
-    }
-
-    /// Carries a stream between two pods of this agent.
-    async fn local_stream(&mut self, live: &Live, local: Local) -> Result<(), Failure> {
-        let Local { delivered, head } = local;
-        let far = delivered.live;
-        far.set_local();
-        live.set_local();
-        let end = match TcpStream::from_std(delivered.application) {
-            Ok(mut server) => {
-                let lives = [live, &*far];
-                let end = plain::relay(&mut self.application, &mut server, &lives, head).await;
-                if matches!(end, PlainEnd::Clean) {
-                    closing::in_order(&server);
-                }
-                end
-            }
-            Err(error) => PlainEnd::Socket(Side::Server, error),
-        };
-        let (near, other) = match end {
-            PlainEnd::Clean => (Ok(()), Ok(())),
-            PlainEnd::Socket(side, error) => {
-                let (own, told) =
-                    (Failure::Application(error), Failure::Ended(ResetReason::Application));
-                if side == Side::Client { (Err(own), Err(told)) } else { (Err(told), Err(own)) }
-            }
-            PlainEnd::Cut(reason) => (Err(Failure::Ended(reason)), Err(Failure::Ended(reason))),
-        };
-        complete(&self.worker.shared.snapshot(), &far, other);
-        near
     }
 
     async fn certificate(&self) -> Result<Arc<Identity>, Failure> {

@@ -76,33 +76,14 @@ impl Deref for Pod {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use sluice_mesh::WorkloadUid;
-    use sluice_spiffe::WorkloadName;
-    use sluice_sys::Netns;
+    use std::time::Duration;
 
     use super::*;
-
-    fn pod() -> Pod {
-        let netns = Netns::current().unwrap();
-        let local = LocalPod {
-            uid: WorkloadUid("a/pod".into()),
-            name: "pod".to_owned(),
-            account: WorkloadName { namespace: "a".to_owned(), service_account: "b".to_owned() },
-            identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
-            addresses: Vec::new(),
-            cookie: netns.cookie(),
-            netns,
-            guard_ifindexes: Vec::new(),
-            enrolled_at: SystemTime::now(),
-        };
-        Pod::new(Arc::new(local), Arc::default(), Arc::default())
-    }
+    use crate::testing::local_pod;
 
     #[tokio::test]
     async fn of_a_pod_that_has_gone_nothing_is_waited_for_and_nobody_enters_its_namespace() {
-        let pod = pod();
+        let pod = Pod::new(Arc::new(local_pod()), Arc::default(), Arc::default());
         assert_eq!(pod.while_there(async { Ok(1) }).await.unwrap(), 1);
         let endless = pod.while_there(std::future::pending::<io::Result<()>>());
         let goes = async {

@@ -4,13 +4,14 @@ use std::{
     future::poll_fn,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use sluice_mesh::WorkloadUid;
-use sluice_spiffe::SpiffeId;
+use sluice_pods::LocalPod;
+use sluice_spiffe::{SpiffeId, WorkloadName};
 use sluice_sys::{
-    socket,
+    Netns, socket,
     tcp::{TcpListener, TcpStream},
 };
 use sluice_tls::{CertStore, Channel, Settings, SystemClock, TrustBundle, ca::LocalCa};
@@ -80,6 +81,22 @@ pub(crate) async fn sessions(near: &Arc<Links>, far: &Arc<Links>) -> (Session, S
 /// Takes the next stream's OPEN from the session.
 pub(crate) async fn opened(server: &mut Session) {
     server.next_stream().await.unwrap();
+}
+
+/// Returns a pod in the namespace of the test.
+pub(crate) fn local_pod() -> LocalPod {
+    let netns = Netns::current().unwrap();
+    LocalPod {
+        uid: WorkloadUid("a/pod".into()),
+        name: "pod".to_owned(),
+        account: WorkloadName { namespace: "a".to_owned(), service_account: "b".to_owned() },
+        identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
+        addresses: Vec::new(),
+        cookie: netns.cookie(),
+        netns,
+        guard_ifindexes: Vec::new(),
+        enrolled_at: SystemTime::now(),
+    }
 }
 
 /// Returns a record for a relay to report to.

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use tokio::{io::AsyncReadExt, time::timeout};
+use tokio::time::timeout;
 
 use super::*;
 use crate::{
-    live::LiveTable,
+    pod::Pod,
     relay::{Outcome, Relay, Side},
-    testing::{PATIENCE, live, opened, sessions, tcp_pair},
+    retirement::Retirement,
+    testing::{PATIENCE, live, local_pod, opened, sessions, tcp_pair},
 };
 use sluice_wire::{Control, ResetReason};
 
@@ -20,10 +21,11 @@ async fn linked() -> (Session, Session) {
     (near, far)
 }
 
-async fn delivered() -> (Delivered, tokio::net::TcpStream) {
-    let (application, ours) = tcp_pair().await;
-    let live = LiveTable::new(1).list(0, live());
-    (Delivered { application: ours.into_std(), live }, application)
+/// Opens the server's end, of a pod that is there for as long as `departure` has not begun.
+fn offer(far: &Session, departure: &Arc<Retirement>) -> Offer {
+    let pod = Arc::new(Pod::new(Arc::new(local_pod()), Arc::default(), Arc::clone(departure)));
+    let address = ([127, 0, 0, 1], 1).into();
+    far.link.clone().unwrap().offer(Host::new(&pod, address, address, far.peer.clone()))
 }
 
 #[tokio::test]
@@ -45,44 +47,45 @@ async fn the_links_of_two_sessions_have_nothing_in_common() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_let_in_leaves_the_session_free_for_the_next() {
-    let (mut near, mut far) = linked().await;
-    let link = near.link.clone().unwrap();
+async fn a_client_finds_the_server_once_that_has_accepted_it_and_as_often_as_it_likes() {
+    let (mut near, far) = linked().await;
+    let (link, live) = (near.link.clone().unwrap(), live());
+    let early = timeout(Duration::from_millis(20), link.host(&mut near, &live)).await;
+    assert!(early.is_err(), "the server has not accepted anybody");
+    let departure = Arc::default();
+    let (found, offer) = tokio::join!(timeout(PATIENCE, link.host(&mut near, &live)), async {
+        tokio::task::yield_now().await;
+        offer(&far, &departure)
+    });
+    assert!(matches!(found.unwrap(), Found::Host(_)));
     for _ in 0..3 {
-        let live = live();
-        let far_link = far.link.clone().unwrap();
-        let letting_in = async {
-            let (delivered, application) = delivered().await;
-            let mut delivered = Err(delivered);
-            while let Err(again) = delivered {
-                tokio::task::yield_now().await;
-                delivered = far_link.hand_over(again);
-            }
-            far.try_flush().await.unwrap();
-            application
-        };
-        let both = async { tokio::join!(link.open(&mut near, &live), letting_in) };
-        let (opened_stream, _application) = timeout(PATIENCE, both).await.unwrap();
-        assert!(opened_stream.is_some());
+        assert!(matches!(link.host(&mut near, &live).await, Found::Host(_)));
         assert!(near.is_usable());
-        near.queue(&Control::open(([127, 0, 0, 1], 4000).into())).unwrap();
-        poll_fn(|cx| near.poll_flush(cx)).await.unwrap();
-        timeout(PATIENCE, opened(&mut far)).await.unwrap();
     }
+    drop(offer);
+    let late = timeout(PATIENCE, link.host(&mut near, &live)).await.unwrap();
+    assert!(matches!(late, Found::Ended), "{late:?}: nothing of this is on the network yet");
 }
 
 #[tokio::test]
-async fn a_client_has_its_tickets_when_its_stream_is_handed_over() {
+async fn a_pod_that_has_gone_is_not_found() {
+    let (mut near, far) = linked().await;
+    let (link, live, departure) = (near.link.clone().unwrap(), live(), Arc::default());
+    let _offer = offer(&far, &departure);
+    assert!(matches!(link.host(&mut near, &live).await, Found::Host(_)));
+    departure.begin();
+    assert!(matches!(link.host(&mut near, &live).await, Found::Ended));
+}
+
+#[tokio::test]
+async fn a_client_has_its_tickets_when_it_has_found_the_server() {
     let (mut near, mut far) = linked().await;
     let (link, live) = (near.link.clone().unwrap(), live());
     assert!(near.awaits_tickets());
-    let letting_in = async {
-        let (delivered, application) = delivered().await;
-        (hand_over(&mut far, delivered).await.unwrap().unwrap(), application)
-    };
-    let both = async { tokio::join!(link.open(&mut near, &live), letting_in) };
-    let (opened_stream, _) = timeout(PATIENCE, both).await.unwrap();
-    assert!(opened_stream.is_some());
+    far.try_flush().await.unwrap();
+    let _offer = offer(&far, &Arc::default());
+    let found = timeout(PATIENCE, link.host(&mut near, &live)).await.unwrap();
+    assert!(matches!(found, Found::Host(_)));
     assert!(!near.awaits_tickets(), "others wait for them");
     assert!(near.is_usable());
 }
@@ -92,12 +95,9 @@ async fn what_comes_with_the_tickets_out_of_turn_is_not_lost() {
     let (mut near, mut far) = linked().await;
     let (link, live) = (near.link.clone().unwrap(), live());
     far.queue(&Control::end()).unwrap();
-    let letting_in = async {
-        let (delivered, application) = delivered().await;
-        (hand_over(&mut far, delivered).await.unwrap().unwrap(), application)
-    };
-    let both = async { tokio::join!(link.open(&mut near, &live), letting_in) };
-    timeout(PATIENCE, both).await.unwrap();
+    far.try_flush().await.unwrap();
+    let _offer = offer(&far, &Arc::default());
+    timeout(PATIENCE, link.host(&mut near, &live)).await.unwrap();
     assert!(!near.awaits_tickets());
     assert!(!near.is_usable(), "a later stream would take this END for its own");
 }
@@ -108,8 +108,8 @@ async fn a_refusal_comes_with_its_reason() {
     let link = near.link.clone().unwrap();
     let live = live();
     far.reset(ResetReason::Denied);
-    let opened = timeout(PATIENCE, link.open(&mut near, &live)).await.unwrap();
-    assert!(opened.is_none());
+    let found = timeout(PATIENCE, link.host(&mut near, &live)).await.unwrap();
+    assert!(matches!(found, Found::Nothing));
     let (_client, mut application) = tcp_pair().await;
     let relay = Relay::new(&mut application, &mut near, &live, Side::Client, &[]);
     let outcome = timeout(PATIENCE, relay.run()).await.unwrap();
@@ -117,16 +117,14 @@ async fn a_refusal_comes_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_waits_for_is_given_back() {
-    let (mut near, far) = linked().await;
-    let link = near.link.clone().unwrap();
-    let live = live();
-    // Before the client waits, and after it was told to stop waiting.
-    let (stream, _application) = delivered().await;
-    let stream = far.link.as_ref().unwrap().hand_over(stream).unwrap_err();
-    live.cut(ResetReason::PolicyChanged);
-    assert!(timeout(PATIENCE, link.open(&mut near, &live)).await.unwrap().is_none());
-    far.link.as_ref().unwrap().hand_over(stream).unwrap_err();
+async fn a_connection_that_is_cut_waits_no_longer() {
+    let (mut near, _far) = linked().await;
+    let (link, live) = (near.link.clone().unwrap(), live());
+    let (found, ()) = tokio::join!(timeout(PATIENCE, link.host(&mut near, &live)), async {
+        tokio::task::yield_now().await;
+        live.cut(ResetReason::PolicyChanged);
+    });
+    assert!(matches!(found.unwrap(), Found::Nothing));
 }
 
 #[tokio::test]
@@ -134,17 +132,9 @@ async fn a_server_that_goes_away_ends_the_waiting() {
     let (mut near, far) = linked().await;
     let link = near.link.clone().unwrap();
     let live = live();
-    let waiting = link.open(&mut near, &live);
-    let (opened, ()) = tokio::join!(timeout(PATIENCE, waiting), async {
+    let (found, ()) = tokio::join!(timeout(PATIENCE, link.host(&mut near, &live)), async {
         tokio::time::sleep(Duration::from_millis(20)).await;
         drop(far);
     });
-    assert!(opened.unwrap().is_none());
-}
-
-#[tokio::test]
-async fn a_stream_that_is_dropped_on_its_way_ends_for_the_application() {
-    let (stream, mut application) = delivered().await;
-    drop(stream);
-    assert_eq!(timeout(PATIENCE, application.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
+    assert!(matches!(found.unwrap(), Found::Nothing));
 }
