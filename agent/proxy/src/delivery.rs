@@ -50,8 +50,7 @@ const DELIVERY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 static ON_DEVICE: Mutex<BTreeSet<(u64, u16)>> = Mutex::new(BTreeSet::new());
 
 /// Connects to the application on `local` inside the pod, which will see `client` as its peer. The socket is not
-/// registered with a runtime yet, because another worker may carry it. Closing it sends a reset: see
-/// [`crate::closing`].
+/// registered with a runtime. Closing it sends a reset: see [`crate::closing`].
 pub(crate) async fn deliver(
     sockets: &SocketTable,
     pod: &Pod,

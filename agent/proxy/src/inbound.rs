@@ -3,7 +3,13 @@
 mod ending;
 mod host;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::{Future, pending},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use sluice_policy::{Connection, DenyReason, MtlsMode, Verdict};
 use sluice_spiffe::SpiffeId;
@@ -69,11 +75,11 @@ pub(crate) async fn serve(
     // An open connection must not keep alive the snapshot that it began with.
     drop(snapshot);
     let arrived = Arrived { worker, pod, client, local };
-    if mode == MtlsMode::Disable {
-        return Box::pin(arrived.plaintext(stream, Vec::new())).await;
-    }
     if let Err(shortage) = descriptors::check(&stream, Begins::Inbound) {
         return arrived.refuse(&stream, Transport::Plaintext, &shortage.into());
+    }
+    if mode == MtlsMode::Disable {
+        return Box::pin(arrived.plaintext(stream, Vec::new())).await;
     }
     let silence = match mode {
         MtlsMode::Permissive if !is_known => {
@@ -157,11 +163,11 @@ impl Arrived {
         let Ok(Some(mut session)) = Box::pin(self.pod.while_there(established)).await else {
             return;
         };
-        let offer = self.offer(&mut session).await;
-        let patience = if offer.is_some() { PROOF_TIME } else { STREAM_TIME };
+        let mut offer = self.offer(&mut session).await;
         // However long the session lives, each stream is judged by the policy of its own moment.
         let mut is_new = true;
         loop {
+            let patience = if offer.is_some() { PROOF_TIME } else { STREAM_TIME };
             let next = tokio::select! {
                 biased;
                 // Not even a stream that has been opened: its client may mean a successor with the same address.
@@ -171,6 +177,11 @@ impl Arrived {
                 // A new session serves one stream first, because a connection waits for it.
                 () = self.worker.retired(), if !is_new => break,
             };
+            // The client closes a session that is of no use to it any more. If this side did, the application's port
+            // would be in TIME_WAIT.
+            if next.is_err() && offer.take().is_some() {
+                continue;
+            }
             let Ok(Ok(client)) = next else { break };
             is_new = false;
             match self.mesh_stream(&mut session, client).await {
@@ -220,20 +231,30 @@ impl Arrived {
 
     /// Serves one stream. The session can then carry another, unless the error says how it must end.
     async fn mesh_stream(&self, session: &mut Session, client: SocketAddr) -> Result<(), Leaving> {
-        let opened = Box::pin(self.let_in(&mut session.peer, client)).await;
+        let opened = Box::pin(self.let_in(&mut session.peer, client, pending())).await;
         let Delivered { application, live } = opened.map_err(Leaving::Reset)?;
         self.carry(session, application, &live).await
     }
 
-    /// Lets in a stream that `peer` opens for `client`, if the peer is still trusted and policy lets it in.
-    async fn let_in(&self, peer: &mut Peer, client: SocketAddr) -> Result<Delivered, ResetReason> {
+    /// Lets in a stream that `peer` opens for `client`, if the peer is still trusted, policy lets it in, and it is not
+    /// `cut` meanwhile.
+    async fn let_in(
+        &self,
+        peer: &mut Peer,
+        client: SocketAddr,
+        cut: impl Future<Output = ResetReason>,
+    ) -> Result<Delivered, ResetReason> {
         // Listed before it is judged: a policy change from here on finds it.
         let facts = self.facts(Transport::MutualTls, client, Some(peer.id.clone()));
         let live = self.worker.list(&self.pod, facts);
         live.rests_on(&peer.chain);
         let certificates = &self.worker.shared.certificates;
         let opened = match certificates.confirm(peer, &self.pod.identity) {
-            Ok(()) => self.open(client, &peer.id).await,
+            Ok(()) => tokio::select! {
+                biased;
+                reason = cut => Err((reason, Failure::Ended(reason))),
+                opened = self.open(client, &peer.id) => opened,
+            },
             Err(error) => Err((ResetReason::Revoked, Failure::Untrusted(error))),
         };
         match opened {

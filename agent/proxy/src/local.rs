@@ -26,6 +26,7 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use sluice_tls::Binding;
+use sluice_wire::ResetReason;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -68,8 +69,10 @@ pub(crate) enum Found {
     Host(Arc<Host>),
     /// The server has ended the session, whether or not the network tells.
     Ended,
-    /// No host: the session tells why, or else the connection is to be cut.
+    /// Nothing, and the session tells why.
     Nothing,
+    /// The connection is to be cut.
+    Cut(ResetReason),
 }
 
 /// The server's end of a session, open to its client until this is dropped.
@@ -158,9 +161,15 @@ impl Link {
     /// Waits until the server has accepted the client, or something else is known.
     pub(crate) async fn host(&self, session: &mut Session, live: &Live) -> Found {
         let found = poll_fn(|cx| self.poll_host(cx, session, live)).await;
-        let Found::Host(host) = found else { return found };
-        session.take_tickets().await;
-        if host.is_there() { Found::Host(host) } else { Found::Ended }
+        if matches!(found, Found::Host(_)) {
+            session.take_tickets().await;
+        }
+        found
+    }
+
+    /// Whether the server has ended the session.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(*lock(&self.server), Server::Ended)
     }
 
     fn poll_host(&self, cx: &mut Context<'_>, session: &mut Session, live: &Live) -> Poll<Found> {
@@ -170,8 +179,10 @@ impl Link {
             Server::Open(host) => return Poll::Ready(Found::Host(Arc::clone(host))),
             Server::Ended => return Poll::Ready(Found::Ended),
         }
-        let is_over = live.poll_cut(cx).is_some()
-            || matches!(session.poll_flush(cx), Poll::Ready(Err(_)))
+        if let Some(reason) = live.poll_cut(cx) {
+            return Poll::Ready(Found::Cut(reason));
+        }
+        let is_over = matches!(session.poll_flush(cx), Poll::Ready(Err(_)))
             || Scratch::lend(|scratch| session.poll_answer(cx, scratch)).is_ready();
         if is_over { Poll::Ready(Found::Nothing) } else { Poll::Pending }
     }

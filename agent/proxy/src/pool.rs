@@ -19,7 +19,7 @@ use crate::session::Session;
 const MAX_PER_KEY: usize = 64;
 /// Most idle sessions of one worker.
 const MAX_IDLE: usize = 1024;
-/// How long a session waits in the pool. The server waits longer, so the client's side decides when a session ends.
+/// How long a session waits in the pool. The server waits longer, so the client's side closes it.
 pub(crate) const MAX_IDLE_TIME: Duration = Duration::from_mins(1);
 
 /// Who may use a session.

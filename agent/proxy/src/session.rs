@@ -94,7 +94,8 @@ pub(crate) struct Session {
 
 impl Session {
     /// Drives a handshake to its end. `received` is what the caller has already read. What is left to be sent (a
-    /// client's last flight, a server's tickets) waits to leave with the first stream.
+    /// client's last flight, a server's tickets) waits to leave with the first stream, or until the two ends have found
+    /// each other in this process.
     pub(crate) async fn handshake(
         mut tcp: TcpStream,
         mut channel: Channel,
@@ -302,7 +303,8 @@ impl Session {
     }
 
     /// Returns whether a session that was put away may still carry a stream. Tickets may have arrived since its last
-    /// one; anything else can only be the peer's farewell, which makes it unusable.
+    /// one; anything else can only be the peer's farewell, which makes it unusable. Within this process, a server may
+    /// have ended it without a farewell.
     pub(crate) fn is_usable(&mut self) -> bool {
         if self.closed || !self.unread.is_empty() || !self.decoder.is_between_frames() {
             return false;
@@ -311,7 +313,9 @@ impl Session {
             let mut cx = Context::from_waker(std::task::Waker::noop());
             loop {
                 match self.poll_receive(&mut cx, scratch) {
-                    Poll::Pending => return true,
+                    Poll::Pending => {
+                        return !self.link.as_ref().is_some_and(|link| link.has_ended());
+                    }
                     Poll::Ready(Ok(())) if scratch.plaintext.is_empty() && !self.closed => {}
                     Poll::Ready(_) => return false,
                 }
@@ -330,7 +334,7 @@ impl Session {
         self.channel.awaits_tickets()
     }
 
-    /// Receives the tickets that have arrived, which a stream that is handed over in memory leaves unread.
+    /// Receives the tickets that have arrived, which a stream that is opened in memory leaves unread.
     pub(crate) async fn take_tickets(&mut self) {
         if !self.awaits_tickets() {
             return;

@@ -1,6 +1,6 @@
 //! A pod's side of a session whose client is in this process: lets the client's streams in when it calls.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use sluice_tls::Peer;
 use sluice_wire::ResetReason;
@@ -27,13 +27,13 @@ impl Host {
         Self { pod: Arc::clone(pod), client, local, peer: Mutex::new(peer) }
     }
 
-    /// Whether the pod is still there.
-    pub(crate) fn is_there(&self) -> bool {
-        !self.pod.has_gone()
+    /// Whether the pod is still there. If not, its address may be another pod's, which has to be proved anew.
+    pub(crate) fn is_there(&self, worker: &Worker) -> bool {
+        !self.pod.has_gone() && worker.shared.snapshot().member(&self.pod.uid).is_some()
     }
 
-    /// Lets in a stream for `client`, if the peer is still trusted and policy lets it in. It is judged as one that
-    /// arrives over the session.
+    /// Lets in a stream for `client`, if the peer is still trusted, policy lets it in, and it is not `cut` meanwhile.
+    /// It is judged as one that arrives over the session.
     ///
     /// # Errors
     ///
@@ -42,6 +42,7 @@ impl Host {
         &self,
         worker: &Arc<Worker>,
         client: SocketAddr,
+        cut: impl Future<Output = ResetReason>,
     ) -> Result<Delivered, ResetReason> {
         let arrived = Arrived {
             worker: Arc::clone(worker),
@@ -49,6 +50,6 @@ impl Host {
             client: self.client,
             local: self.local,
         };
-        arrived.let_in(&mut *self.peer.lock().await, client).await
+        arrived.let_in(&mut *self.peer.lock().await, client, cut).await
     }
 }

@@ -9,7 +9,6 @@ use tokio::time::timeout;
 use super::{CONNECT_TIME, Captured, Failure, ending::complete};
 use crate::{
     closing,
-    inbound::Host,
     live::Live,
     local::{Delivered, Found, Local, Turn},
     plain::{self, PlainEnd},
@@ -58,7 +57,13 @@ impl Captured {
         let found = match timeout(CONNECT_TIME, link.host(&mut session, live)).await {
             Ok(Found::Nothing) => return Ok(Near::Elsewhere(session)),
             Ok(Found::Ended) => Ok(None),
-            Ok(Found::Host(host)) => self.let_in(live, &host).await.map(Some),
+            Ok(Found::Host(host)) if !host.is_there(&self.worker) => Ok(None),
+            Ok(Found::Host(host)) => {
+                let cut = poll_fn(|cx| live.poll_cut(cx).map_or(Poll::Pending, Poll::Ready));
+                let delivered = host.let_in(&self.worker, self.client, cut).await;
+                delivered.map(Some).map_err(Failure::Ended)
+            }
+            Ok(Found::Cut(reason)) => Err(Failure::Ended(reason)),
             Err(_elapsed) => Err(Failure::AgentTimeout(key.destination)),
         };
         if let Ok(Some(delivered)) = found {
@@ -67,16 +72,6 @@ impl Captured {
         }
         session.close();
         found.map(|_none| Near::Ended)
-    }
-
-    async fn let_in(&self, live: &Live, host: &Host) -> Result<Delivered, Failure> {
-        let cut = poll_fn(|cx| live.poll_cut(cx).map_or(Poll::Pending, Poll::Ready));
-        let outcome = tokio::select! {
-            biased;
-            reason = cut => Err(reason),
-            delivered = host.let_in(&self.worker, self.client) => delivered,
-        };
-        outcome.map_err(Failure::Ended)
     }
 
     /// Carries a stream between two pods of this agent.
