@@ -369,6 +369,7 @@ fn check_metrics(metrics: &str) -> Result<()> {
         "identity_cert_expiration_timestamp_seconds{identity=\"spiffe://cluster.local/ns/shop/sa/friend\"}",
         "sluice_pods{state=\"captured\"} 2",
         "sluice_denied_identities 1",
+        "sluice_policies{state=\"refused\"} 0",
         "sluice_crl_next_update_timestamp_seconds",
         "# EOF",
     ] {

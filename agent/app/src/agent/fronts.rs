@@ -23,6 +23,7 @@ pub(super) struct Fronts {
     pub(super) socket: PathBuf,
     pub(super) cni_socket: PathBuf,
     pub(super) metrics: Option<std::net::SocketAddr>,
+    pub(super) cluster_domain: Arc<str>,
     pub(super) shared: Arc<Shared>,
     pub(super) operator: Arc<Operator>,
     pub(super) desk: Arc<cni::Desk>,
@@ -45,6 +46,7 @@ impl Fronts {
             socket: config.socket.clone(),
             cni_socket: config.cni_socket.clone(),
             metrics: config.metrics,
+            cluster_domain: config.source.cluster_domain().into(),
             shared: Arc::clone(shared),
             operator,
             desk: Arc::new(desk),
@@ -66,7 +68,11 @@ impl Fronts {
                 }
             };
             let answers = Arc::clone(&self.operator) as _;
-            let exporter = Exporter { shared: Arc::clone(&self.shared), answers };
+            let exporter = Exporter {
+                shared: Arc::clone(&self.shared),
+                answers,
+                cluster_domain: Arc::clone(&self.cluster_domain),
+            };
             open.keep(metrics::serve(listener, Arc::new(exporter)));
         }
         let listener = server::bind(&self.cni_socket)?;

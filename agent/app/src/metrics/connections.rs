@@ -6,7 +6,9 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter},
 };
-use sluice_proxy::{Direction, End, Labels, Shared, Sums, Transport};
+use sluice_proxy::{Direction, End, Labels, Sums, Transport};
+
+use super::Exporter;
 
 type Pairs = Vec<(&'static str, String)>;
 
@@ -22,8 +24,9 @@ const COLUMNS: [Column; 4] = [
 
 pub(super) fn encode_connections(
     encoder: &mut DescriptorEncoder<'_>,
-    shared: &Shared,
+    exporter: &Exporter,
 ) -> Result<(), std::fmt::Error> {
+    let shared = &exporter.shared;
     let series = shared.series.all(&shared.live.all());
     // Each pod of a Deployment has a series of its own, but their labels are equal.
     let mut rows: HashMap<(&Labels, &'static str), Sums> = HashMap::new();
@@ -36,8 +39,10 @@ pub(super) fn encode_connections(
             row.received += sums.received;
         }
     }
-    let rows: Vec<(Pairs, Sums)> =
-        rows.into_iter().map(|((labels, flags), sums)| (pairs(labels, flags), sums)).collect();
+    let rows: Vec<(Pairs, Sums)> = rows
+        .into_iter()
+        .map(|((labels, flags), sums)| (pairs(labels, flags, &exporter.cluster_domain), sums))
+        .collect();
     for (name, help, column) in COLUMNS {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (pairs, sums) in &rows {
@@ -51,11 +56,11 @@ pub(super) fn encode_connections(
     Ok(())
 }
 
-fn pairs(labels: &Labels, flags: &'static str) -> Pairs {
+fn pairs(labels: &Labels, flags: &'static str, cluster_domain: &str) -> Pairs {
     let (namespace, service) =
         labels.service.clone().unwrap_or_else(|| ("unknown".to_owned(), "unknown".to_owned()));
     let host = match &labels.service {
-        Some((namespace, name)) => format!("{name}.{namespace}.svc.cluster.local"),
+        Some((namespace, name)) => format!("{name}.{namespace}.svc.{cluster_domain}"),
         None => "unknown".to_owned(),
     };
     let mut pairs: Pairs = vec![
@@ -114,5 +119,41 @@ fn security(transport: Transport) -> &'static str {
         // Within one agent the handshake proves the same; there is just no wire.
         Transport::MutualTls | Transport::Local => "mutual_tls",
         Transport::Plaintext => "none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(name: &str) -> End {
+        let text = || name.to_owned();
+        End {
+            workload: text(),
+            namespace: text(),
+            principal: text(),
+            app: text(),
+            version: text(),
+            canonical_service: text(),
+            canonical_revision: text(),
+        }
+    }
+
+    #[test]
+    fn a_service_has_the_host_name_of_its_cluster() {
+        let mut labels = Labels {
+            reporter: Direction::Outbound,
+            transport: Transport::MutualTls,
+            source: end("client"),
+            destination: end("server"),
+            service: Some(("shop".to_owned(), "web".to_owned())),
+        };
+        let host = |labels: &Labels| {
+            let pairs = pairs(labels, "-", "corp.example");
+            pairs.into_iter().find(|(name, _)| *name == "destination_service").unwrap().1
+        };
+        assert_eq!(host(&labels), "web.shop.svc.corp.example");
+        labels.service = None;
+        assert_eq!(host(&labels), "unknown");
     }
 }

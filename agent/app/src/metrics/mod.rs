@@ -40,6 +40,8 @@ pub(crate) trait Export: Send + Sync {
 pub(crate) struct Exporter {
     pub(crate) shared: Arc<Shared>,
     pub(crate) answers: Arc<dyn Answers>,
+    /// What the DNS names of services end in, after `svc`.
+    pub(crate) cluster_domain: Arc<str>,
 }
 
 impl Export for Exporter {
@@ -78,7 +80,7 @@ impl std::fmt::Debug for Gathered {
 
 impl Collector for Gathered {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encode_connections(&mut encoder, &self.0.shared)?;
+        encode_connections(&mut encoder, &self.0)?;
         encode_log(&mut encoder)?;
         encode_node(&mut encoder, &self.0)
     }

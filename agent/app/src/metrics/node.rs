@@ -69,11 +69,12 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Encoded
     gauges(encoder, "sluice_mesh_state_age_seconds", "Since the last change of the mesh", age)?;
     let errors = number(source.errors.len());
     gauges(encoder, "sluice_mesh_state_errors", "Faults in the source of state", one(errors))?;
-    let narrowed = status.policies.iter().filter(|policy| !policy.findings.is_empty()).count();
-    let whole = status.policies.len() - narrowed;
-    let policies = [("whole", whole), ("with_findings", narrowed)]
-        .map(|(kind, count)| (vec![("enforced", kind.to_owned())], number(count)));
-    gauges(encoder, "sluice_policies", "Policies in force", policies.into())?;
+    let policies = ["accepted", "narrowed", "refused"].map(|state| {
+        let count = status.policies.iter().filter(|policy| policy.state == state).count();
+        (vec![("state", state.to_owned())], number(count))
+    });
+    let help = "Policies by what became of their newest version";
+    gauges(encoder, "sluice_policies", help, policies.into())?;
     let peers = &status.peers;
     let peers = [("known", peers.known), ("capacity", peers.capacity)]
         .map(|(kind, count)| (vec![("kind", kind.to_owned())], number(count)));

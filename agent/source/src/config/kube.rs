@@ -21,6 +21,9 @@ pub enum SourceConfig {
     Kubernetes(KubernetesConfig),
 }
 
+/// What the DNS names of services end in, unless a cluster is set up otherwise.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+
 /// How to reach a cluster, and how to understand its objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubernetesConfig {
@@ -102,6 +105,18 @@ pub(super) fn read(
     }
 }
 
+// === impl SourceConfig ===
+
+impl SourceConfig {
+    /// Returns what the DNS names of services end in, after `svc`.
+    pub fn cluster_domain(&self) -> &str {
+        match self {
+            Self::Files { .. } => CLUSTER_DOMAIN,
+            Self::Kubernetes(kubernetes) => &kubernetes.cluster_domain,
+        }
+    }
+}
+
 // === impl WrittenKubernetes ===
 
 impl WrittenKubernetes {
@@ -133,7 +148,7 @@ impl WrittenKubernetes {
             own_namespace: name("ownNamespace", self.own_namespace, "sluice-system")?,
             enrolment_label,
             enrolment_value,
-            cluster_domain: name("clusterDomain", self.cluster_domain, "cluster.local")?,
+            cluster_domain: name("clusterDomain", self.cluster_domain, CLUSTER_DOMAIN)?,
             daemon_set: self.daemon_set.map(|set| name("daemonSet", Some(set), "")).transpose()?,
             plugin: self.plugin,
         })
