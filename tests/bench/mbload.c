@@ -472,7 +472,8 @@ static int idle(void) {
   return 0;
 }
 
-// ---- spin: keeps CPU -c from halting at SCHED_IDLE priority; any ordinary task preempts it at once
+// ---- spin: keeps CPU -c from halting at SCHED_IDLE priority; any ordinary task preempts it at once, or when it yields:
+// EEVDF may prefer a spinner whose share is overdue to a task that has just been woken, until the next tick
 
 static void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -494,8 +495,10 @@ static int spin(void) {
   struct sched_param idle_priority = {0};
   if (sched_setscheduler(0, SCHED_IDLE, &idle_priority)) die("SCHED_IDLE");
   uint64_t end = now_ns() + (uint64_t)(seconds_option("-t", 600) * (double)SECOND);
-  while (now_ns() < end)
-    for (int i = 0; i < 1000; i++) relax();
+  while (now_ns() < end) {
+    for (int i = 0; i < 50; i++) relax();
+    sched_yield();
+  }
   return 0;
 }
 
