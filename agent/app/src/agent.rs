@@ -54,6 +54,7 @@ pub(crate) fn run(options: &AgentOptions) -> anyhow::Result<()> {
     let config = AgentConfig::load(&options.config)?;
     logging::start(&config.log_level)?;
     let descriptors = sluice_sys::limits::raise_nofile().context("raising the descriptor limit")?;
+    sluice_sys::limits::make_room(descriptors).context("making room for descriptors")?;
     // The first thread stays in the node's namespace; remember it before any thread wanders.
     sluice_sys::nomad::home().context("opening the node's network namespace")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
