@@ -20,6 +20,9 @@ use crate::{
 /// How long a replica may take to start; machines that run tests are busy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a new root is published before the replicas issue under it.
+pub const NEW_ROOT_DELAY: Duration = Duration::from_secs(10);
+
 /// A namespace with the chart's accounts and permissions, and a directory for its controllers.
 pub struct Release {
     cluster: Cluster,
@@ -75,11 +78,12 @@ impl Release {
         let config = format!(
             "kubeconfig: {}\nlisten: '{address}'\nserverNames: [{SERVER_NAME}]\nttl: 1h\n\
              ca: {{mode: secret, namespace: {space}, name: sluice-ca, \
-             publishRoots: {{namespace: {space}, configMap: sluice-ca-roots}}}}\n\
+             publishRoots: {{namespace: {space}, configMap: sluice-ca-roots, newRootDelay: {}s}}}}\n\
              callers: {{kubernetes: {{audience: sluice-ca, serviceAccounts: [{space}/sluice-agent]}}}}\n\
              pods: kubernetes\n\
              policyStatus: {{namespace: {space}, lease: sluice-controller}}\n",
             at("kubeconfig").display(),
+            NEW_ROOT_DELAY.as_secs(),
         );
         fs::write(at("config.yaml"), config)?;
         let mut command = Command::new(agent::binary()?);

@@ -11,7 +11,7 @@ use sluice_tests::{
     Authority, Cluster,
     certificate_authority::{Answer, CaClient},
     cluster::{LAB_IMAGE, NODES, Namespace, wait_for},
-    controller::{Release, Replica},
+    controller::{NEW_ROOT_DELAY, Release, Replica},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -185,16 +185,20 @@ fn replicas_share_one_authority_that_is_replaced_live() -> Result<()> {
     }});
     namespace.kubectl(&["patch", "secret", "sluice-ca", "-p", &patch.to_string()])?;
     let changed = Instant::now();
-    for replica in &replicas {
-        let client = replica.client(&new.pem())?;
-        wait_for("the new authority", PATIENCE, || {
-            let issued = client.ask(&agent, &web).and_then(Answer::issued);
-            Ok(issued.is_ok_and(|chain| chain.last().is_some_and(|last| last.contains(&new.pem()))))
-        })?;
-    }
-    // By the old one agents hold certificates for a while.
     let both = || Ok(published(&release)?.matches("BEGIN").count() == 2);
     wait_for("both roots", PATIENCE, both)?;
+    let issues = |replica: &Replica, root: &str| -> Result<bool> {
+        let issued = replica.client(root)?.ask(&agent, &web).and_then(Answer::issued);
+        Ok(issued.is_ok_and(|chain| chain.last().is_some_and(|last| last.contains(root))))
+    };
+    for replica in &replicas {
+        let waits = issues(replica, &roots)? || changed.elapsed() >= NEW_ROOT_DELAY;
+        ensure!(waits, "the new authority issues before agents can know it");
+    }
+    for replica in &replicas {
+        wait_for("the new authority", PATIENCE, || issues(replica, &new.pem()))?;
+    }
+    // By the old one agents hold certificates for a while.
     thread::sleep(Duration::from_secs(5));
     ensure!(both()?, "the old root did not stay");
     println!("both replicas issue from the new authority after {:?}", changed.elapsed());

@@ -2,12 +2,13 @@
 
 mod cluster;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use sluice_controller::{
     CaFiles, CaMaterial, CaPlace, Callers, CallersConfig, ControllerConfig, Limits, Parts,
-    Placement, PodsConfig, PublishedRoots, Settings, SnapshotPlacement, TokenFile, serve,
+    Placement, PodsConfig, PublishConfig, PublishedRoots, Settings, SnapshotPlacement, TokenFile,
+    serve,
 };
 use sluice_source::FileSource;
 use sluice_tls::{Clock, SystemClock};
@@ -70,6 +71,10 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
     let settings = Settings {
         trust_domain: config.trust_domain,
         ttl: config.ttl,
+        new_root_delay: config
+            .publish_roots
+            .as_ref()
+            .map_or(Duration::ZERO, |publish| publish.new_root_delay),
         server_names: config.server_names,
         limits: Limits::default(),
     };
@@ -124,9 +129,11 @@ fn material(
         CaPlace::Secret(name) => kubernetes.context("ca: no API server")?.secret(name),
     };
     Ok(match &config.publish_roots {
-        Some(name) => {
-            let kept = PublishedRoots::new(config.trust_domain.clone(), config.ttl);
-            kubernetes.context("ca: no API server")?.published(material, name, kept)
+        Some(PublishConfig { config_map, new_root_delay }) => {
+            // What is issued last under a root is issued when its successor has been there for the delay.
+            let kept =
+                PublishedRoots::new(config.trust_domain.clone(), config.ttl + *new_root_delay);
+            kubernetes.context("ca: no API server")?.published(material, config_map, kept)
         }
         None => material,
     })

@@ -40,12 +40,19 @@ pub enum OpenError {
 pub(crate) struct Authority {
     domain: TrustDomain,
     ttl: Duration,
+    new_root_delay: Duration,
     clock: Arc<dyn Clock>,
     material: Arc<dyn CaMaterial>,
     current: ArcSwap<LocalCa>,
     endpoint: Endpoint,
     first: Validity,
     standing: Arc<Standing>,
+}
+
+/// An authority under a root that agents have yet to learn of.
+struct Coming {
+    authority: LocalCa,
+    due: Instant,
 }
 
 /// When the server's certificate was made, and its last second.
@@ -72,9 +79,19 @@ impl Authority {
         let first = Validity { made, last };
         standing.authority_is(current.not_after());
         standing.server_is(last);
-        let ttl = settings.ttl;
+        let Settings { ttl, new_root_delay, .. } = *settings;
         let current = ArcSwap::from_pointee(current);
-        Ok(Self { domain, ttl, clock, material, current, endpoint, first, standing })
+        Ok(Self {
+            domain,
+            ttl,
+            new_root_delay,
+            clock,
+            material,
+            current,
+            endpoint,
+            first,
+            standing,
+        })
     }
 
     pub(crate) fn current(&self) -> Arc<LocalCa> {
@@ -96,7 +113,7 @@ impl Authority {
 
     /// Follows the material and renews the server's certificate, for ever.
     pub(crate) async fn follow(&self) {
-        let mut own = self.first;
+        let (mut own, mut coming) = (self.first, None);
         let (mut retry, mut said, mut reminded) = (None::<Instant>, String::new(), None::<Instant>);
         loop {
             let changed = tokio::select! {
@@ -106,8 +123,8 @@ impl Authority {
             let again = retry.is_some_and(|at| at <= Instant::now());
             let mut reloaded = false;
             if changed || again {
-                match self.reload().await {
-                    Ok(()) => (reloaded, retry) = (true, None),
+                match self.reload(&mut coming).await {
+                    Ok(issues) => (reloaded, retry) = (issues, None),
                     Err(error) => {
                         retry = Some(Instant::now() + RETRY);
                         let text = error.to_string();
@@ -118,6 +135,13 @@ impl Authority {
                     }
                 }
             }
+            let is_due = |coming: &mut Coming| {
+                coming.due <= Instant::now() || self.has_expired(&self.current())
+            };
+            if let Some(Coming { authority, .. }) = coming.take_if(is_due) {
+                self.issue_with(authority);
+                reloaded = true;
+            }
             if reloaded || own.is_due(self.clock.now()) {
                 own = self.renew().unwrap_or(own);
             }
@@ -125,13 +149,32 @@ impl Authority {
         }
     }
 
-    async fn reload(&self) -> Result<(), CaError> {
+    /// Reads the authority as it is now. Returns whether it issues already; otherwise it is `coming`.
+    async fn reload(&self, coming: &mut Option<Coming>) -> Result<bool, CaError> {
         let new = self.material.open(&self.domain, Arc::clone(&self.clock)).await?;
+        let earlier = coming.take();
+        if self.new_root_delay.is_zero() || new.is_believed_under(self.current().roots()) {
+            self.issue_with(new);
+            return Ok(true);
+        }
+        let is_known = |earlier: &Coming| new.is_believed_under(earlier.authority.roots());
+        let due = earlier
+            .filter(is_known)
+            .map_or_else(|| Instant::now() + self.new_root_delay, |earlier| earlier.due);
+        let seconds = due.saturating_duration_since(Instant::now()).as_secs();
+        tracing::info!(
+            seconds,
+            "the CA has a new root: it issues once agents had time to learn of it"
+        );
+        *coming = Some(Coming { authority: new, due });
+        Ok(false)
+    }
+
+    fn issue_with(&self, new: LocalCa) {
         let not_after = new.not_after().as_secs();
         tracing::info!(trust_domain = %self.domain, not_after, "issuing with the CA as it is now");
         self.standing.authority_is(new.not_after());
         self.current.store(Arc::new(new));
-        Ok(())
     }
 
     fn renew(&self) -> Option<Validity> {

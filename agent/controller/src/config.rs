@@ -14,8 +14,9 @@ use sluice_source::{FileError, yaml};
 use sluice_spiffe::{IdError, TrustDomain};
 use sluice_tls::{DEFAULT_TTL, MIN_TTL};
 
-use self::written::{Written, WrittenCa, WrittenCallers, WrittenPods, WrittenReview};
+use self::written::{Written, WrittenCa, WrittenCallers, WrittenPods, WrittenReview, WrittenRoots};
 
+const DEFAULT_NEW_ROOT_DELAY: Duration = Duration::from_mins(2);
 const ACCOUNTS: &str = "callers.kubernetes.serviceAccounts";
 
 /// How the controller is set up. Relative paths in the file are relative to the file's directory; here they are
@@ -34,8 +35,8 @@ pub struct ControllerConfig {
     pub server_names: Vec<String>,
     /// Where the authority's key and certificate are.
     pub ca: CaPlace,
-    /// The `ConfigMap` in which the roots are published, if any.
-    pub publish_roots: Option<ObjectName>,
+    /// Where the roots are published, if anywhere.
+    pub publish_roots: Option<PublishConfig>,
     /// How callers prove themselves.
     pub callers: CallersConfig,
     /// Where the controller learns which pods run on which node.
@@ -47,6 +48,16 @@ pub struct ControllerConfig {
     pub kubeconfig: Option<PathBuf>,
     /// Level of the logs; `info` by default.
     pub log_level: String,
+}
+
+/// Where the authority's roots are published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishConfig {
+    /// The `ConfigMap`, which agents mount.
+    pub config_map: ObjectName,
+    /// How long a new root is there before anything is issued under it; 2 min by default. A kubelet takes up to a
+    /// minute and a half to bring a change of a `ConfigMap` into a pod, unless it is configured otherwise.
+    pub new_root_delay: Duration,
 }
 
 /// Where the authority's key and certificate are.
@@ -187,7 +198,6 @@ impl ControllerConfig {
     fn parse(file: &Path, directory: &Path, text: &str) -> Result<Self, ConfigError> {
         let written: Written = yaml::parse(file, text)?;
         let reader = Reader { file, directory };
-        let publish_roots = written.publish_roots();
         Ok(Self {
             listen: reader
                 .address("listen", written.listen)?
@@ -196,7 +206,7 @@ impl ControllerConfig {
             trust_domain: reader.trust_domain(written.trust_domain)?,
             ttl: reader.ttl(written.ttl)?,
             server_names: reader.server_names(written.server_names)?,
-            publish_roots,
+            publish_roots: reader.publish_roots(written.ca.as_ref())?,
             ca: reader.ca(written.ca)?,
             callers: reader.callers(written.callers)?,
             pods: reader.pods(written.pods)?,
@@ -233,11 +243,19 @@ impl Reader<'_> {
         name.parse().map_err(problem)
     }
 
+    fn duration(
+        &self,
+        field: &'static str,
+        written: Spanned<String>,
+    ) -> Result<Duration, ConfigError> {
+        let Spanned { value, referenced: at, .. } = written;
+        duration(&value).ok_or_else(|| self.refuse(at, field, ConfigProblem::Duration(value)))
+    }
+
     fn ttl(&self, written: Option<Spanned<String>>) -> Result<Duration, ConfigError> {
-        let Some(Spanned { value, referenced: at, .. }) = written else { return Ok(DEFAULT_TTL) };
-        let Some(ttl) = duration(&value) else {
-            return Err(self.refuse(at, "ttl", ConfigProblem::Duration(value)));
-        };
+        let Some(written) = written else { return Ok(DEFAULT_TTL) };
+        let at = written.referenced;
+        let ttl = self.duration("ttl", written)?;
         if ttl < MIN_TTL {
             return Err(self.refuse(at, "ttl", ConfigProblem::TooShort(ttl)));
         }
@@ -287,6 +305,19 @@ impl Reader<'_> {
                 Err(self.refuse(mode.referenced, "ca.mode", problem))
             }
         }
+    }
+
+    fn publish_roots(
+        &self,
+        ca: Option<&Spanned<WrittenCa>>,
+    ) -> Result<Option<PublishConfig>, ConfigError> {
+        let written = ca.and_then(|ca| ca.value.publish_roots.clone());
+        let Some(WrittenRoots { namespace, config_map: name, new_root_delay }) = written else {
+            return Ok(None);
+        };
+        let delay = |written| self.duration("ca.publishRoots.newRootDelay", written);
+        let new_root_delay = new_root_delay.map_or(Ok(DEFAULT_NEW_ROOT_DELAY), delay)?;
+        Ok(Some(PublishConfig { config_map: ObjectName { namespace, name }, new_root_delay }))
     }
 
     fn callers(&self, written: Spanned<WrittenCallers>) -> Result<CallersConfig, ConfigError> {

@@ -36,7 +36,7 @@ pub use self::{
     callers::{Caller, Callers, TokenError, TokenFile},
     config::{
         CaPlace, CallersConfig, ConfigError, ConfigProblem, ControllerConfig, ObjectName,
-        PodsConfig, PolicyStatusConfig,
+        PodsConfig, PolicyStatusConfig, PublishConfig,
     },
     material::{CaFiles, CaMaterial},
     placement::{Placed, Placement, SnapshotPlacement},

@@ -106,6 +106,40 @@ async fn a_new_key_in_cert_managers_layout_is_taken_over_while_it_serves() {
 }
 
 #[tokio::test]
+async fn a_new_root_issues_when_agents_had_time_to_learn_of_it() {
+    const DELAY: Duration = Duration::from_secs(4);
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new, last) = (root("old root"), root("new root"), root("last root"));
+    mount(dir.path(), "first", &old);
+    let material = Some(Arc::new(CaFiles::cert_manager(dir.path())) as _);
+    let clock = TestClock::started_now();
+    let setup = Setup { material, clock: clock.clone(), new_root_delay: DELAY, ..Setup::default() };
+    let controller = setup.start().await;
+    let client = controller.client_trusting(&old.pem(), "ca.test").await.unwrap();
+    let issuer = async || issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap());
+
+    let begun = Instant::now();
+    mount(dir.path(), "second", &new);
+    tokio::time::sleep(DELAY / 2).await;
+    assert_eq!(issuer().await, "CN=first");
+    // Another key under the root that is known by then, or almost: the time goes on.
+    mount(dir.path(), "third", &new);
+    eventually("the third", async || issuer().await == "CN=third").await;
+    let elapsed = begun.elapsed();
+    assert!((DELAY..DELAY + DELAY / 2).contains(&elapsed), "{elapsed:?}");
+    // The server's own certificate changed with it, not earlier.
+    assert!(controller.client_trusting(&old.pem(), "ca.test").await.is_err());
+
+    // Taken back before it had issued.
+    mount(dir.path(), "fourth", &last);
+    tokio::time::sleep(DELAY / 2).await;
+    mount(dir.path(), "fifth", &new);
+    eventually("the fifth", async || issuer().await == "CN=fifth").await;
+    tokio::time::sleep(DELAY).await;
+    assert_eq!(issuer().await, "CN=fifth");
+}
+
+#[tokio::test]
 async fn half_a_change_of_files_leaves_the_authority_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let old = root("old root");

@@ -18,7 +18,7 @@ use rcgen::{
     SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
-use sluice_spiffe::TrustDomain;
+use sluice_spiffe::{IdError, SpiffeId, TrustDomain};
 use time::OffsetDateTime;
 
 pub use self::{
@@ -183,6 +183,15 @@ impl LocalCa {
         self.not_after
     }
 
+    /// Returns whether peers that trust `roots`, and no others, accept what is issued here.
+    pub fn is_believed_under(&self, roots: &[CertificateDer<'static>]) -> bool {
+        let bundle = TrustBundle::new(self.domain.clone(), roots.iter().cloned());
+        let trial = self.trial_id().ok().and_then(|id| self.trial(&id).ok());
+        bundle.ok().zip(trial).is_some_and(|(bundle, chain)| {
+            verify_chain(&bundle, &chain, PeerRole::Server, self.clock.now()).is_ok()
+        })
+    }
+
     /// Reads the CSR of `request`, then does what [`Self::sign_for`] does.
     pub fn sign(&self, request: &CertRequest) -> Result<IssuedChain, IssueError> {
         let CertRequest { id, csr, ttl } = request;
@@ -229,14 +238,21 @@ impl LocalCa {
         let trial = |source| CaError::Trial { path: path.to_owned(), source: Box::new(source) };
         let bundle = TrustBundle::new(self.domain.clone(), self.roots.iter().cloned())
             .map_err(|source| CaError::Root { path: path.to_owned(), source })?;
-        let name = format!("spiffe://{}/sluice/trial", self.domain);
         let disowned =
             |source| CaError::Disowned { path: path.to_owned(), source: Box::new(source) };
-        let id = name.parse().map_err(|error| disowned(SvidError::NotSpiffe(error).into()))?;
-        let request = PendingKey::generate(&id).map_err(trial)?.request(&id, MIN_TTL);
-        let chain = self.sign(&request).map_err(trial)?.certificates;
+        let id = self.trial_id().map_err(|error| disowned(SvidError::NotSpiffe(error).into()))?;
+        let chain = self.trial(&id).map_err(trial)?;
         verify_chain(&bundle, &chain, PeerRole::Server, self.clock.now()).map_err(disowned)?;
         Ok(())
+    }
+
+    fn trial_id(&self) -> Result<SpiffeId, IdError> {
+        format!("spiffe://{}/sluice/trial", self.domain).parse()
+    }
+
+    fn trial(&self, id: &SpiffeId) -> Result<Vec<CertificateDer<'static>>, IssueError> {
+        let request = PendingKey::generate(id)?.request(id, MIN_TTL);
+        Ok(self.sign(&request)?.certificates)
     }
 }
 

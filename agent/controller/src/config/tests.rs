@@ -45,7 +45,9 @@ fn a_cluster_may_hold_all_of_it() {
     .unwrap();
     let object = |name: &str| ObjectName { namespace: "s".to_owned(), name: name.to_owned() };
     assert_eq!(config.ca, CaPlace::Secret(object("ca")));
-    assert_eq!(config.publish_roots, Some(object("roots")));
+    let new_root_delay = Duration::from_mins(2);
+    let publish = PublishConfig { config_map: object("roots"), new_root_delay };
+    assert_eq!(config.publish_roots, Some(publish));
     assert_eq!(config.kubeconfig, Some("/etc/sluice/k".into()));
     let status = PolicyStatusConfig { lease: object("l"), root_namespace: "mesh".to_owned() };
     assert_eq!(config.policy_status, Some(status));
@@ -65,6 +67,13 @@ fn faults_are_named_with_line_and_field() {
         (format!("{rest}ttl: h"), ":3: ttl:"),
         (format!("{rest}ttl: ''"), ":3: ttl:"),
         (format!("{rest}ttl: 4294967296d"), ":3: ttl:"),
+        (
+            format!(
+                "{rest}ca: {{mode: embedded, publishRoots: \
+                 {{namespace: s, configMap: r, newRootDelay: soon}}}}"
+            ),
+            ":3: ca.publishRoots.newRootDelay: \"soon\" is not a duration",
+        ),
         (format!("{rest}serverNames: []"), ":3: serverNames: needs"),
         (format!("{rest}ca: {{mode: pem}}"), ":3: ca.dir: mode pem needs"),
         (format!("{rest}ca: {{mode: secret}}"), ":3: ca: mode secret needs `namespace`"),

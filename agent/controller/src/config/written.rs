@@ -46,14 +46,16 @@ pub(super) struct WrittenCa {
     #[serde(default)]
     pub(super) name: Option<String>,
     #[serde(default)]
-    publish_roots: Option<WrittenRoots>,
+    pub(super) publish_roots: Option<WrittenRoots>,
 }
 
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct WrittenRoots {
-    namespace: String,
-    config_map: String,
+pub(super) struct WrittenRoots {
+    pub(super) namespace: String,
+    pub(super) config_map: String,
+    #[serde(default)]
+    pub(super) new_root_delay: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -97,16 +99,6 @@ struct PodsMap {
 }
 
 struct PodsVisitor;
-
-// === impl Written ===
-
-impl Written {
-    pub(super) fn publish_roots(&self) -> Option<ObjectName> {
-        let WrittenRoots { namespace, config_map: name } =
-            self.ca.as_ref()?.value.publish_roots.clone()?;
-        Some(ObjectName { namespace, name })
-    }
-}
 
 // === impl WrittenStatus ===
 
