@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use sluice_tests::{
-    Canary, Capture, Cluster,
+    Authority, Canary, Capture, Cluster,
     cluster::{
-        NODES, Namespace,
+        NODES, Namespace, SYSTEM,
         life::{Knocked, PORT},
         wait_for,
     },
@@ -118,6 +119,67 @@ fn an_agent_that_is_killed_is_back_without_a_byte_in_plaintext() -> Result<()> {
     wire.seen()?.ensure_tls_only(PORT)?;
     ensure!(namespace.captured()? == 2, "a pod lost its mark");
     Ok(())
+}
+
+/// Returns the issuer of the certificate of a pod's identity, as its node's agent knows it.
+fn issuer_of(cluster: &Cluster, node: &str, namespace: &Namespace, pod: &str) -> Result<String> {
+    let certs = cluster.sluice(node, "certs")?;
+    let suffix = format!("/ns/{}/sa/{pod}", namespace.name());
+    let all = certs.get("certificates").and_then(Value::as_array).context("no certificates")?;
+    let own = all.iter().find(|one| {
+        one.get("identity").and_then(Value::as_str).is_some_and(|id| id.ends_with(&suffix))
+    });
+    own.and_then(|own| own.get("issuer")?.as_str()).map(str::to_owned).context(certs.to_string())
+}
+
+#[test]
+fn a_new_root_issues_only_when_every_node_knows_it() -> Result<()> {
+    const DELAY: Duration = Duration::from_secs(40);
+    let cluster = Cluster::open()?;
+    let (namespace, canary, wire) = talking(&cluster, "life-root")?;
+    cluster.upgrade(&[&format!("ca.newRootDelay={}s", DELAY.as_secs())])?;
+    let [first, second] = NODES;
+    let before = issuer_of(&cluster, first, &namespace, "a")?;
+    let serve = format!("exec sluice-lab echo --port {PORT}");
+    let knocked = under_load((&namespace, &canary), 70, || {
+        let system = ["-n", SYSTEM];
+        let next = Authority::new("the next")?;
+        let patch = serde_json::json!({"stringData": {
+            "tls.crt": next.pem(), "tls.key": next.key_pem(), "ca.crt": next.pem(),
+        }});
+        let patch = patch.to_string();
+        cluster
+            .kubectl(&[&system[..], &["patch", "secret", "sluice-ca", "-p", &patch]].concat())?;
+        let changed = Instant::now();
+        wait_for("the new root to be published", PATIENCE, || {
+            let roots = ["get", "configmap", "sluice-ca-roots", "-o", "yaml"];
+            Ok(cluster.kubectl(&[&system[..], &roots].concat())?.matches("BEGIN").count() > 1)
+        })?;
+        // The second node does not know the new root yet.
+        cluster.hasten_volumes_on(first)?;
+        thread::sleep(Duration::from_secs(3));
+        namespace.apply(&namespace.pod("early", first, &serve, ""))?;
+        namespace.await_captured(3)?;
+        namespace.await_reached("early", "b", &canary)?;
+        let issuer = issuer_of(&cluster, first, &namespace, "early")?;
+        ensure!(issuer == before, "{issuer} issues after {:?}", changed.elapsed());
+        ensure!(changed.elapsed() < DELAY, "too slow to show anything: {:?}", changed.elapsed());
+        cluster.hasten_volumes()?;
+        thread::sleep((DELAY + Duration::from_secs(3)).saturating_sub(changed.elapsed()));
+        namespace.apply(&namespace.pod("late", second, &serve, ""))?;
+        namespace.await_captured(4)?;
+        for to in ["a", "early"] {
+            namespace.await_reached("late", to, &canary)?;
+        }
+        let issuer = issuer_of(&cluster, second, &namespace, "late")?;
+        ensure!(issuer == "CN=the next", "{issuer} still issues after {:?}", changed.elapsed());
+        Ok(())
+    })?;
+    for knocked in knocked {
+        println!("root replaced: {knocked}");
+        ensure!(knocked.served > 0 && knocked.failed == 0, "{knocked}");
+    }
+    wire.seen()?.ensure_tls_only(PORT)
 }
 
 #[test]

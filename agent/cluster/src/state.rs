@@ -83,7 +83,7 @@ pub struct PodRecord {
 pub struct View {
     /// The mesh.
     pub snapshot: Arc<Snapshot>,
-    /// Remarks on objects other than policies, and on policies that cannot be read.
+    /// Remarks on objects other than policies.
     pub findings: Vec<Finding>,
     /// Remarks on policies in force.
     pub policies: Vec<sluice_policy::Finding>,
@@ -227,7 +227,6 @@ impl Cluster {
             return Ok(None);
         }
         let mut findings = self.pods.findings();
-        findings.extend(self.policies.findings());
         let services = self.services.accepted(&self.pods, &mut findings);
         let direct = direct::destinations(&self.rules, &services, &self.settings, &mut findings);
         findings.sort();

@@ -61,6 +61,8 @@ pub struct CertStatus {
     pub next_renewal: UnixTime,
     /// Why the last request failed; `None` once one succeeded.
     pub last_error: Option<String>,
+    /// Whether it failed because the authority refuses, rather than because it was not reached.
+    pub is_refused: bool,
 }
 
 /// Why there is no certificate to use.

@@ -46,11 +46,16 @@ impl Cluster {
 
     /// Has the kubelets bring a changed `ConfigMap` to the agents now, instead of within a minute or two.
     pub fn hasten_volumes(&self) -> Result<()> {
+        NODES.into_iter().try_for_each(|node| self.hasten_volumes_on(node))
+    }
+
+    /// The same for one node.
+    pub fn hasten_volumes_on(&self, node: &str) -> Result<()> {
         let moment =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis();
         let mark = format!("sluice-tests/hastened={moment}");
-        let selector = "-lapp.kubernetes.io/component=agent";
-        self.kubectl(&["-n", SYSTEM, "annotate", "pods", selector, "--overwrite", &mark]).map(drop)
+        let agent = self.agent(node)?;
+        self.kubectl(&["-n", SYSTEM, "annotate", "pod", &agent, "--overwrite", &mark]).map(drop)
     }
 
     /// Names of the agents' pods.

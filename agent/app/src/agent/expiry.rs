@@ -30,9 +30,17 @@ pub(super) async fn watch(shared: Arc<Shared>) {
 /// Returns a warning for everything that has expired, is not valid yet, or is likely to expire before it is replaced.
 pub(super) fn warnings(certificates: &CertStore) -> Vec<String> {
     let now = certificates.now();
+    let mut warnings = of_trust(certificates);
+    warnings.extend(certificates.status().iter().filter_map(|status| of_certificate(status, now)));
+    warnings.sort();
+    warnings
+}
+
+/// Returns those of the warnings that are about what certificates hang on.
+pub(super) fn of_trust(certificates: &CertStore) -> Vec<String> {
+    let now = certificates.now();
     let mut warnings = Vec::new();
     for status in certificates.status() {
-        warnings.extend(of_certificate(&status, now));
         let identity = certificates.get(&status.identity);
         for authority in identity.iter().flat_map(|identity| identity.authorities()) {
             let what = format!("the intermediate CA {:?}", authority.subject);
@@ -109,6 +117,7 @@ mod tests {
             certificate: None,
             next_renewal: at(5),
             last_error: last_error.map(str::to_owned),
+            is_refused: false,
         };
         assert_eq!(of_certificate(&status(None), at(1)), None);
         let warning = of_certificate(&status(Some("refused")), at(1)).unwrap();

@@ -16,7 +16,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{expiry, facts, policies, source::StatusHandle};
 use crate::view::{
     model::{
-        Certificate, Certs, Counters, Flow, NodeFacts, Peers, Pod, Policy, Source, Status,
+        Capture, Certificate, Certs, Counters, Flow, NodeFacts, Peers, Pod, Policy, Source, Status,
         TrustEntry,
     },
     server::Answers,
@@ -55,10 +55,10 @@ impl Operator {
 
     fn pod(&self, status: PodStatus) -> Pod {
         let (state, reason) = match status.state {
-            PodState::Captured => ("captured", None),
-            PodState::Impaired { reason } => ("impaired", Some(reason)),
-            PodState::Refused { reason } => ("refused", Some(reason)),
-            _ => ("unknown", None),
+            PodState::Captured => (Capture::Captured, None),
+            PodState::Impaired { reason } => (Capture::Impaired, Some(reason)),
+            PodState::Refused { reason } => (Capture::Refused, Some(reason)),
+            _ => (Capture::Unknown, None),
         };
         let agent = self.parts.shared.stats.get(&status.uid).unwrap_or_default();
         Pod {
@@ -69,7 +69,7 @@ impl Operator {
                 .identity(self.parts.shared.snapshot().trust_domain())
                 .map_or_else(|error| error.to_string(), |identity| identity.to_string()),
             addresses: status.addresses.iter().map(ToString::to_string).collect(),
-            state: state.to_owned(),
+            state,
             reason,
             connections_ended_at_enrolment: status.connections_destroyed,
             ran_before_capture: status.was_running,
@@ -132,11 +132,13 @@ impl Answers for Operator {
             not_after: rfc3339(list.next_update()),
         };
         let lists = trust.revocations().crls().map(list);
+        let trust_warnings = expiry::of_trust(store);
         Certs {
             certificates: store.status().into_iter().map(certificate).collect(),
             trust: trust.authorities().into_iter().map(root).chain(lists).collect(),
             denied: trust.revocations().denied().len(),
             warnings: expiry::warnings(store),
+            trust_warnings,
             faults: self.parts.trust.faults().borrow().to_vec(),
         }
     }
@@ -185,6 +187,7 @@ fn certificate(status: CertStatus) -> Certificate {
         not_after: svid.as_ref().and_then(|svid| rfc3339(svid.not_after)),
         next_renewal: rfc3339(status.next_renewal),
         last_error: status.last_error,
+        is_refused: status.is_refused,
     }
 }
 

@@ -4,7 +4,7 @@ use sluice_mesh::Snapshot;
 use sluice_policy::Severity;
 
 use super::source::{Report, Standing};
-use crate::view::model::Policy;
+use crate::view::model::{Policy, PolicyState};
 
 /// Returns every known policy, in force or refused.
 pub(super) fn of(snapshot: &Snapshot, source: &Report) -> Vec<Policy> {
@@ -35,10 +35,10 @@ fn told(standing: &Standing, source: &Report) -> Policy {
         findings.push(finding.to_string());
     }
     let state = match &refused {
-        Some(_) => "refused",
-        None if is_narrowed => "narrowed",
-        None => "accepted",
+        Some(_) => PolicyState::Refused,
+        None if is_narrowed => PolicyState::Narrowed,
+        None => PolicyState::Accepted,
     };
     findings.extend(refused);
-    Policy { kind, namespace, name, version, state: state.to_owned(), findings }
+    Policy { kind, namespace, name, version, state, findings }
 }

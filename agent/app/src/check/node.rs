@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{Line, NodeReport, some_of};
 use crate::view::{
     client,
-    model::{Certs, NodeFacts, Pod, Policy, Status},
+    model::{Capture, Certs, NodeFacts, Pod, Policy, PolicyState, Status},
     status::moment,
 };
 
@@ -71,20 +71,11 @@ fn state(status: &Status) -> Vec<Line> {
     if lines.is_empty() {
         lines.push(Line::ok("state", "the node follows the state of the mesh"));
     }
+    let findings = status.source.findings.iter();
     lines.extend(
-        status
-            .source
-            .findings
-            .iter()
-            .filter(|said| !is_about_a_policy(said))
-            .map(|said| Line::warn("objects", said.clone(), "change the object that it names")),
+        findings.map(|said| Line::warn("objects", said.clone(), "change the object that it names")),
     );
     lines
-}
-
-/// Returns whether a finding is about a policy; such findings are reported with the policies.
-fn is_about_a_policy(finding: &str) -> bool {
-    ["AuthorizationPolicy ", "PeerAuthentication "].iter().any(|kind| finding.starts_with(kind))
 }
 
 fn pods(pods: &[Pod]) -> Vec<Line> {
@@ -99,7 +90,7 @@ fn pods(pods: &[Pod]) -> Vec<Line> {
             )
         })
         .collect();
-    let captured = pods.iter().filter(|pod| pod.state == "captured").count();
+    let captured = pods.iter().filter(|pod| pod.state == Capture::Captured).count();
     let ran: Vec<String> = pods
         .iter()
         .filter(|pod| pod.ran_before_capture)
@@ -121,18 +112,23 @@ fn policies(policies: &[Policy]) -> Vec<Line> {
     let mut lines = Vec::new();
     for Policy { kind, namespace, name, state, findings, .. } in policies {
         let says = format!("{kind} {namespace}/{name} is {state}: {}", findings.join("; "));
-        match state.as_str() {
-            "refused" => lines.push(Line::fail(
+        match state {
+            PolicyState::Refused => lines.push(Line::fail(
                 "policies",
                 says,
                 "correct it; `sluice policy check FILE` says beforehand whether it will be accepted",
             )),
-            "narrowed" => lines.push(Line::warn(
+            PolicyState::Narrowed => lines.push(Line::warn(
                 "policies",
                 says,
                 "nothing is let in by it that should not be; write it so that it says what is enforced",
             )),
-            _ => {}
+            PolicyState::Unknown => lines.push(Line::warn(
+                "policies",
+                says,
+                "the agent is of another version than this program: take its own",
+            )),
+            PolicyState::Accepted => {}
         }
     }
     let whole = policies.len() - lines.len();
@@ -150,7 +146,7 @@ fn certificates(certs: &Certs, now: OffsetDateTime) -> Vec<Line> {
         let because =
             certificate.last_error.as_ref().map(|error| format!("; the last request: {error}"));
         let because = because.unwrap_or_default();
-        let advice = advice(certificate.last_error.as_deref());
+        let advice = advice(certificate.is_refused);
         let ends = certificate.not_after.as_deref().and_then(moment);
         let begins = certificate.not_before.as_deref().and_then(moment);
         let says = match (begins, ends) {
@@ -171,9 +167,7 @@ fn certificates(certs: &Certs, now: OffsetDateTime) -> Vec<Line> {
         };
         lines.push(Line::fail("certificates", says, advice));
     }
-    // The agent's own warnings, except about leaf certificates: roots, intermediates, revocation lists.
-    let leaf = |warning: &&String| !warning.starts_with("the certificate of ");
-    lines.extend(certs.warnings.iter().filter(leaf).map(|warning| {
+    lines.extend(certs.trust_warnings.iter().map(|warning| {
         Line::warn("trust", warning.clone(), "replace it before peers refuse what hangs on it")
     }));
     lines.extend(
@@ -197,8 +191,8 @@ fn certificates(certs: &Certs, now: OffsetDateTime) -> Vec<Line> {
 }
 
 /// Returns what to do about a certificate that is not issued or renewed.
-fn advice(last_error: Option<&str>) -> &'static str {
-    if last_error.is_some_and(|error| error.starts_with("the CA refuses ")) {
+fn advice(is_refused: bool) -> &'static str {
+    if is_refused {
         "the CA's own log says why. istiod lets an agent ask for its node's pods only if CA_TRUSTED_NODE_ACCOUNTS \
          names the agents' service account and `ca.clusterId` is its own name of the cluster; SPIRE needs an entry for \
          the identity"
@@ -224,6 +218,7 @@ mod tests {
                 not_after: not_after.map(str::to_owned),
                 next_renewal: None,
                 last_error: last_error.map(str::to_owned),
+                is_refused: last_error == Some("refused"),
             }],
             trust: vec![TrustEntry {
                 kind: "root".to_owned(),
@@ -233,6 +228,7 @@ mod tests {
             }],
             denied: 0,
             warnings: Vec::new(),
+            trust_warnings: Vec::new(),
             faults: Vec::new(),
         }
     }
@@ -253,9 +249,8 @@ mod tests {
 
     #[test]
     fn whoever_is_refused_is_sent_to_the_ca() {
-        let refused = "the CA refuses a certificate for spiffe://a/b: no (Unauthenticated)";
         for (error, advice) in
-            [(refused, "CA_TRUSTED_NODE_ACCOUNTS"), ("unreachable", "reaches its CA")]
+            [("refused", "CA_TRUSTED_NODE_ACCOUNTS"), ("unreachable", "reaches its CA")]
         {
             let lines = certificates(&certs(None, Some(error)), OffsetDateTime::UNIX_EPOCH);
             let text = format!("{lines:?}");
@@ -265,15 +260,16 @@ mod tests {
 
     #[test]
     fn a_refused_policy_fails_and_a_narrowed_one_warns() {
-        let policy = |state: &str| Policy {
+        let policy = |state: PolicyState| Policy {
             kind: "AuthorizationPolicy".to_owned(),
             namespace: "shop".to_owned(),
-            name: state.to_owned(),
+            name: state.to_string(),
             version: Some(1),
-            state: state.to_owned(),
+            state,
             findings: vec!["because".to_owned()],
         };
-        let lines = policies(&[policy("accepted"), policy("narrowed"), policy("refused")]);
+        let states = [PolicyState::Accepted, PolicyState::Narrowed, PolicyState::Refused];
+        let lines = policies(&states.map(policy));
         let marks: Vec<Mark> = lines.iter().map(|line| line.result).collect();
         assert_eq!(marks, [Mark::Warn, Mark::Fail, Mark::Ok]);
         assert!(lines[1].says.contains("shop/refused is refused: because"), "{}", lines[1].says);

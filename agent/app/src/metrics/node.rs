@@ -1,14 +1,12 @@
 //! The agent's own metrics: certificates, capture, the kernel's counters, the state of the mesh.
 
-use std::collections::BTreeMap;
-
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, gauge::ConstGauge},
 };
 
 use super::Exporter;
-use crate::view::model::{Counters, Pod, Status};
+use crate::view::model::{Capture, Counters, Pod, PolicyState, Status};
 
 type Encoded = Result<(), std::fmt::Error>;
 type Pairs = Vec<(&'static str, String)>;
@@ -69,9 +67,10 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Encoded
     gauges(encoder, "sluice_mesh_state_age_seconds", "Since the last change of the mesh", age)?;
     let errors = number(source.errors.len());
     gauges(encoder, "sluice_mesh_state_errors", "Faults in the source of state", one(errors))?;
-    let policies = ["accepted", "narrowed", "refused"].map(|state| {
+    let outcomes = [PolicyState::Accepted, PolicyState::Narrowed, PolicyState::Refused];
+    let policies = outcomes.map(|state| {
         let count = status.policies.iter().filter(|policy| policy.state == state).count();
-        (vec![("state", state.to_owned())], number(count))
+        (vec![("state", state.to_string())], number(count))
     });
     let help = "Policies by what became of their newest version";
     gauges(encoder, "sluice_policies", help, policies.into())?;
@@ -101,18 +100,13 @@ const KERNEL: [Column; 10] = [
 ];
 
 fn encode_pods(encoder: &mut DescriptorEncoder<'_>, pods: &[Pod]) -> Encoded {
-    let mut states: BTreeMap<&str, usize> = ["captured", "impaired", "refused", "unknown"]
-        .into_iter()
-        .map(|state| (state, 0))
-        .collect();
-    for pod in pods {
-        *states.entry(pod.state.as_str()).or_default() += 1;
-    }
-    let states = states.into_iter();
-    let states = states.map(|(state, count)| (vec![("state", state.to_owned())], number(count)));
+    let states = Capture::ALL.map(|state| {
+        let count = pods.iter().filter(|pod| pod.state == state).count();
+        (vec![("state", state.to_string())], number(count))
+    });
     let help =
         "Pods of this node that belong to the mesh, by what the kernel says of their capture";
-    gauges(encoder, "sluice_pods", help, states.collect())?;
+    gauges(encoder, "sluice_pods", help, states.into())?;
     // Gauges, because these sums may fall: pods that have gone are not in them.
     let sum =
         |column: fn(&Counters) -> u64| pods.iter().map(|pod| column(&pod.counters)).sum::<u64>();

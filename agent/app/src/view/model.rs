@@ -1,5 +1,7 @@
 //! What the agent answers. Field names are a contract with scripts: add, do not rename.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// `sluice status`.
@@ -27,7 +29,7 @@ pub(crate) struct Source {
     pub(crate) age_seconds: Option<u64>,
     /// What is wrong and where; the last good state is in force instead.
     pub(crate) errors: Vec<String>,
-    /// What is wrong in objects of a cluster, or what they keep out of the mesh.
+    /// What is wrong in objects of a cluster other than policies, or what they keep out of the mesh.
     #[serde(default)]
     pub(crate) findings: Vec<String>,
     /// Whether the state in force was remembered from an earlier run, because the API server does not answer.
@@ -57,8 +59,7 @@ pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) identity: String,
     pub(crate) addresses: Vec<String>,
-    /// `captured`, as the kernel said for this answer, or `impaired`, `refused` or `unknown`.
-    pub(crate) state: String,
+    pub(crate) state: Capture,
     /// Why the pod is not captured, or not fully.
     pub(crate) reason: Option<String>,
     /// Connections from before its enrolment, which were ended so that they come back encrypted.
@@ -67,6 +68,19 @@ pub(crate) struct Pod {
     #[serde(default)]
     pub(crate) ran_before_capture: bool,
     pub(crate) counters: Counters,
+}
+
+/// Whether a pod is captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Capture {
+    /// As the kernel said for this answer.
+    Captured,
+    Impaired,
+    Refused,
+    /// Not known, or not to this version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What was counted for a pod since its enrolment (kernel) or the agent's start (agent).
@@ -121,7 +135,11 @@ pub(crate) struct Certificate {
     pub(crate) not_after: Option<String>,
     /// When renewal is next tried, RFC 3339.
     pub(crate) next_renewal: Option<String>,
+    /// Why the last request failed.
     pub(crate) last_error: Option<String>,
+    /// Whether it failed because the CA refuses.
+    #[serde(default)]
+    pub(crate) is_refused: bool,
 }
 
 /// `sluice certs`.
@@ -134,6 +152,9 @@ pub(crate) struct Certs {
     pub(crate) denied: usize,
     /// What has expired, or will before it is likely to be replaced.
     pub(crate) warnings: Vec<String>,
+    /// Those of the warnings that are not about the certificate of a local identity.
+    #[serde(default)]
+    pub(crate) trust_warnings: Vec<String>,
     /// What is wrong with trust files, and what is in force instead.
     pub(crate) faults: Vec<String>,
 }
@@ -159,12 +180,26 @@ pub(crate) struct Policy {
     /// `metadata.generation` of the newest version that the node has seen, where there is one.
     #[serde(default)]
     pub(crate) version: Option<i64>,
-    /// `accepted`: enforced as written. `narrowed`: part of it is enforced more strictly than written, or has no
-    /// effect. `refused`: this version is not in force; the findings say what is instead.
     #[serde(default)]
-    pub(crate) state: String,
+    pub(crate) state: PolicyState,
     /// What part of the policy cannot be enforced, and what that means.
     pub(crate) findings: Vec<String>,
+}
+
+/// What became of a policy's newest version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicyState {
+    /// Enforced as written.
+    Accepted,
+    /// Part of it is enforced more strictly than written, or has no effect.
+    Narrowed,
+    /// Not in force; the findings say what is instead.
+    Refused,
+    /// Not known to this version.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// Facts about a node, for `sluice check`.
@@ -215,4 +250,52 @@ pub(crate) struct Flow {
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
     pub(crate) age_seconds: f64,
+}
+
+// === impl Capture ===
+
+impl Capture {
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Captured, Self::Impaired, Self::Refused, Self::Unknown];
+}
+
+impl fmt::Display for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Captured => "captured",
+            Self::Impaired => "impaired",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+// === impl PolicyState ===
+
+impl fmt::Display for PolicyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Accepted => "accepted",
+            Self::Narrowed => "narrowed",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_written_as_they_are_shown_and_later_ones_are_unknown() {
+        for state in Capture::ALL {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{state}\""));
+        }
+        for state in [PolicyState::Accepted, PolicyState::Narrowed, PolicyState::Refused] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("\"{state}\""));
+        }
+        assert_eq!(serde_json::from_str::<Capture>("\"new\"").unwrap(), Capture::Unknown);
+        assert_eq!(serde_json::from_str::<PolicyState>("\"new\"").unwrap(), PolicyState::Unknown);
+    }
 }

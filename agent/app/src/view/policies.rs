@@ -2,7 +2,7 @@
 
 use super::{
     Shown, View,
-    model::{Policies, Policy},
+    model::{Policies, Policy, PolicyState},
     table::Table,
 };
 
@@ -27,7 +27,7 @@ impl View for Policies {
 
 /// Describes each policy that is not in force.
 pub(super) fn refused(policies: &[Policy]) -> Vec<String> {
-    let refused = policies.iter().filter(|policy| policy.state == "refused");
+    let refused = policies.iter().filter(|policy| policy.state == PolicyState::Refused);
     let said = refused.map(|Policy { kind, namespace, name, findings, .. }| {
         format!("{kind} {namespace}/{name} is refused: {}", findings.join("; "))
     });
@@ -55,7 +55,7 @@ pub(super) fn table<'a>(
                 policy.namespace.clone(),
                 policy.name.clone(),
                 version,
-                policy.state.clone(),
+                policy.state.to_string(),
                 findings,
             ],
         );

@@ -4,7 +4,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     Shown, View, certs,
-    model::{Certificate, Pod, Status},
+    model::{Capture, Certificate, Pod, Status},
     policies,
     table::Table,
 };
@@ -68,7 +68,7 @@ impl Status {
 impl Pod {
     /// Returns why the pod is not wholly captured; `None` if it is.
     pub(crate) fn trouble(&self) -> Option<String> {
-        if self.state == "captured" {
+        if self.state == Capture::Captured {
             return None;
         }
         let Self { namespace, name, state, reason, .. } = self;
@@ -120,7 +120,7 @@ fn nodes(all: &[(&str, &Status)]) -> String {
         &["VERSION", "UP", "STATE OF THE MESH", "PODS", "CAPTURED", "CONNECTIONS"],
     );
     for (node, status) in all {
-        let captured = status.pods.iter().filter(|pod| pod.state == "captured").count();
+        let captured = status.pods.iter().filter(|pod| pod.state == Capture::Captured).count();
         let cells = vec![
             status.version.clone(),
             format!("{} s", status.uptime_seconds),
@@ -168,7 +168,7 @@ fn pod_cells(pod: &Pod) -> Vec<String> {
     let state = pod
         .reason
         .as_ref()
-        .map_or_else(|| pod.state.clone(), |reason| format!("{}: {reason}", pod.state));
+        .map_or_else(|| pod.state.to_string(), |reason| format!("{}: {reason}", pod.state));
     vec![
         pod.namespace.clone(),
         pod.name.clone(),

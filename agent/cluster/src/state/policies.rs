@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sluice_policy::{Compiled, Coverage, PolicyObject, PolicySet, Withheld, foreign_principals};
 
 use crate::{
-    Finding, Meaning, ObjectName, Settings,
+    Meaning, Settings,
     facts::Name,
     object::{Meta, Policy},
 };
@@ -186,15 +186,6 @@ impl Policies {
     /// Returns every known policy, readable or not.
     pub(crate) fn standings(&self) -> &Arc<[PolicyStanding]> {
         &self.standings
-    }
-
-    /// Returns what is wrong with the policies that cannot be read.
-    pub(crate) fn findings(&self) -> impl Iterator<Item = Finding> {
-        self.entries.iter().filter_map(|((kind, name), entry)| {
-            let meaning = entry.fault()?;
-            let Name { namespace, name } = name.clone();
-            Some(Finding::new(ObjectName { kind: kind.name(), namespace, name }, "spec", meaning))
-        })
     }
 
     /// Returns the texts to remember: the last good one of each policy. A policy without one is remembered as such, so

@@ -42,7 +42,15 @@ pub(super) struct Entry {
 
 struct Plan {
     next: Next,
-    last_error: Option<String>,
+    failure: Option<Failure>,
+}
+
+/// Why the last request failed.
+#[derive(Clone)]
+pub(super) struct Failure {
+    pub(super) text: String,
+    /// Whether the authority refused.
+    pub(super) is_refusal: bool,
 }
 
 impl Entry {
@@ -53,7 +61,7 @@ impl Entry {
             current: ArcSwapOption::empty(),
             changed: watch::Sender::new(()),
             nudge: Notify::new(),
-            plan: Mutex::new(Plan { next: first, last_error: None }),
+            plan: Mutex::new(Plan { next: first, failure: None }),
             abandoned: AtomicBool::new(false),
             keeper: Mutex::new(None),
         }
@@ -120,15 +128,15 @@ impl Entry {
     }
 
     pub(super) fn succeeded(&self, next: Next) {
-        *lock(&self.plan) = Plan { next, last_error: None };
+        *lock(&self.plan) = Plan { next, failure: None };
     }
 
-    pub(super) fn failed(&self, error: String, next: Next) {
-        *lock(&self.plan) = Plan { next, last_error: Some(error) };
+    pub(super) fn failed(&self, failure: Failure, next: Next) {
+        *lock(&self.plan) = Plan { next, failure: Some(failure) };
     }
 
     pub(super) fn last_error(&self) -> Option<String> {
-        lock(&self.plan).last_error.clone()
+        lock(&self.plan).failure.as_ref().map(|failure| failure.text.clone())
     }
 
     pub(super) fn status(&self, now: UnixTime) -> CertStatus {
@@ -139,6 +147,9 @@ impl Entry {
             Next::Retry(at) => after(now, at.saturating_duration_since(Instant::now())),
         };
         let identity = self.id.clone();
-        CertStatus { identity, certificate, next_renewal, last_error: plan.last_error.clone() }
+        let failure = plan.failure.clone();
+        let is_refused = failure.as_ref().is_some_and(|failure| failure.is_refusal);
+        let last_error = failure.map(|failure| failure.text);
+        CertStatus { identity, certificate, next_renewal, last_error, is_refused }
     }
 }

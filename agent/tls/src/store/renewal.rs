@@ -6,7 +6,7 @@ use tokio::time::{self, Instant};
 
 use super::{
     Shared,
-    entry::{Entry, Next},
+    entry::{Entry, Failure, Next},
     lock,
 };
 use crate::{
@@ -47,7 +47,9 @@ pub(super) async fn keep(shared: Arc<Shared>, entry: Arc<Entry>) {
                     identity = %entry.id, %error, failures, usable = entry.usable().is_some(),
                     retry_ms = pause.as_millis(), "no new certificate"
                 );
-                entry.failed(error.to_string(), Next::Retry(Instant::now() + pause));
+                let is_refusal = matches!(error, IssueError::Refused { .. });
+                let failure = Failure { text: error.to_string(), is_refusal };
+                entry.failed(failure, Next::Retry(Instant::now() + pause));
             }
         }
     }

@@ -36,6 +36,7 @@ impl Clock for RunningClock {
 enum Mood {
     Works,
     Fails,
+    Refuses,
     Hangs,
     /// Signs with a root that nobody trusts.
     Strange,
@@ -78,6 +79,7 @@ impl Issuer for MoodyCa {
                 Mood::Fails => {
                     Err(IssueError::Unreachable { id, source: "connection refused".into() })
                 }
+                Mood::Refuses => Err(IssueError::Refused { id, rule: "no".to_owned() }),
                 Mood::Hangs => std::future::pending().await,
                 Mood::Strange => self.strange.sign(&request),
                 Mood::Mistaken => {

@@ -11,7 +11,7 @@ async fn recovery(bench: &Bench) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn an_authority_that_is_down_costs_nothing_until_certificates_expire() {
-    for mood in [Mood::Fails, Mood::Hangs] {
+    for mood in [Mood::Fails, Mood::Refuses, Mood::Hangs] {
         let bench = Bench::new(Duration::from_hours(1));
         bench.store.want(&web());
         let first = bench.store.wait(&web(), SOON).await.unwrap();
@@ -26,12 +26,14 @@ async fn an_authority_that_is_down_costs_nothing_until_certificates_expire() {
         let status = bench.status(&web());
         assert_eq!(status.certificate.as_ref(), Some(first.svid()));
         assert!(status.last_error.is_some());
+        assert_eq!(status.is_refused, matches!(mood, Mood::Refuses));
         let error = bench.store.wait(&web(), SOON).await.unwrap_err();
         assert!(matches!(error, WaitError::TimedOut { last_error: Some(_), .. }), "{error}");
         bench.assert_paced(&web());
         bench.mood(Mood::Works);
         assert!(recovery(&bench).await <= Duration::from_secs(10));
-        assert_eq!(bench.status(&web()).last_error, None);
+        let status = bench.status(&web());
+        assert_eq!((status.last_error, status.is_refused), (None, false));
     }
 }
 
