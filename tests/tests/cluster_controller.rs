@@ -183,8 +183,8 @@ fn replicas_share_one_authority_that_is_replaced_live() -> Result<()> {
     let patch = serde_json::json!({"stringData": {
         "tls.crt": new.pem(), "tls.key": new.key_pem(), "ca.crt": new.pem(),
     }});
-    namespace.kubectl(&["patch", "secret", "sluice-ca", "-p", &patch.to_string()])?;
     let changed = Instant::now();
+    namespace.kubectl(&["patch", "secret", "sluice-ca", "-p", &patch.to_string()])?;
     let both = || Ok(published(&release)?.matches("BEGIN").count() == 2);
     wait_for("both roots", PATIENCE, both)?;
     let issues = |replica: &Replica, root: &str| -> Result<bool> {

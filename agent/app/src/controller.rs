@@ -11,7 +11,8 @@ use sluice_controller::{
     serve,
 };
 use sluice_source::FileSource;
-use sluice_tls::{Clock, SystemClock};
+use sluice_spiffe::TrustDomain;
+use sluice_tls::{Clock, SystemClock, ca::CaError};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::cluster::Kubernetes;
@@ -20,6 +21,9 @@ use crate::{
     listen, logging,
     metrics::{self, AuthorityExporter},
 };
+
+/// How often a replica that cannot issue yet looks again.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Serves until it is told to stop. Agents keep the certificates that they were issued, and ask for new ones at half
 /// life.
@@ -53,7 +57,7 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
     }
     // Opened before the port is: a replica that cannot issue is not ready.
     tokio::select! {
-        opened = parts.material.open(&config.trust_domain, clock) => drop(opened?),
+        opened = await_authority(parts.material.as_ref(), &config.trust_domain, &clock) => opened?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     }
@@ -71,10 +75,6 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
     let settings = Settings {
         trust_domain: config.trust_domain,
         ttl: config.ttl,
-        new_root_delay: config
-            .publish_roots
-            .as_ref()
-            .map_or(Duration::ZERO, |publish| publish.new_root_delay),
         server_names: config.server_names,
         limits: Limits::default(),
     };
@@ -90,6 +90,33 @@ async fn run_until_stopped(config: ControllerConfig) -> anyhow::Result<()> {
         election.leave().await;
     }
     Ok(served?)
+}
+
+/// Waits until the authority is there, and agents know its root. A replica that starts with one that was never published
+/// leaves the work to those that run until then.
+async fn await_authority(
+    material: &dyn CaMaterial,
+    domain: &TrustDomain,
+    clock: &Arc<dyn Clock>,
+) -> Result<(), CaError> {
+    let mut authority = material.open(domain, Arc::clone(clock)).await?;
+    let mut said = false;
+    loop {
+        match material.are_roots_known(&authority) {
+            Some(true) => return Ok(()),
+            Some(false) if !said => {
+                tracing::warn!(
+                    "agents do not know the CA's root yet: this replica serves once they had time to learn of it"
+                );
+                said = true;
+            }
+            Some(false) | None => {}
+        }
+        tokio::select! {
+            () = material.changed() => authority = material.open(domain, Arc::clone(clock)).await?,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
 }
 
 fn callers(
@@ -130,10 +157,9 @@ fn material(
     };
     Ok(match &config.publish_roots {
         Some(PublishConfig { config_map, new_root_delay }) => {
-            // What is issued last under a root is issued when its successor has been there for the delay.
-            let kept =
-                PublishedRoots::new(config.trust_domain.clone(), config.ttl + *new_root_delay);
-            kubernetes.context("ca: no API server")?.published(material, config_map, kept)
+            let roots =
+                PublishedRoots::new(config.trust_domain.clone(), config.ttl, *new_root_delay);
+            kubernetes.context("ca: no API server")?.published(material, config_map, roots)
         }
         None => material,
     })

@@ -40,19 +40,12 @@ pub enum OpenError {
 pub(crate) struct Authority {
     domain: TrustDomain,
     ttl: Duration,
-    new_root_delay: Duration,
     clock: Arc<dyn Clock>,
     material: Arc<dyn CaMaterial>,
     current: ArcSwap<LocalCa>,
     endpoint: Endpoint,
     first: Validity,
     standing: Arc<Standing>,
-}
-
-/// An authority under a root that agents have yet to learn of.
-struct Coming {
-    authority: LocalCa,
-    due: Instant,
 }
 
 /// When the server's certificate was made, and its last second.
@@ -79,19 +72,10 @@ impl Authority {
         let first = Validity { made, last };
         standing.authority_is(current.not_after());
         standing.server_is(last);
-        let Settings { ttl, new_root_delay, .. } = *settings;
+        material.issues(&current);
+        let ttl = settings.ttl;
         let current = ArcSwap::from_pointee(current);
-        Ok(Self {
-            domain,
-            ttl,
-            new_root_delay,
-            clock,
-            material,
-            current,
-            endpoint,
-            first,
-            standing,
-        })
+        Ok(Self { domain, ttl, clock, material, current, endpoint, first, standing })
     }
 
     pub(crate) fn current(&self) -> Arc<LocalCa> {
@@ -135,11 +119,8 @@ impl Authority {
                     }
                 }
             }
-            let is_due = |coming: &mut Coming| {
-                coming.due <= Instant::now() || self.has_expired(&self.current())
-            };
-            if let Some(Coming { authority, .. }) = coming.take_if(is_due) {
-                self.issue_with(authority);
+            if let Some(new) = coming.take_if(|new| self.may_issue(new)) {
+                self.issue_with(new);
                 reloaded = true;
             }
             if reloaded || own.is_due(self.clock.now()) {
@@ -150,30 +131,30 @@ impl Authority {
     }
 
     /// Reads the authority as it is now. Returns whether it issues already; otherwise it is `coming`.
-    async fn reload(&self, coming: &mut Option<Coming>) -> Result<bool, CaError> {
+    async fn reload(&self, coming: &mut Option<LocalCa>) -> Result<bool, CaError> {
         let new = self.material.open(&self.domain, Arc::clone(&self.clock)).await?;
-        let earlier = coming.take();
-        if self.new_root_delay.is_zero() || new.is_believed_under(self.current().roots()) {
+        *coming = None;
+        if self.may_issue(&new) {
             self.issue_with(new);
             return Ok(true);
         }
-        let is_known = |earlier: &Coming| new.is_believed_under(earlier.authority.roots());
-        let due = earlier
-            .filter(is_known)
-            .map_or_else(|| Instant::now() + self.new_root_delay, |earlier| earlier.due);
-        let seconds = due.saturating_duration_since(Instant::now()).as_secs();
-        tracing::info!(
-            seconds,
-            "the CA has a new root: it issues once agents had time to learn of it"
-        );
-        *coming = Some(Coming { authority: new, due });
+        tracing::info!("the CA has a new root: it issues once agents have had time to learn of it");
+        *coming = Some(new);
         Ok(false)
+    }
+
+    /// Returns whether agents know the root of `new`, or have no use for what is issued until then.
+    fn may_issue(&self, new: &LocalCa) -> bool {
+        let current = self.current();
+        self.material.are_roots_known(new) == Some(true)
+            || !current.is_believed_under(current.roots())
     }
 
     fn issue_with(&self, new: LocalCa) {
         let not_after = new.not_after().as_secs();
         tracing::info!(trust_domain = %self.domain, not_after, "issuing with the CA as it is now");
         self.standing.authority_is(new.not_after());
+        self.material.issues(&new);
         self.current.store(Arc::new(new));
     }
 

@@ -56,7 +56,8 @@ pub struct PublishConfig {
     /// The `ConfigMap`, which agents mount.
     pub config_map: ObjectName,
     /// How long a new root is there before anything is issued under it; 2 min by default. A kubelet takes up to a
-    /// minute and a half to bring a change of a `ConfigMap` into a pod, unless it is configured otherwise.
+    /// minute and a half to bring a change of a `ConfigMap` into a pod, unless it is configured otherwise. The first
+    /// roots of all need no time.
     pub new_root_delay: Duration,
 }
 

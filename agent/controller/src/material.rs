@@ -32,6 +32,15 @@ pub trait CaMaterial: Send + Sync {
     /// Waits until the authority may differ from what [`Self::open`] last read. The future may be dropped, and asked
     /// for again.
     fn changed(&self) -> Pending<'_, ()>;
+
+    /// Returns whether agents know a root under which `authority` issues; `None` while that cannot be told. It is always
+    /// so where the controller does not publish the roots.
+    fn are_roots_known(&self, _authority: &LocalCa) -> Option<bool> {
+        Some(true)
+    }
+
+    /// Hears of the authority that issues from now on. It may be an earlier one than [`Self::open`] last returned.
+    fn issues(&self, _authority: &LocalCa) {}
 }
 
 /// An authority in files, which are looked at every second.

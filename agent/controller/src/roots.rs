@@ -1,19 +1,28 @@
 //! Which roots are to be published: those of the authority, and for a while those that were there before. By the old
-//! ones agents hold certificates, and replicas do not learn of new material in the same moment.
+//! ones agents hold certificates, and replicas do not learn of new material in the same moment. And which of them agents
+//! know by now.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use sluice_spiffe::TrustDomain;
-use sluice_tls::{CertificateDer, TrustBundle, UnixTime, certificates_of_pem};
+use sluice_tls::{CertificateDer, TrustBundle, UnixTime, ca::LocalCa, certificates_of_pem};
 
 const END: &str = "-----END CERTIFICATE-----";
 
-/// Remembers when roots left the authority's material.
+/// Remembers when roots were first published, and when they were last ours.
 #[derive(Debug)]
 pub struct PublishedRoots {
     domain: TrustDomain,
     ttl: Duration,
+    delay: Duration,
     left: HashMap<CertificateDer<'static>, UnixTime>,
+    /// Since when each root has been published; `None` if it was there from the beginning.
+    seen: HashMap<CertificateDer<'static>, Option<Instant>>,
+    has_looked: bool,
+    has_found: bool,
 }
 
 /// One certificate among others in a PEM text.
@@ -26,17 +35,25 @@ struct Root {
 // === impl PublishedRoots ===
 
 impl PublishedRoots {
-    /// Publishes a root of `domain` for `ttl`, the life of what it has issued, after it has left.
-    pub fn new(domain: TrustDomain, ttl: Duration) -> Self {
-        Self { domain, ttl, left: HashMap::new() }
+    /// Publishes a root of `domain` for `ttl`, the life of what it has issued, after it was last ours. Agents know a new
+    /// one `delay` after it was published.
+    pub fn new(domain: TrustDomain, ttl: Duration, delay: Duration) -> Self {
+        let (left, seen) = (HashMap::new(), HashMap::new());
+        Self { domain, ttl, delay, left, seen, has_looked: false, has_found: false }
     }
 
     /// What to publish now instead of `published`, if that lacks a root of `ours` or holds one for too long. A root that
     /// somebody has taken out of it stays out, unless it is ours.
-    pub fn wanted(&mut self, ours: &str, published: Option<&str>, now: UnixTime) -> Option<String> {
+    pub fn wanted(
+        &mut self,
+        ours: &str,
+        published: Option<&str>,
+        (now, instant): (UnixTime, Instant),
+    ) -> Option<String> {
         let ours = roots(ours);
         let published = published.unwrap_or_default();
         let present = roots(published);
+        self.note(&ours, &present, instant);
         let is_ours = |root: &Root| ours.iter().any(|one| one.der == root.der);
         let others: Vec<_> = present.iter().filter(|root| !is_ours(root)).cloned().collect();
         self.left.retain(|der, _| others.iter().any(|root| root.der == *der));
@@ -46,6 +63,32 @@ impl PublishedRoots {
             return None;
         }
         Some(ours.into_iter().chain(kept).map(|root| root.pem).collect())
+    }
+
+    /// Returns whether agents believe what `authority` issues by roots that they have had the time to learn of. Until the
+    /// first root of all is published, they wait for any. `None` until it is known what is published.
+    pub fn are_known(&self, authority: &LocalCa, now: Instant) -> Option<bool> {
+        if !self.has_looked {
+            return None;
+        }
+        let is_old = |since: &Option<Instant>| {
+            since.is_none_or(|since| now.saturating_duration_since(since) >= self.delay)
+        };
+        let known = self.seen.iter().filter(|(_, since)| is_old(since));
+        let known: Vec<_> = known.map(|(der, _)| der.clone()).collect();
+        Some(!self.has_found || authority.is_believed_under(&known))
+    }
+
+    fn note(&mut self, ours: &[Root], present: &[Root], now: Instant) {
+        // One of ours that somebody takes out is back in a moment, and agents know it as before.
+        let all = || ours.iter().chain(present);
+        self.seen.retain(|der, _| all().any(|root| root.der == *der));
+        let since = self.has_found.then_some(now);
+        for root in present {
+            self.seen.entry(root.der.clone()).or_insert(since);
+        }
+        self.has_looked = true;
+        self.has_found |= !present.is_empty();
     }
 
     fn is_kept(&mut self, root: &Root, now: UnixTime) -> bool {
@@ -75,13 +118,20 @@ fn roots(text: &str) -> Vec<Root> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, LazyLock};
+
     use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
+    use sluice_tls::{
+        SystemClock,
+        ca::{NewRoot, PemTexts},
+    };
     use time::OffsetDateTime;
 
     use super::*;
 
     const START: u64 = 1_800_000_000;
     const TTL: u64 = 3_600;
+    const DELAY: Duration = Duration::from_mins(2);
 
     /// A root that expires this many seconds after the start.
     fn root(lives: u64) -> String {
@@ -95,11 +145,15 @@ mod tests {
     }
 
     fn keeper() -> PublishedRoots {
-        PublishedRoots::new("cluster.local".parse().unwrap(), Duration::from_secs(TTL))
+        let ttl = Duration::from_secs(TTL);
+        PublishedRoots::new("cluster.local".parse().unwrap(), ttl, DELAY)
     }
 
-    fn after(seconds: u64) -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_secs(START + seconds))
+    /// Both clocks, this many seconds after the start.
+    fn after(seconds: u64) -> (UnixTime, Instant) {
+        static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let passed = Duration::from_secs(seconds);
+        (UnixTime::since_unix_epoch(Duration::from_secs(START) + passed), *BEGUN + passed)
     }
 
     #[test]
@@ -126,6 +180,53 @@ mod tests {
         assert_eq!(first.wanted(&new, Some(&published), after(2)), None);
         // One that starts later counts from then on.
         assert_eq!(keeper().wanted(&new, Some(&published), after(5 * TTL)), None);
+    }
+
+    /// A new authority, with its root.
+    fn authority() -> (LocalCa, String) {
+        let (domain, clock) = ("cluster.local".parse().unwrap(), Arc::new(SystemClock));
+        let NewRoot { certificate, key } = NewRoot::generate(&domain, clock.as_ref()).unwrap();
+        let origin = std::path::Path::new("test");
+        let texts =
+            PemTexts { origin, certificate: certificate.as_bytes(), key: &key, roots: None };
+        (LocalCa::from_texts(&texts, &domain, clock).unwrap(), certificate)
+    }
+
+    #[test]
+    fn a_root_is_known_when_it_has_been_published_for_the_delay() {
+        let ((old, old_root), (new, new_root)) = (authority(), authority());
+        let both = format!("{new_root}{old_root}");
+        let mut keeper = keeper();
+        let known = |keeper: &PublishedRoots, ca, at| keeper.are_known(ca, after(at).1);
+        assert_eq!(known(&keeper, &old, 0), None, "nobody has looked");
+        // The first roots of all need no time, nor do those that an earlier run has published.
+        keeper.wanted(&old_root, None, after(0));
+        assert_eq!(known(&keeper, &old, 0), Some(true));
+        keeper.wanted(&old_root, Some(&old_root), after(1));
+        assert_eq!(known(&keeper, &old, 1), Some(true));
+        // Material that is not published yet, for however long, is not known.
+        keeper.wanted(&both, Some(&old_root), after(10));
+        assert_eq!(known(&keeper, &new, 1_000), Some(false));
+        keeper.wanted(&both, Some(&both), after(1_000));
+        assert_eq!(known(&keeper, &new, 1_119), Some(false));
+        assert_eq!(known(&keeper, &new, 1_120), Some(true));
+        assert_eq!(known(&keeper, &old, 1_120), Some(true));
+        // The ConfigMap was deleted: what is ours is known as before, the other is not.
+        keeper.wanted(&new_root, None, after(2_000));
+        keeper.wanted(&new_root, Some(&new_root), after(2_001));
+        assert_eq!(known(&keeper, &new, 2_001), Some(true));
+        assert_eq!(known(&keeper, &old, 2_001), Some(false));
+    }
+
+    #[test]
+    fn a_replica_that_starts_with_a_root_that_was_never_published_knows_that() {
+        let ((_, old_root), (new, new_root)) = (authority(), authority());
+        let mut keeper = keeper();
+        keeper.wanted(&new_root, Some(&old_root), after(0));
+        assert_eq!(keeper.are_known(&new, after(0).1), Some(false));
+        keeper.wanted(&new_root, Some(&format!("{new_root}{old_root}")), after(1));
+        assert_eq!(keeper.are_known(&new, after(120).1), Some(false));
+        assert_eq!(keeper.are_known(&new, after(121).1), Some(true));
     }
 
     #[test]

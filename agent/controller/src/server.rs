@@ -45,9 +45,6 @@ pub struct Settings {
     pub trust_domain: TrustDomain,
     /// The longest lifetime that it grants, at least a minute; also that of its own certificate.
     pub ttl: Duration,
-    /// How long the controller goes on issuing with the previous authority when it is given one under another root: the
-    /// time in which agents learn of that root. Zero if nobody tells them.
-    pub new_root_delay: Duration,
     /// The names and addresses that clients call it by.
     pub server_names: Vec<String>,
     /// Bounds on what clients may use up.

@@ -5,21 +5,16 @@ mod support;
 
 use std::{
     fs,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
 use sluice_controller::{CaFiles, Limits, Rate, Standing};
 use sluice_grpc::istio_ca::{
     IstioCertificateRequest, impersonating,
     istio_certificate_service_client::IstioCertificateServiceClient,
 };
-use sluice_tls::{Clock, SystemClock, TestClock, UnixTime};
+use sluice_tls::{Clock, SystemClock, TestClock, UnixTime, ca::NewRoot};
 use support::{
     Ask, CART, Client, Controller, ONE, Setup, TWO, WEB, eventually, parts_of, verified,
 };
@@ -32,140 +27,6 @@ use tonic::{
     Code,
     transport::{Certificate, Channel, ClientTlsConfig},
 };
-
-type Root = CertifiedIssuer<'static, KeyPair>;
-
-fn ca_params(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
-}
-
-fn root(name: &str) -> Root {
-    CertifiedIssuer::self_signed(ca_params(name), KeyPair::generate().unwrap()).unwrap()
-}
-
-/// Writes an intermediate authority as Kubernetes mounts cert-manager's Secret: files behind one link, which is
-/// swapped.
-fn mount(dir: &Path, version: &str, root: &Root) {
-    let key = KeyPair::generate().unwrap();
-    let certificate = ca_params(version).signed_by(&key, root).unwrap();
-    let data = dir.join(format!("..{version}"));
-    fs::create_dir_all(&data).unwrap();
-    fs::write(data.join("tls.crt"), certificate.pem()).unwrap();
-    fs::write(data.join("tls.key"), key.serialize_pem()).unwrap();
-    fs::write(data.join("ca.crt"), root.pem()).unwrap();
-    for name in ["tls.crt", "tls.key", "ca.crt"] {
-        let link = dir.join(name);
-        if !link.exists() {
-            std::os::unix::fs::symlink(Path::new("..data").join(name), link).unwrap();
-        }
-    }
-    let draft = dir.join("..data_tmp");
-    std::os::unix::fs::symlink(format!("..{version}"), &draft).unwrap();
-    fs::rename(draft, dir.join("..data")).unwrap();
-}
-
-fn issuer_of(chain: &[String]) -> String {
-    verified(chain).issuer
-}
-
-#[tokio::test]
-async fn a_new_key_in_cert_managers_layout_is_taken_over_while_it_serves() {
-    let dir = tempfile::tempdir().unwrap();
-    let (old, new) = (root("old root"), root("new root"));
-    mount(dir.path(), "first", &old);
-    let material = Some(Arc::new(CaFiles::cert_manager(dir.path())) as _);
-    let controller = Setup { material, ..Setup::default() }.start().await;
-    let client = controller.client_trusting(&old.pem(), "ca.test").await.unwrap();
-    let chain = client.ask(&Ask::new(ONE, WEB)).await.unwrap();
-    let (path, roots) = parts_of(&chain);
-    assert_eq!((path.len(), roots.len(), chain.len()), (2, 1, 3), "leaf, intermediate, root");
-    assert_eq!(issuer_of(&chain), "CN=first");
-
-    mount(dir.path(), "second", &old);
-    eventually("the second", async || {
-        issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()) == "CN=second"
-    })
-    .await;
-
-    // With another root the server's own certificate changes too.
-    mount(dir.path(), "third", &new);
-    eventually("the third", async || {
-        issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()) == "CN=third"
-    })
-    .await;
-    eventually("the new root", async || {
-        controller.client_trusting(&new.pem(), "ca.test").await.is_ok()
-    })
-    .await;
-    assert!(controller.client_trusting(&old.pem(), "ca.test").await.is_err());
-}
-
-#[tokio::test]
-async fn a_new_root_issues_when_agents_had_time_to_learn_of_it() {
-    const DELAY: Duration = Duration::from_secs(4);
-    let dir = tempfile::tempdir().unwrap();
-    let (old, new, last) = (root("old root"), root("new root"), root("last root"));
-    mount(dir.path(), "first", &old);
-    let material = Some(Arc::new(CaFiles::cert_manager(dir.path())) as _);
-    let clock = TestClock::started_now();
-    let setup = Setup { material, clock: clock.clone(), new_root_delay: DELAY, ..Setup::default() };
-    let controller = setup.start().await;
-    let client = controller.client_trusting(&old.pem(), "ca.test").await.unwrap();
-    let issuer = async || issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap());
-
-    let begun = Instant::now();
-    mount(dir.path(), "second", &new);
-    tokio::time::sleep(DELAY / 2).await;
-    assert_eq!(issuer().await, "CN=first");
-    // Another key under the root that is known by then, or almost: the time goes on.
-    mount(dir.path(), "third", &new);
-    eventually("the third", async || issuer().await == "CN=third").await;
-    let elapsed = begun.elapsed();
-    assert!((DELAY..DELAY + DELAY / 2).contains(&elapsed), "{elapsed:?}");
-    // The server's own certificate changed with it, not earlier.
-    assert!(controller.client_trusting(&old.pem(), "ca.test").await.is_err());
-
-    // Taken back before it had issued.
-    mount(dir.path(), "fourth", &last);
-    tokio::time::sleep(DELAY / 2).await;
-    mount(dir.path(), "fifth", &new);
-    eventually("the fifth", async || issuer().await == "CN=fifth").await;
-    tokio::time::sleep(DELAY).await;
-    assert_eq!(issuer().await, "CN=fifth");
-}
-
-#[tokio::test]
-async fn half_a_change_of_files_leaves_the_authority_as_it_was() {
-    let dir = tempfile::tempdir().unwrap();
-    let old = root("old root");
-    mount(dir.path(), "first", &old);
-    let material = Some(Arc::new(CaFiles::cert_manager(dir.path())) as _);
-    let controller = Setup { material, ..Setup::default() }.start().await;
-    let client = controller.client_trusting(&old.pem(), "ca.test").await.unwrap();
-    let data = dir.path().join("..first");
-    let whole = |name: &str| fs::read(data.join(name)).unwrap();
-    let (key, roots) = (whole("tls.key"), whole("ca.crt"));
-    for (name, text, whole) in [
-        ("tls.key", KeyPair::generate().unwrap().serialize_pem(), &key),
-        ("tls.key", String::new(), &key),
-        ("ca.crt", root("foreign").pem(), &roots),
-    ] {
-        fs::write(data.join(name), text).unwrap();
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
-        assert_eq!(issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()), "CN=first");
-        fs::write(data.join(name), whole).unwrap();
-    }
-    mount(dir.path(), "second", &old);
-    eventually("the second", async || {
-        issuer_of(&client.ask(&Ask::new(ONE, WEB)).await.unwrap()) == "CN=second"
-    })
-    .await;
-}
 
 #[tokio::test]
 async fn replicas_that_start_at_once_are_one_authority() {
@@ -196,7 +57,8 @@ async fn the_server_is_known_by_its_names_and_root_only() {
     let pem = fs::read_to_string(controller.path("ca/ca.crt")).unwrap();
     assert!(controller.client_trusting(&pem, "127.0.0.1").await.is_ok());
     assert!(controller.client_trusting(&pem, "other.test").await.is_err());
-    assert!(controller.client_trusting(&root("foreign").pem(), "ca.test").await.is_err());
+    let foreign = NewRoot::generate(&"cluster.local".parse().unwrap(), &SystemClock).unwrap();
+    assert!(controller.client_trusting(&foreign.certificate, "ca.test").await.is_err());
 }
 
 #[tokio::test]

@@ -27,7 +27,8 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Returns a warning for everything that has expired, is not valid yet, or is likely to expire before it is replaced.
+/// Returns a warning for everything that has expired, is not valid yet, or is likely to expire before it is replaced:
+/// what certificates hang on, which [`of_trust`] returns, and the certificates themselves.
 pub(super) fn warnings(certificates: &CertStore) -> Vec<String> {
     let now = certificates.now();
     let mut warnings = of_trust(certificates);

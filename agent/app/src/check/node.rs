@@ -126,7 +126,7 @@ fn policies(policies: &[Policy]) -> Vec<Line> {
             PolicyState::Unknown => lines.push(Line::warn(
                 "policies",
                 says,
-                "the agent is of another version than this program: take its own",
+                "the agent is newer than this program: use the `sluice` of the agents' version",
             )),
             PolicyState::Accepted => {}
         }

@@ -4,10 +4,10 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sluice_controller::{
@@ -80,13 +80,20 @@ impl Kubernetes {
         &self,
         material: Arc<dyn CaMaterial>,
         ObjectName { namespace, name }: &ObjectName,
-        mut kept: PublishedRoots,
+        roots: PublishedRoots,
     ) -> Arc<dyn CaMaterial> {
-        let (roots, followed) = watch::channel(None);
-        publish_roots(&self.server, namespace, name, followed, move |ours, published| {
-            kept.wanted(ours, published, SystemClock.now())
+        let (ours, followed) = watch::channel(None);
+        let published = Arc::new(Published {
+            material,
+            ours: Mutex::default(),
+            all: ours,
+            roots: Mutex::new(roots),
         });
-        Arc::new(Published { material, roots })
+        let asked = Arc::clone(&published);
+        publish_roots(&self.server, namespace, name, followed, move |ours, published| {
+            lock(&asked.roots).wanted(ours, published, (SystemClock.now(), Instant::now()))
+        });
+        published
     }
 
     /// Reports on policies whenever this replica is the one that does.
@@ -221,10 +228,32 @@ impl CaMaterial for InSecret {
     }
 }
 
-/// Publishes the roots of the authority whenever it is opened.
+/// Publishes the roots of the authority whenever it is opened, and of the one that issues.
 struct Published {
     material: Arc<dyn CaMaterial>,
-    roots: watch::Sender<Option<String>>,
+    ours: Mutex<Ours>,
+    /// The roots of both.
+    all: watch::Sender<Option<String>>,
+    roots: Mutex<PublishedRoots>,
+}
+
+/// The authority's roots as PEM.
+#[derive(Default)]
+struct Ours {
+    newest: String,
+    issuing: String,
+}
+
+impl Published {
+    fn publish(&self, change: impl FnOnce(&mut Ours)) {
+        let mut ours = lock(&self.ours);
+        change(&mut ours);
+        self.all.send_replace(Some(format!("{}{}", ours.newest, ours.issuing)));
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CaMaterial for Published {
@@ -235,12 +264,20 @@ impl CaMaterial for Published {
     ) -> Pending<'a, Result<LocalCa, CaError>> {
         Box::pin(async move {
             let opened = self.material.open(domain, clock).await?;
-            self.roots.send_replace(Some(opened.roots_pem()));
+            self.publish(|ours| ours.newest = opened.roots_pem());
             Ok(opened)
         })
     }
 
     fn changed(&self) -> Pending<'_, ()> {
         self.material.changed()
+    }
+
+    fn are_roots_known(&self, authority: &LocalCa) -> Option<bool> {
+        lock(&self.roots).are_known(authority, Instant::now())
+    }
+
+    fn issues(&self, authority: &LocalCa) {
+        self.publish(|ours| ours.issuing = authority.roots_pem());
     }
 }

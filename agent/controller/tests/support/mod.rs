@@ -46,7 +46,6 @@ pods:
 pub(crate) struct Setup {
     pub(crate) mesh: Option<&'static str>,
     pub(crate) ttl: Duration,
-    pub(crate) new_root_delay: Duration,
     pub(crate) limits: Limits,
     pub(crate) material: Option<Arc<dyn CaMaterial>>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -80,7 +79,6 @@ impl Default for Setup {
         Self {
             mesh: Some(MESH),
             ttl: DAY,
-            new_root_delay: Duration::ZERO,
             limits: Limits::default(),
             material: None,
             clock: Arc::new(SystemClock),
@@ -110,7 +108,6 @@ impl Setup {
         let settings = Settings {
             trust_domain: domain,
             ttl: self.ttl,
-            new_root_delay: self.new_root_delay,
             server_names: vec!["ca.test".to_owned(), "127.0.0.1".to_owned()],
             limits: self.limits,
         };
