@@ -67,7 +67,8 @@ fn a_restart_knows_the_same() {
     assert_eq!(known(&view.snapshot), known(world.snapshot()));
     assert!(known(&view.snapshot).contains("west"));
     // The policy that could not be read still closes its namespace.
-    assert!(view.findings.iter().any(|said| said.to_string().contains("no good version")));
+    let mut refusals = view.standings.iter().filter_map(|standing| standing.refused.as_ref());
+    assert!(refusals.any(|said| said.to_string().contains("no good version")));
 }
 
 #[test]
