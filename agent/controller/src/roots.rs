@@ -19,10 +19,9 @@ pub struct PublishedRoots {
     ttl: Duration,
     delay: Duration,
     left: HashMap<CertificateDer<'static>, UnixTime>,
-    /// Since when each root has been published; `None` if it was there from the beginning.
+    /// Since when each root has been published; `None` if it was there from the beginning, or was the first of all.
     seen: HashMap<CertificateDer<'static>, Option<Instant>>,
     has_looked: bool,
-    has_found: bool,
 }
 
 /// One certificate among others in a PEM text.
@@ -39,7 +38,7 @@ impl PublishedRoots {
     /// one `delay` after it was published.
     pub fn new(domain: TrustDomain, ttl: Duration, delay: Duration) -> Self {
         let (left, seen) = (HashMap::new(), HashMap::new());
-        Self { domain, ttl, delay, left, seen, has_looked: false, has_found: false }
+        Self { domain, ttl, delay, left, seen, has_looked: false }
     }
 
     /// What to publish now instead of `published`, if that lacks a root of `ours` or holds one for too long. A root that
@@ -65,8 +64,8 @@ impl PublishedRoots {
         Some(ours.into_iter().chain(kept).map(|root| root.pem).collect())
     }
 
-    /// Returns whether agents believe what `authority` issues by roots that they have had the time to learn of. Until the
-    /// first root of all is published, they wait for any. `None` until it is known what is published.
+    /// Returns whether agents believe what `authority` issues by roots that they have had the time to learn of. The first
+    /// roots of all need no time. `None` until it is known what is published.
     pub fn are_known(&self, authority: &LocalCa, now: Instant) -> Option<bool> {
         if !self.has_looked {
             return None;
@@ -76,19 +75,20 @@ impl PublishedRoots {
         };
         let known = self.seen.iter().filter(|(_, since)| is_old(since));
         let known: Vec<_> = known.map(|(der, _)| der.clone()).collect();
-        Some(!self.has_found || authority.is_believed_under(&known))
+        Some(authority.is_believed_under(&known))
     }
 
     fn note(&mut self, ours: &[Root], present: &[Root], now: Instant) {
         // One of ours that somebody takes out is back in a moment, and agents know it as before.
         let all = || ours.iter().chain(present);
         self.seen.retain(|der, _| all().any(|root| root.der == *der));
-        let since = self.has_found.then_some(now);
-        for root in present {
+        let is_first = !std::mem::replace(&mut self.has_looked, true);
+        // Where nothing is published yet, agents wait for what will be.
+        let news = if is_first && present.is_empty() { ours } else { present };
+        let since = (!is_first).then_some(now);
+        for root in news {
             self.seen.entry(root.der.clone()).or_insert(since);
         }
-        self.has_looked = true;
-        self.has_found |= !present.is_empty();
     }
 
     fn is_kept(&mut self, root: &Root, now: UnixTime) -> bool {
@@ -216,6 +216,17 @@ mod tests {
         keeper.wanted(&new_root, Some(&new_root), after(2_001));
         assert_eq!(known(&keeper, &new, 2_001), Some(true));
         assert_eq!(known(&keeper, &old, 2_001), Some(false));
+    }
+
+    #[test]
+    fn only_the_first_roots_of_all_need_no_time() {
+        let ((old, old_root), (new, new_root)) = (authority(), authority());
+        let mut keeper = keeper();
+        keeper.wanted(&old_root, None, after(0));
+        // Others have published two, before this has seen the first.
+        keeper.wanted(&old_root, Some(&format!("{new_root}{old_root}")), after(1));
+        assert_eq!(keeper.are_known(&old, after(1).1), Some(true));
+        assert_eq!(keeper.are_known(&new, after(1).1), Some(false));
     }
 
     #[test]
