@@ -164,3 +164,51 @@ fn material(
         None => material,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use sluice_controller::Pending;
+    use sluice_tls::ca::LocalCa;
+
+    use super::*;
+
+    /// Files whose roots agents know once this is said.
+    struct Announced {
+        files: CaFiles,
+        is_known: AtomicBool,
+    }
+
+    impl CaMaterial for Announced {
+        fn open<'a>(
+            &'a self,
+            domain: &'a TrustDomain,
+            clock: Arc<dyn Clock>,
+        ) -> Pending<'a, Result<LocalCa, CaError>> {
+            self.files.open(domain, clock)
+        }
+
+        fn changed(&self) -> Pending<'_, ()> {
+            self.files.changed()
+        }
+
+        fn are_roots_known(&self, _authority: &LocalCa) -> Option<bool> {
+            Some(self.is_known.load(Ordering::Relaxed))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replica_does_not_serve_before_agents_know_its_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = CaFiles::embedded(&directory.path().join("ca"));
+        let material = Announced { files, is_known: AtomicBool::new(false) };
+        let (domain, clock): (_, Arc<dyn Clock>) =
+            ("cluster.local".parse().unwrap(), Arc::new(SystemClock));
+        let mut waiting = Box::pin(await_authority(&material, &domain, &clock));
+        let early = tokio::time::timeout(LOOK * 5, &mut waiting).await;
+        assert!(early.is_err(), "it does not wait");
+        material.is_known.store(true, Ordering::Relaxed);
+        waiting.await.unwrap();
+    }
+}
