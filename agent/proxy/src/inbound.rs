@@ -39,6 +39,9 @@ use crate::{
 /// How long a session may wait for its next stream: longer than the client's pool keeps it, so that
 /// the client decides and no stream is opened on a connection that is being closed.
 const STREAM_TIME: Duration = MAX_IDLE_TIME.saturating_mul(2);
+/// How long a connection may take to open its stream on the session that it waited for. A session that has had none by
+/// then was made ahead.
+const FIRST_STREAM_TIME: Duration = Duration::from_secs(1);
 /// How long a session within this process serves, over which no stream passes. After that the client has to prove
 /// itself again, over a network that still lets it through.
 const PROOF_TIME: Duration = Duration::from_secs(30);
@@ -167,7 +170,11 @@ impl Arrived {
         // However long the session lives, each stream is judged by the policy of its own moment.
         let mut is_new = true;
         loop {
-            let patience = if offer.is_some() { PROOF_TIME } else { STREAM_TIME };
+            let patience = match &offer {
+                Some(_) => PROOF_TIME,
+                None if is_new => FIRST_STREAM_TIME,
+                None => STREAM_TIME,
+            };
             let next = tokio::select! {
                 biased;
                 // Not even a stream that has been opened: its client may mean a successor with the same address.
@@ -179,7 +186,7 @@ impl Arrived {
             };
             // The client closes a session that is of no use to it any more. If this side did, the application's port
             // would be in TIME_WAIT.
-            if next.is_err() && offer.take().is_some() {
+            if next.is_err() && (offer.take().is_some() || std::mem::take(&mut is_new)) {
                 continue;
             }
             let Ok(Ok(client)) = next else { break };
@@ -196,9 +203,11 @@ impl Arrived {
 
     /// If the client is in this process too, lets it open its streams by a call.
     async fn offer(&self, session: &mut Session) -> Option<Offer> {
+        if session.link.is_some() || !session.holds_input() {
+            // The tickets, which otherwise leave with the first bytes of an application. A failure shows again at once.
+            drop(session.try_flush().await);
+        }
         let link = session.link.clone()?;
-        // The tickets, which otherwise leave with the first bytes of an application. A failure shows again at once.
-        drop(session.try_flush().await);
         Some(link.offer(Host::new(&self.pod, self.client, self.local, session.peer.clone())))
     }
 

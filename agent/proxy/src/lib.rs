@@ -33,6 +33,7 @@ mod scratch;
 mod series;
 mod session;
 mod shared;
+mod spares;
 mod stats;
 #[cfg(test)]
 mod testing;

@@ -1,27 +1,25 @@
 //! Carries a local pod's captured connection: finds out where it was going, and takes it there.
 
+mod dial;
 mod ending;
 mod home;
 mod near;
 mod plaintext;
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use sluice_mesh::{Client, Destination, Lack, Member, Snapshot};
 use sluice_policy::MtlsMode;
 use sluice_spiffe::SpiffeId;
-use sluice_sys::{socket, tcp::TcpStream};
-use sluice_tls::{Channel, Identity, VerifyError};
+use sluice_sys::tcp::TcpStream;
+use sluice_tls::{Identity, VerifyError};
 use sluice_wire::{Control, ResetReason};
-use tokio::time::timeout;
 
-use self::{ending::complete, near::Near};
+use self::{
+    dial::{certificate, connect},
+    ending::complete,
+    near::Near,
+};
 use crate::{
     access, closing,
     descriptors::{self, Begins, Shortage},
@@ -35,8 +33,6 @@ use crate::{
     worker::Worker,
 };
 
-/// How long a pod without a certificate waits for one.
-const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
 /// How long the peer's agent may take, from the first packet to the end of the handshake.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
@@ -206,7 +202,7 @@ impl Captured {
         address: SocketAddr,
         expected: SpiffeId,
     ) -> Result<Option<Local>, Failure> {
-        let identity = Box::pin(self.certificate()).await?;
+        let identity = Box::pin(certificate(&self.worker, &self.pod)).await?;
         let key = Key {
             pod: self.pod.uid.clone(),
             source_identity: self.pod.identity.clone(),
@@ -279,7 +275,7 @@ impl Captured {
                 }
                 Some(session) => session,
                 // Boxed: otherwise an idle connection would keep the space of its handshake.
-                None => Box::pin(self.connect(identity, key)).await?,
+                None => Box::pin(connect(&self.worker, &self.pod, identity, key)).await?,
             };
             live.rests_on(&session.peer.chain);
             match session.still_trusted(certificates, &key.source_identity) {
@@ -289,49 +285,5 @@ impl Captured {
                 Err(error) => return Err(Failure::Untrusted(error)),
             }
         }
-    }
-
-    async fn certificate(&self) -> Result<Arc<Identity>, Failure> {
-        let identity = &self.pod.identity;
-        self.worker
-            .shared
-            .certificates
-            .wait(identity, CERTIFICATE_TIME)
-            .await
-            .map_err(|source| Failure::NoCertificate { identity: identity.clone(), source })
-    }
-
-    async fn connect(&self, identity: &Identity, key: &Key) -> Result<Session, Failure> {
-        let address = key.destination;
-        let links = &self.worker.shared.links;
-        let connecting = async {
-            let tcp = self
-                .dial(key.source, address)
-                .await
-                .map_err(|source| Failure::Connect { address, source })?;
-            identity.acquaintance(&key.expected, address.ip()).await;
-            let channel =
-                Channel::connect(identity, &key.expected, address.ip()).map_err(Broken::from)?;
-            Ok(Session::handshake(tcp, channel, identity, links, Vec::new()).await?)
-        };
-        let connecting = self.pod.while_there(async { Ok(connecting.await) });
-        match timeout(CONNECT_TIME, connecting).await {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(source)) => Err(Failure::Connect { address, source }),
-            Err(_) => Err(Failure::AgentTimeout(address)),
-        }
-    }
-
-    /// Connects from the pod's namespace and the address that the application would have used, by a socket that the
-    /// kernel lets past its hooks.
-    async fn dial(&self, source: IpAddr, destination: SocketAddr) -> io::Result<TcpStream> {
-        let socket = {
-            self.pod.enter()?;
-            let socket = socket::tcp_socket(destination.is_ipv6())?;
-            self.worker.shared.sockets.mark_upstream(socket.as_fd()).map_err(io::Error::other)?;
-            socket::bind_address(&socket, source)?;
-            socket
-        };
-        TcpStream::connect(socket, destination).await
     }
 }

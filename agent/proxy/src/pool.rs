@@ -16,7 +16,7 @@ use sluice_spiffe::SpiffeId;
 use crate::session::Session;
 
 /// Most idle sessions of one key.
-const MAX_PER_KEY: usize = 64;
+pub(crate) const MAX_PER_KEY: usize = 64;
 /// Most idle sessions of one worker.
 const MAX_IDLE: usize = 1024;
 /// How long a session waits in the pool. The server waits longer, so the client's side closes it.
@@ -53,11 +53,17 @@ impl Pool {
         while let Some(mut session) = sessions.pop() {
             self.count -= 1;
             if session.is_usable() {
+                session.begin_use();
                 return Some(session);
             }
         }
         self.idle.remove(key);
         None
+    }
+
+    /// Returns how many sessions of the key are idle.
+    pub(crate) fn idle(&self, key: &Key) -> usize {
+        self.idle.get(key).map_or(0, Vec::len)
     }
 
     /// Puts a session away for the next stream, or closes it if its key has too many. When the pool is full, the

@@ -120,21 +120,11 @@ impl Drop for Return<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn key() -> Key {
-        let identity = "spiffe://cluster.local/ns/a/sa/b";
-        Key {
-            pod: sluice_mesh::WorkloadUid("a/b".into()),
-            source_identity: identity.parse().unwrap(),
-            source: [10, 0, 0, 1].into(),
-            destination: ([10, 0, 0, 2], 80).into(),
-            expected: identity.parse().unwrap(),
-        }
-    }
+    use crate::testing::key;
 
     #[test]
     fn each_session_that_is_about_to_return_is_promised_once() {
-        let (returning, key) = (Returning::default(), key());
+        let (returning, key) = (Returning::default(), key(80));
         let (first, second) = (returning.of(&key), returning.of(&key));
         assert!(!returning.claim(&key));
         first.announce();

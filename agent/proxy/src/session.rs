@@ -1,9 +1,12 @@
 //! One mutual-TLS connection to another agent, between streams and during them.
 
+mod idle;
+
 use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,14 +17,12 @@ use sluice_spiffe::SpiffeId;
 use sluice_sys::tcp::TcpStream;
 use sluice_tls::{CertStore, Channel, Identity, Peer, PeerError, TlsError, VerifyError};
 use sluice_wire::{Control, Decoder, Event, ProtocolError};
-use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    task::yield_now,
-};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{
     local::{Link, Links},
     scratch::{READ_LENGTH, Scratch},
+    spares::Purpose,
 };
 
 /// Bytes that a peer who is busy with the last stream may still have to read before it sees the next one.
@@ -88,6 +89,8 @@ pub(crate) struct Session {
     pub(crate) last_use: Instant,
     /// Joins the session to its other end, if that is in this process.
     pub(crate) link: Option<Arc<Link>>,
+    /// At a client's end, what it was made for.
+    pub(crate) purpose: Option<Purpose>,
 }
 
 // === impl Session ===
@@ -151,6 +154,7 @@ impl Session {
             peer,
             last_use: Instant::now(),
             link,
+            purpose: None,
         })
     }
 
@@ -302,57 +306,6 @@ impl Session {
         Ok(())
     }
 
-    /// Returns whether a session that was put away may still carry a stream. Tickets may have arrived since its last
-    /// one; anything else can only be the peer's farewell, which makes it unusable. Within this process, a server may
-    /// have ended it without a farewell.
-    pub(crate) fn is_usable(&mut self) -> bool {
-        if self.closed || !self.unread.is_empty() || !self.decoder.is_between_frames() {
-            return false;
-        }
-        Scratch::lend(|scratch| {
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            loop {
-                match self.poll_receive(&mut cx, scratch) {
-                    Poll::Pending => {
-                        return !self.link.as_ref().is_some_and(|link| link.has_ended());
-                    }
-                    Poll::Ready(Ok(())) if scratch.plaintext.is_empty() && !self.closed => {}
-                    Poll::Ready(_) => return false,
-                }
-            }
-        })
-    }
-
-    /// Whether the peer may be long from done with what it was sent: an application that reads slowly, and had ended
-    /// before. Another stream would wait for that.
-    pub(crate) fn is_far_ahead(&self) -> bool {
-        self.ahead > MAX_AHEAD
-    }
-
-    /// Whether its tickets, for which a burst of connections waits, are still to be received.
-    pub(crate) fn awaits_tickets(&self) -> bool {
-        self.channel.awaits_tickets()
-    }
-
-    /// Receives the tickets that have arrived, which a stream that is opened in memory leaves unread.
-    pub(crate) async fn take_tickets(&mut self) {
-        if !self.awaits_tickets() {
-            return;
-        }
-        // The runtime has to notice first that they have arrived.
-        yield_now().await;
-        // Whatever else has arrived is kept for the next use of the session; a failure shows again then.
-        poll_fn(|cx| match Scratch::lend(|scratch| self.poll_answer(cx, scratch)) {
-            Poll::Ready(()) | Poll::Pending => Poll::Ready(()),
-        })
-        .await;
-    }
-
-    /// Moves the session to the runtime of the calling worker.
-    pub(crate) fn rehome(self) -> io::Result<Self> {
-        Ok(Self { tcp: TcpStream::from_std(self.tcp.into_std())?, ..self })
-    }
-
     /// Says farewell, as far as the socket takes it at once, and closes the socket.
     pub(crate) fn close(mut self) {
         // What has arrived is read first: the kernel resets a connection that is closed over unread bytes, and lets go of
@@ -370,6 +323,12 @@ impl Session {
         if self.queue(&Control::reset(reason)).is_ok() {
             drop(self.tcp.try_write(&self.outbox));
         }
+    }
+}
+
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tcp.as_fd()
     }
 }
 

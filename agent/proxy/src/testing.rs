@@ -20,6 +20,7 @@ use sluice_wire::Control;
 use crate::{
     live::{Direction, Facts, Live, Transport},
     local::Links,
+    pool::Key,
     session::Session,
 };
 
@@ -96,6 +97,18 @@ pub(crate) fn local_pod() -> LocalPod {
         netns,
         guard_ifindexes: Vec::new(),
         enrolled_at: SystemTime::now(),
+    }
+}
+
+/// Returns who uses sessions to a port.
+pub(crate) fn key(port: u16) -> Key {
+    let identity = "spiffe://cluster.local/ns/a/sa/b";
+    Key {
+        pod: WorkloadUid("a/b".into()),
+        source_identity: identity.parse().unwrap(),
+        source: [10, 0, 0, 1].into(),
+        destination: ([10, 0, 0, 2], port).into(),
+        expected: identity.parse().unwrap(),
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
     returning::Returning,
     session::Session,
     shared::Shared,
+    spares::Spares,
 };
 
 /// How often the pool is searched for idle sessions to close.
@@ -41,6 +42,7 @@ pub(crate) struct Worker {
     /// One pool for each worker, this one's at `index`.
     pools: Arc<[Mutex<Pool>]>,
     pub(crate) returning: Arc<Returning>,
+    pub(crate) spares: Arc<Spares>,
     crew: Arc<Crew>,
     retirement: Retirement,
 }
@@ -116,9 +118,14 @@ impl Worker {
         }
     }
 
+    /// Returns how many idle sessions all workers have for `key`.
+    pub(crate) fn idle_sessions(&self, key: &Key) -> usize {
+        self.pools.iter().map(|pool| lock(pool).idle(key)).sum()
+    }
+
     /// Puts a session of a pod away for the next stream, if there can be one.
     pub(crate) fn put_session(&self, pod: &Pod, key: Key, session: Session) {
-        if self.retirement.has_begun() || pod.has_gone() || session.is_far_ahead() {
+        if self.has_retired() || pod.has_gone() || session.is_far_ahead() {
             return session.close();
         }
         self.with_pool(|pool| pool.put(key, session));
@@ -156,6 +163,11 @@ impl Worker {
         };
     }
 
+    /// Whether this worker takes nothing new any more.
+    pub(crate) fn has_retired(&self) -> bool {
+        self.retirement.has_begun()
+    }
+
     /// Waits until this worker takes nothing new any more, not even another stream of an open session.
     pub(crate) async fn retired(&self) {
         self.retirement.begun().await;
@@ -183,6 +195,7 @@ impl Proxy {
     pub fn start(shared: Arc<Shared>, count: usize) -> Result<Self, StartError> {
         let pools: Arc<[Mutex<Pool>]> = (0..count).map(|_| Mutex::default()).collect();
         let returning = Arc::new(Returning::default());
+        let spares = Arc::new(Spares::default());
         let (doors, queues): (Vec<_>, Vec<_>) =
             (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let crew = Arc::new(Crew::new(doors));
@@ -192,6 +205,7 @@ impl Proxy {
                 shared: Arc::clone(&shared),
                 pools: Arc::clone(&pools),
                 returning: Arc::clone(&returning),
+                spares: Arc::clone(&spares),
                 crew: Arc::clone(&crew),
                 retirement: Retirement::default(),
             };

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::time::timeout;
 
-use super::{CONNECT_TIME, Captured, Failure, TcpStream, ending::complete};
+use super::{CONNECT_TIME, Captured, Failure, TcpStream, dial::dial, ending::complete};
 use crate::{
     closing,
     live::{Live, Transport},
@@ -33,7 +33,8 @@ impl Captured {
     }
 
     async fn dial_in_time(&self, address: SocketAddr) -> Result<TcpStream, Failure> {
-        let dialling = self.pod.while_there(self.dial(self.client.ip(), address));
+        let dialling = dial(&self.worker, &self.pod, self.client.ip(), address);
+        let dialling = self.pod.while_there(dialling);
         match timeout(CONNECT_TIME, dialling).await {
             Ok(connected) => connected.map_err(|source| Failure::Connect { address, source }),
             Err(_) => Err(Failure::Timeout(address)),

@@ -1,0 +1,135 @@
+//! Makes sessions with other agents: for connections that wait for them, and spares for those to come.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use sluice_sys::{socket, tcp::TcpStream};
+use sluice_tls::{Channel, Identity};
+use tokio::time::timeout;
+
+use super::{CONNECT_TIME, Failure};
+use crate::{
+    descriptors::{self, Begins},
+    pod::Pod,
+    pool::{Key, MAX_PER_KEY},
+    session::{Broken, Session},
+    spares::Provision,
+    worker::Worker,
+};
+
+/// How long a pod without a certificate waits for one.
+const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
+/// How long a spare waits for its tickets, with which the next handshake is cheaper.
+const TICKET_TIME: Duration = Duration::from_millis(100);
+
+/// Returns the certificate with which the pod speaks to others.
+pub(super) async fn certificate(worker: &Worker, pod: &Pod) -> Result<Arc<Identity>, Failure> {
+    let identity = &pod.identity;
+    let certificate = worker.shared.certificates.wait(identity, CERTIFICATE_TIME).await;
+    certificate.map_err(|source| Failure::NoCertificate { identity: identity.clone(), source })
+}
+
+/// Makes a session for a connection that waits for it. A burst of them is followed by spares.
+pub(super) async fn connect(
+    worker: &Arc<Worker>,
+    pod: &Arc<Pod>,
+    identity: &Identity,
+    key: &Key,
+) -> Result<Session, Failure> {
+    let mut session = make(worker, pod, identity, key).await?;
+    // Over a session within this process, any number of connections are opened by a call.
+    if session.link.is_none() {
+        let (purpose, provision) = worker.spares.count(key);
+        session.purpose = Some(purpose);
+        if let Some(provision) = provision {
+            let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
+            tokio::spawn(async move {
+                let provided = async { Ok(provide(&worker, &pod, &provision).await) };
+                // Of a pod that has gone, nothing is kept.
+                drop(pod.while_there(provided).await);
+            });
+        }
+    }
+    Ok(session)
+}
+
+/// Makes the spares that a burst of connections calls for, one after another. A failure ends that: if connections find
+/// the same, they say so.
+async fn provide(worker: &Worker, pod: &Pod, provision: &Provision) {
+    let key = provision.key();
+    for _ in 0..MAX_PER_KEY {
+        let Some(purpose) = provision.next(|| worker.idle_sessions(key)).await else { return };
+        if worker.has_retired() {
+            return;
+        }
+        match Box::pin(spare(worker, pod, key)).await {
+            Ok(mut session) => {
+                session.purpose = Some(purpose);
+                worker.put_session(pod, key.clone(), session);
+            }
+            Err(failure) => {
+                let (pod, destination) = (&pod.uid, key.destination);
+                return tracing::debug!(%pod, %destination, %failure, "no spare session");
+            }
+        }
+    }
+}
+
+async fn spare(worker: &Worker, pod: &Pod, key: &Key) -> Result<Session, Failure> {
+    let identity = certificate(worker, pod).await?;
+    let mut session = make(worker, pod, &identity, key).await?;
+    // Descriptors that connections need are not spent on spares.
+    descriptors::check(&session, Begins::Outbound)?;
+    match timeout(TICKET_TIME, session.settle()).await {
+        Ok(Err(broken)) => Err(broken.into()),
+        Ok(Ok(())) | Err(_) => Ok(session),
+    }
+}
+
+async fn make(
+    worker: &Worker,
+    pod: &Pod,
+    identity: &Identity,
+    key: &Key,
+) -> Result<Session, Failure> {
+    let address = key.destination;
+    let links = &worker.shared.links;
+    let connecting = async {
+        let tcp = dial(worker, pod, key.source, address)
+            .await
+            .map_err(|source| Failure::Connect { address, source })?;
+        identity.acquaintance(&key.expected, address.ip()).await;
+        let channel =
+            Channel::connect(identity, &key.expected, address.ip()).map_err(Broken::from)?;
+        Ok(Session::handshake(tcp, channel, identity, links, Vec::new()).await?)
+    };
+    let connecting = pod.while_there(async { Ok(connecting.await) });
+    match timeout(CONNECT_TIME, connecting).await {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(source)) => Err(Failure::Connect { address, source }),
+        Err(_) => Err(Failure::AgentTimeout(address)),
+    }
+}
+
+/// Connects from the pod's namespace and the address that the application would have used, by a socket that the
+/// kernel lets past its hooks.
+pub(super) async fn dial(
+    worker: &Worker,
+    pod: &Pod,
+    source: IpAddr,
+    destination: SocketAddr,
+) -> io::Result<TcpStream> {
+    let socket = {
+        pod.enter()?;
+        let socket = socket::tcp_socket(destination.is_ipv6())?;
+        worker.shared.sockets.mark_upstream(socket.as_fd()).map_err(io::Error::other)?;
+        socket::bind_address(&socket, source)?;
+        socket
+    };
+    TcpStream::connect(socket, destination).await
+}

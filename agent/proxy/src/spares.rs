@@ -1,0 +1,205 @@
+//! Decides how many sessions to make ahead. Connections that are opened all at once have to wait for as many
+//! handshakes, and the last of them waits for all; the next time, perhaps more are opened at once. So a burst provides
+//! for the next one: when it is over, and while nobody waits, spare sessions are made.
+//!
+//! Only bursts do that. A destination with one long connection, or a client whom policy turns away, gets no spares; nor
+//! are spares that were of no use replaced.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
+
+use crate::pool::{Key, MAX_PER_KEY};
+
+/// How many connections make a burst.
+const BURST: usize = 8;
+/// How many spares to have for each session of a burst: the next may be four times as large.
+const FACTOR: usize = 3;
+/// How long no connection must have waited for a handshake before spares are made.
+const QUIET: Duration = Duration::from_millis(300);
+/// Most spares of the agent that have not been used yet.
+const MAX_SPARES: usize = 256;
+
+/// The bursts that still need spares, and how many spares there may be.
+#[derive(Debug)]
+pub(crate) struct Spares {
+    bursts: Mutex<HashMap<Key, Burst>>,
+    budget: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Burst {
+    /// Held by each session that a connection waited for, as long as the session lasts.
+    sessions: Arc<()>,
+    latest: Instant,
+}
+
+/// What a client made a session for, to be kept with it.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    /// A connection waited for it.
+    Connection { _burst: Arc<()> },
+    /// It was made ahead and has carried nothing yet.
+    Spare { _one_of_all: OwnedSemaphorePermit },
+}
+
+/// The task of making the spares that follow from one burst.
+#[derive(Debug)]
+pub(crate) struct Provision {
+    spares: Arc<Spares>,
+    key: Key,
+}
+
+// === impl Spares ===
+
+impl Spares {
+    /// Counts a session that a connection had to wait for. The first of a burst brings the task of making its spares.
+    pub(crate) fn count(self: &Arc<Self>, key: &Key) -> (Purpose, Option<Provision>) {
+        let mut bursts = self.lock();
+        let is_first = !bursts.contains_key(key);
+        let burst = bursts
+            .entry(key.clone())
+            .or_insert_with(|| Burst { sessions: Arc::default(), latest: Instant::now() });
+        burst.latest = Instant::now();
+        let purpose = Purpose::Connection { _burst: Arc::clone(&burst.sessions) };
+        let provision = || Provision { spares: Arc::clone(self), key: key.clone() };
+        (purpose, is_first.then(provision))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Burst>> {
+        self.bursts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Spares {
+    fn default() -> Self {
+        Self { bursts: Mutex::default(), budget: Arc::new(Semaphore::new(MAX_SPARES)) }
+    }
+}
+
+// === impl Burst ===
+
+impl Burst {
+    /// Returns how many idle sessions should wait for the next burst. What was closed, because the server refused it for
+    /// example, needs no more of its kind.
+    fn wanted(&self) -> usize {
+        let open = Arc::strong_count(&self.sessions) - 1;
+        if open < BURST { 0 } else { (open * FACTOR).min(MAX_PER_KEY) }
+    }
+}
+
+// === impl Provision ===
+
+impl Provision {
+    /// Returns whose sessions these are.
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Waits until no connection has waited for a while. Returns what the next spare is made for, or nothing if `idle`
+    /// sessions are enough or the agent has as many spares as it may.
+    pub(crate) async fn next(&self, idle: impl Fn() -> usize) -> Option<Purpose> {
+        let wanted = loop {
+            let (wanted, quiet) = {
+                let bursts = self.spares.lock();
+                let burst = bursts.get(&self.key)?;
+                (burst.wanted(), burst.latest + QUIET)
+            };
+            if quiet <= Instant::now() {
+                break wanted;
+            }
+            sleep_until(quiet).await;
+        };
+        if idle() >= wanted {
+            return None;
+        }
+        let one_of_all = Arc::clone(&self.spares.budget).try_acquire_owned().ok()?;
+        Some(Purpose::Spare { _one_of_all: one_of_all })
+    }
+}
+
+impl Drop for Provision {
+    fn drop(&mut self) {
+        self.spares.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::key;
+
+    /// Counts the sessions of a burst, and returns them and its task.
+    fn burst(spares: &Arc<Spares>, key: &Key, size: usize) -> (Vec<Purpose>, Provision) {
+        let (sessions, mut tasks): (Vec<_>, Vec<_>) = (0..size).map(|_| spares.count(key)).unzip();
+        let task = tasks.swap_remove(0).expect("the first of a burst brings the task");
+        assert!(tasks.iter().all(Option::is_none), "one burst brought two tasks");
+        (sessions, task)
+    }
+
+    /// Makes the spares of a burst.
+    async fn provide(task: &Provision) -> Vec<Purpose> {
+        let mut made = Vec::new();
+        while let Some(spare) = task.next(|| made.len()).await {
+            made.push(spare);
+        }
+        made
+    }
+
+    #[tokio::test]
+    async fn a_burst_gets_three_spares_for_each_session_that_is_open() {
+        let spares = Arc::new(Spares::default());
+        for (size, closed, expected) in [
+            (1, 0, 0),
+            (BURST - 1, 0, 0),
+            (BURST, 0, 24),
+            (BURST, 1, 0),
+            (16, 6, 30),
+            (16, 16, 0),
+            (500, 0, MAX_PER_KEY),
+        ] {
+            let (mut sessions, task) = burst(&spares, &key(80), size);
+            drop(sessions.drain(..closed));
+            assert_eq!(provide(&task).await.len(), expected, "{size} sessions, {closed} closed");
+            drop(task);
+            assert!(spares.lock().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_agent_has_no_more_spares_than_it_may() {
+        let spares = Arc::new(Spares::default());
+        let mut made = Vec::new();
+        for port in 1..=6 {
+            let (_sessions, task) = burst(&spares, &key(port), 100);
+            made.extend(provide(&task).await);
+        }
+        assert_eq!(made.len(), MAX_SPARES);
+        // A spare that is used or closed is none any more.
+        made.truncate(MAX_SPARES - 10);
+        let (_sessions, task) = burst(&spares, &key(7), 100);
+        assert_eq!(provide(&task).await.len(), 10);
+    }
+
+    #[tokio::test]
+    async fn spares_wait_until_no_connection_waits() {
+        let spares = Arc::new(Spares::default());
+        let (mut sessions, task) = burst(&spares, &key(80), BURST);
+        let next = task.next(|| 0);
+        let more = async {
+            tokio::time::sleep(QUIET / 2).await;
+            sessions.push(spares.count(&key(80)).0);
+            Instant::now()
+        };
+        let (made, latest) = tokio::join!(next, more);
+        assert!(made.is_some());
+        assert!(latest.elapsed() >= QUIET, "made {:?} after a connection waited", latest.elapsed());
+    }
+}
