@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use crate::pool::{Key, MAX_PER_KEY};
 
@@ -27,11 +24,12 @@ const QUIET: Duration = Duration::from_millis(300);
 /// Most spares of the agent that have not been used yet.
 const MAX_SPARES: usize = 256;
 
-/// The bursts that still need spares, and how many spares there may be.
-#[derive(Debug)]
+/// The bursts that may still need spares, and how many spares there are.
+#[derive(Debug, Default)]
 pub(crate) struct Spares {
     bursts: Mutex<HashMap<Key, Burst>>,
-    budget: Arc<Semaphore>,
+    /// Held by each spare until it is used or closed.
+    unused: Arc<()>,
 }
 
 #[derive(Debug)]
@@ -47,7 +45,7 @@ pub(crate) enum Purpose {
     /// A connection waited for it.
     Connection { _burst: Arc<()> },
     /// It was made ahead and has carried nothing yet.
-    Spare { _one_of_all: OwnedSemaphorePermit },
+    Spare { _unused: Arc<()> },
 }
 
 /// The task of making the spares that follow from one burst.
@@ -78,12 +76,6 @@ impl Spares {
     }
 }
 
-impl Default for Spares {
-    fn default() -> Self {
-        Self { bursts: Mutex::default(), budget: Arc::new(Semaphore::new(MAX_SPARES)) }
-    }
-}
-
 // === impl Burst ===
 
 impl Burst {
@@ -106,22 +98,22 @@ impl Provision {
     /// Waits until no connection has waited for a while. Returns what the next spare is made for, or nothing if `idle`
     /// sessions are enough or the agent has as many spares as it may.
     pub(crate) async fn next(&self, idle: impl Fn() -> usize) -> Option<Purpose> {
-        let wanted = loop {
-            let (wanted, quiet) = {
+        loop {
+            let quiet = {
                 let bursts = self.spares.lock();
                 let burst = bursts.get(&self.key)?;
-                (burst.wanted(), burst.latest + QUIET)
+                let quiet = burst.latest + QUIET;
+                if quiet <= Instant::now() {
+                    let unused = &self.spares.unused;
+                    // Counted under the lock, so that no two take the last.
+                    let is_wanted =
+                        idle() < burst.wanted() && Arc::strong_count(unused) <= MAX_SPARES;
+                    return is_wanted.then(|| Purpose::Spare { _unused: Arc::clone(unused) });
+                }
+                quiet
             };
-            if quiet <= Instant::now() {
-                break wanted;
-            }
             sleep_until(quiet).await;
-        };
-        if idle() >= wanted {
-            return None;
         }
-        let one_of_all = Arc::clone(&self.spares.budget).try_acquire_owned().ok()?;
-        Some(Purpose::Spare { _one_of_all: one_of_all })
     }
 }
 

@@ -49,7 +49,10 @@ pub(super) async fn connect(
         if let Some(provision) = provision {
             let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
             tokio::spawn(async move {
-                let provided = async { Ok(provide(&worker, &pod, &provision).await) };
+                let provided = async {
+                    provide(&worker, &pod, &provision).await;
+                    Ok(())
+                };
                 // Of a pod that has gone, nothing is kept.
                 drop(pod.while_there(provided).await);
             });
