@@ -26,7 +26,7 @@ use crate::{image, process, tools, workspace::Profile};
 
 pub(crate) use self::{
     programs::{COREDNS, helm},
-    suite::{Suite, has_cni_tools, is_ci},
+    suite::{Suite, has_api_server, has_cni_tools, is_ci},
 };
 
 /// A real two-node Kubernetes on this machine, dual stack, with the image of this tree.

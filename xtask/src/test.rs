@@ -19,6 +19,8 @@ use crate::{
 
 /// The suite that calls the CNI plugin as a container runtime does.
 const CNI_PLUGIN: &str = "cni_plugin";
+/// The suite that follows the mesh at an API server of its own.
+const API_SERVER: &str = "follows";
 /// The suite whose tests mostly wait for certificates to age, and how many of them may wait at the same time.
 const TRUST: &str = "trust_live";
 const TRUST_THREADS: &str = "3";
@@ -70,7 +72,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         [crates(&root.join("agent"))?, crates(&root.join("ebpf"))?, vec![root.join("xtask")]];
     let of_crates: Vec<Vec<_>> =
         packages.concat().iter().map(|package| suites(package)).collect::<Result<_>>()?;
-    let of_crates = of_crates.concat();
+    let mut of_crates = of_crates.concat();
+    of_crates.retain(|suite| suite != API_SERVER);
     let mut outcomes = vec![
         run_tests(command(options).args(["--lib", "--bins"]).args(named(&of_crates)), options),
         run_tests(command(options).arg("--doc"), options),
@@ -81,6 +84,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ),
     ];
     if !options.no_cluster {
+        outcomes.push(run_beside_api_server(options));
         outcomes.push(run_on_cluster(options, &on_cluster));
     }
     if options.filter.is_none() {
@@ -89,24 +93,33 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     outcomes.into_iter().collect()
 }
 
+/// Runs the tests that start an API server. It is built only if the filter selects any of them.
+fn run_beside_api_server(options: &Options) -> Result<()> {
+    let suites = [API_SERVER.to_owned()];
+    if !selects(options, &suites)? || !cluster::has_api_server()? {
+        return Ok(());
+    }
+    run_tests(command(options).args(named(&suites)), options)
+}
+
 /// Runs the end-to-end tests on a real Kubernetes, which is made only if the filter selects any of them.
 fn run_on_cluster(options: &Options, suites: &[String]) -> Result<()> {
-    let cargo = || {
-        let mut cargo = command(options);
-        cargo.args(named(suites));
-        cargo
-    };
-    let listed =
-        process::output(cargo().arg("--quiet").args(&options.filter).args(["--", "--list"]))?;
-    if !listed.lines().any(|line| line.ends_with(": test")) {
+    if !selects(options, suites)? {
         return Ok(());
     }
     let Some(cluster) = cluster::Suite::start()? else { return Ok(()) };
-    let mut cargo = cargo();
-    cluster.tell(&mut cargo);
+    let mut cargo = command(options);
+    cluster.tell(cargo.args(named(suites)));
     // One at a time: each has the nodes' two processors to itself.
     cargo.env("RUST_TEST_THREADS", "1");
     run_tests(&mut cargo, options)
+}
+
+/// Returns whether the filter selects any test of these suites.
+fn selects(options: &Options, suites: &[String]) -> Result<bool> {
+    let mut cargo = command(options);
+    cargo.args(named(suites)).arg("--quiet").args(&options.filter).args(["--", "--list"]);
+    Ok(process::output(&mut cargo)?.lines().any(|line| line.ends_with(": test")))
 }
 
 fn crates(directory: &Path) -> Result<Vec<PathBuf>> {

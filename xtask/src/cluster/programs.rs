@@ -91,6 +91,11 @@ pub(crate) fn cni() -> Result<()> {
     modules.try_for_each(|module| install(module, &cache).map(drop))
 }
 
+/// Builds only Kubernetes itself, of which an API server is a part.
+pub(crate) fn api_server() -> Result<()> {
+    kubernetes(&workspace::tools_cache()?).map(drop)
+}
+
 /// Returns the path of helm: from the cache, or built if `may_build` is set and there is Go. `None` otherwise.
 pub(crate) fn helm(may_build: bool) -> Result<Option<PathBuf>> {
     let Some(module) = MODULES.iter().find(|module| module.name == "helm") else { return Ok(None) };

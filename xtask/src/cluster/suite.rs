@@ -23,9 +23,18 @@ pub(crate) fn is_ci() -> bool {
 /// Returns whether there are the tools that call the CNI plugin in its tests; builds them if need be. Without Go it
 /// prints a message and returns `false`, except in CI, where that is an error.
 pub(crate) fn has_cni_tools() -> Result<bool> {
-    match programs::cni() {
+    is_built(programs::cni(), "OF THE CNI PLUGIN")
+}
+
+/// Returns whether there is an API server for tests that start one of their own, as [`has_cni_tools`] does.
+pub(crate) fn has_api_server() -> Result<bool> {
+    is_built(programs::api_server(), "BESIDE AN API SERVER")
+}
+
+fn is_built(outcome: Result<()>, tests: &str) -> Result<bool> {
+    match outcome {
         Err(error) if process::find("go").is_none() && !is_ci() => {
-            eprintln!("xtask: NO TESTS OF THE CNI PLUGIN: {error:#}");
+            eprintln!("xtask: NO TESTS {tests}: {error:#}");
             Ok(false)
         }
         outcome => outcome.map(|()| true),
