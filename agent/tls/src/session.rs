@@ -29,6 +29,8 @@ use crate::{clock::Clock, identity::half_life};
 
 /// Tickets kept per identity, about 2 KiB each.
 const MAX_TICKETS: usize = 256;
+/// Tickets kept for one server: a burst of connections to it leaves the others theirs.
+const MAX_PER_SERVER: usize = 64;
 /// How long a connection waits for the tickets of others: several round trips within a data centre, and a small delay
 /// if the server does not answer.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -123,6 +125,7 @@ impl ClientSessionStore for Sessions {
         let mut state = self.lock();
         state.edit(&server_name, |server| server.tickets.push_back(value));
         state.tickets += 1;
+        state.drop_excess_ticket(&server_name);
         if state.tickets > MAX_TICKETS {
             state.drop_oldest_ticket();
         }
@@ -183,6 +186,16 @@ impl State {
         if let Some(server) = self.servers.get_mut(name) {
             server.used = self.tick;
             change(server);
+        }
+    }
+
+    /// Forgets the oldest ticket of a server that has more than its share.
+    fn drop_excess_ticket(&mut self, name: &ServerName<'static>) {
+        if let Some(server) = self.servers.get_mut(name)
+            && server.tickets.len() > MAX_PER_SERVER
+        {
+            server.tickets.pop_front();
+            self.tickets -= 1;
         }
     }
 

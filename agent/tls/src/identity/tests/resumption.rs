@@ -229,19 +229,21 @@ fn a_certificate_that_no_path_needs_may_expire() {
     }
 }
 
+/// Connects, with `from`'s certificate, to the identity of `to` at one of many addresses.
+fn connect_at(from: &Identity, to: &Identity, host: u16) -> HandshakeKind {
+    let [high, low] = host.to_be_bytes();
+    let place = IpAddr::from([10, 0, high, low]);
+    let connection = from.client_connection(to.id(), place).unwrap();
+    let mut link = Link::new(connection, to.server_connection().unwrap());
+    link.talk().unwrap();
+    link.client.handshake_kind().unwrap()
+}
+
 #[test]
 fn sessions_are_bounded() {
     let mesh = Mesh::new();
-    let cart = mesh.identity(CART);
-    let web = mesh.identity(WEB);
-    let connect_at = |host: u16| {
-        let [high, low] = host.to_be_bytes();
-        let place = IpAddr::from([10, 0, high, low]);
-        let connection = cart.client_connection(web.id(), place).unwrap();
-        let mut link = Link::new(connection, web.server_connection().unwrap());
-        link.talk().unwrap();
-        link.client.handshake_kind().unwrap()
-    };
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    let connect_at = |host| connect_at(&cart, &web, host);
     // Four tickets each: 64 places fill the store, and the next one displaces the first.
     for host in 0..65 {
         assert_eq!(connect_at(host), HandshakeKind::Full);
@@ -249,4 +251,17 @@ fn sessions_are_bounded() {
     assert_eq!(connect_at(64), HandshakeKind::Resumed);
     assert_eq!(connect_at(32), HandshakeKind::Resumed);
     assert_eq!(connect_at(0), HandshakeKind::Full);
+}
+
+#[test]
+fn many_connections_to_one_server_leave_another_its_tickets() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    assert_eq!(connect_at(&cart, &web, 1), HandshakeKind::Full);
+    // Each takes one ticket and brings four.
+    for _ in 0..100 {
+        connect_at(&cart, &web, 2);
+    }
+    assert_eq!(connect_at(&cart, &web, 1), HandshakeKind::Resumed);
+    assert_eq!(connect_at(&cart, &web, 2), HandshakeKind::Resumed);
 }
