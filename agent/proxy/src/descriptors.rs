@@ -24,6 +24,8 @@ pub(crate) struct Shortage {
 pub(crate) enum Begins {
     /// At a pod of this agent: it needs up to three more descriptors, two of them after a handshake.
     Outbound,
+    /// With a session that no connection waits for. Connections that come can do without it.
+    Spare,
     /// At another agent, or at the outbound side of this one, which has let it through: it needs one more descriptor.
     Inbound,
 }
@@ -32,15 +34,16 @@ impl Begins {
     /// Returns how much is kept back: one in this many descriptors.
     fn share(self) -> u64 {
         match self {
+            Self::Spare => 4,
             Self::Outbound => 16,
             Self::Inbound => 64,
         }
     }
 }
 
-/// Checks whether a connection whose first socket was just accepted may go on.
-pub(crate) fn check(accepted: impl AsFd, begins: Begins) -> Result<(), Shortage> {
-    let used = u64::try_from(accepted.as_fd().as_raw_fd()).unwrap_or(0);
+/// Checks whether what begins with this socket, which was just made, may go on.
+pub(crate) fn check(socket: impl AsFd, begins: Begins) -> Result<(), Shortage> {
+    let used = u64::try_from(socket.as_fd().as_raw_fd()).unwrap_or(0);
     // Asked each time, because it can be changed from outside (`prlimit`).
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     judge(used, limit, begins)
@@ -62,10 +65,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outbound_connections_stop_before_inbound_ones() {
-        for (used, outbound, inbound) in
-            [(100, true, true), (18_749, true, true), (18_750, false, true), (19_688, false, false)]
-        {
+    fn spares_stop_before_outbound_connections_and_these_before_inbound_ones() {
+        for (used, spare, outbound, inbound) in [
+            (14_999, true, true, true),
+            (15_000, false, true, true),
+            (18_749, false, true, true),
+            (18_750, false, false, true),
+            (19_688, false, false, false),
+        ] {
+            assert_eq!(judge(used, 20_000, Begins::Spare).is_ok(), spare, "{used}");
             assert_eq!(judge(used, 20_000, Begins::Outbound).is_ok(), outbound, "{used}");
             assert_eq!(judge(used, 20_000, Begins::Inbound).is_ok(), inbound, "{used}");
         }

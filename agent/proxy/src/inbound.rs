@@ -166,7 +166,12 @@ impl Arrived {
         let Ok(Some(mut session)) = Box::pin(self.pod.while_there(established)).await else {
             return;
         };
-        let mut offer = self.offer(&mut session).await;
+        if session.link.is_some() || !session.holds_input() {
+            // The tickets, which otherwise leave with the first bytes of an application: none may come for long. A failure
+            // shows again at once.
+            drop(session.try_flush().await);
+        }
+        let mut offer = self.offer(&session);
         // However long the session lives, each stream is judged by the policy of its own moment.
         let mut is_new = true;
         loop {
@@ -202,11 +207,7 @@ impl Arrived {
     }
 
     /// If the client is in this process too, lets it open its streams by a call.
-    async fn offer(&self, session: &mut Session) -> Option<Offer> {
-        if session.link.is_some() || !session.holds_input() {
-            // The tickets, which otherwise leave with the first bytes of an application. A failure shows again at once.
-            drop(session.try_flush().await);
-        }
+    fn offer(&self, session: &Session) -> Option<Offer> {
         let link = session.link.clone()?;
         Some(link.offer(Host::new(&self.pod, self.client, self.local, session.peer.clone())))
     }

@@ -6,7 +6,6 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -97,8 +96,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// Drives a handshake to its end. `received` is what the caller has already read. What is left to be sent (a
-    /// client's last flight, a server's tickets) waits to leave with the first stream, or until the two ends have found
-    /// each other in this process.
+    /// client's last flight, a server's tickets) waits to leave with the first stream, unless the caller sends it first.
     pub(crate) async fn handshake(
         mut tcp: TcpStream,
         mut channel: Channel,
@@ -323,12 +321,6 @@ impl Session {
         if self.queue(&Control::reset(reason)).is_ok() {
             drop(self.tcp.try_write(&self.outbox));
         }
-    }
-}
-
-impl AsFd for Session {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tcp.as_fd()
     }
 }
 

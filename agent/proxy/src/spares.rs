@@ -1,6 +1,6 @@
-//! Decides how many sessions to make ahead. Connections that are opened all at once have to wait for as many
-//! handshakes, and the last of them waits for all; the next time, perhaps more are opened at once. So a burst provides
-//! for the next one: when it is over, and while nobody waits, spare sessions are made.
+//! Decides how many sessions to make ahead. Connections that are opened at once have to wait for as many handshakes, and
+//! the last of them waits for all; the next time, perhaps more are opened. So a burst provides for the next one: when it
+//! is over, and none of its kind waits, spare sessions are made.
 //!
 //! Only bursts do that. A destination with one long connection, or a client whom policy turns away, gets no spares; nor
 //! are spares that were of no use replaced.
@@ -17,9 +17,9 @@ use crate::pool::{Key, MAX_PER_KEY};
 
 /// How many connections make a burst.
 const BURST: usize = 8;
-/// How many spares to have for each session of a burst: the next may be four times as large.
+/// How many idle sessions to have for each that a burst has left open.
 const FACTOR: usize = 3;
-/// How long no connection must have waited for a handshake before spares are made.
+/// How long no connection must have begun to wait for a handshake before spares are made.
 const QUIET: Duration = Duration::from_millis(300);
 /// Most spares of the agent that have not been used yet.
 const MAX_SPARES: usize = 256;
@@ -36,7 +36,16 @@ pub(crate) struct Spares {
 struct Burst {
     /// Held by each session that a connection waited for, as long as the session lasts.
     sessions: Arc<()>,
+    /// Held by each connection that waits.
+    waiting: Arc<()>,
     latest: Instant,
+}
+
+/// A connection that waits for a session, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    burst: Arc<()>,
+    _waiting: Arc<()>,
 }
 
 /// What a client made a session for, to be kept with it.
@@ -58,17 +67,16 @@ pub(crate) struct Provision {
 // === impl Spares ===
 
 impl Spares {
-    /// Counts a session that a connection had to wait for. The first of a burst brings the task of making its spares.
-    pub(crate) fn count(self: &Arc<Self>, key: &Key) -> (Purpose, Option<Provision>) {
+    /// Counts a connection that begins to wait for a session. The first of a burst brings the task of making its spares.
+    pub(crate) fn wait(self: &Arc<Self>, key: &Key) -> (Wait, Option<Provision>) {
         let mut bursts = self.lock();
         let is_first = !bursts.contains_key(key);
-        let burst = bursts
-            .entry(key.clone())
-            .or_insert_with(|| Burst { sessions: Arc::default(), latest: Instant::now() });
+        let burst = bursts.entry(key.clone()).or_insert_with(Burst::new);
         burst.latest = Instant::now();
-        let purpose = Purpose::Connection { _burst: Arc::clone(&burst.sessions) };
+        let wait =
+            Wait { burst: Arc::clone(&burst.sessions), _waiting: Arc::clone(&burst.waiting) };
         let provision = || Provision { spares: Arc::clone(self), key: key.clone() };
-        (purpose, is_first.then(provision))
+        (wait, is_first.then(provision))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Burst>> {
@@ -76,9 +84,28 @@ impl Spares {
     }
 }
 
+// === impl Wait ===
+
+impl Wait {
+    /// Ends the wait. Returns what the session was made for.
+    pub(crate) fn over(self) -> Purpose {
+        Purpose::Connection { _burst: self.burst }
+    }
+}
+
 // === impl Burst ===
 
 impl Burst {
+    fn new() -> Self {
+        Self { sessions: Arc::default(), waiting: Arc::default(), latest: Instant::now() }
+    }
+
+    /// Returns when spares may be made, unless more connections come to wait.
+    fn quiet(&self, now: Instant) -> Instant {
+        let is_waited_for = Arc::strong_count(&self.waiting) > 1;
+        if is_waited_for { now + QUIET } else { self.latest + QUIET }
+    }
+
     /// Returns how many idle sessions should wait for the next burst. What was closed, because the server refused it for
     /// example, needs no more of its kind.
     fn wanted(&self) -> usize {
@@ -99,15 +126,16 @@ impl Provision {
     /// sessions are enough or the agent has as many spares as it may.
     pub(crate) async fn next(&self, idle: impl Fn() -> usize) -> Option<Purpose> {
         loop {
+            let (now, idle) = (Instant::now(), idle());
             let quiet = {
                 let bursts = self.spares.lock();
                 let burst = bursts.get(&self.key)?;
-                let quiet = burst.latest + QUIET;
-                if quiet <= Instant::now() {
+                let quiet = burst.quiet(now);
+                if quiet <= now {
                     let unused = &self.spares.unused;
                     // Counted under the lock, so that no two take the last.
                     let is_wanted =
-                        idle() < burst.wanted() && Arc::strong_count(unused) <= MAX_SPARES;
+                        idle < burst.wanted() && Arc::strong_count(unused) <= MAX_SPARES;
                     return is_wanted.then(|| Purpose::Spare { _unused: Arc::clone(unused) });
                 }
                 quiet
@@ -130,10 +158,10 @@ mod tests {
 
     /// Counts the sessions of a burst, and returns them and its task.
     fn burst(spares: &Arc<Spares>, key: &Key, size: usize) -> (Vec<Purpose>, Provision) {
-        let (sessions, mut tasks): (Vec<_>, Vec<_>) = (0..size).map(|_| spares.count(key)).unzip();
+        let (waits, mut tasks): (Vec<_>, Vec<_>) = (0..size).map(|_| spares.wait(key)).unzip();
         let task = tasks.swap_remove(0).expect("the first of a burst brings the task");
         assert!(tasks.iter().all(Option::is_none), "one burst brought two tasks");
-        (sessions, task)
+        (waits.into_iter().map(Wait::over).collect(), task)
     }
 
     /// Makes the spares of a burst.
@@ -146,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_burst_gets_three_spares_for_each_session_that_is_open() {
+    async fn a_burst_gets_three_idle_sessions_for_each_that_is_open() {
         let spares = Arc::new(Spares::default());
         for (size, closed, expected) in [
             (1, 0, 0),
@@ -181,17 +209,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn idle_sessions_of_the_burst_itself_are_no_less_use_than_spares() {
+        let spares = Arc::new(Spares::default());
+        let (_sessions, task) = burst(&spares, &key(80), BURST);
+        assert!(task.next(|| FACTOR * BURST - 1).await.is_some());
+        assert!(task.next(|| FACTOR * BURST).await.is_none());
+    }
+
+    #[tokio::test]
     async fn spares_wait_until_no_connection_waits() {
         let spares = Arc::new(Spares::default());
         let (mut sessions, task) = burst(&spares, &key(80), BURST);
+        let (slow, _) = spares.wait(&key(80));
         let next = task.next(|| 0);
         let more = async {
-            tokio::time::sleep(QUIET / 2).await;
-            sessions.push(spares.count(&key(80)).0);
+            tokio::time::sleep(2 * QUIET).await;
+            sessions.push(slow.over());
             Instant::now()
         };
-        let (made, latest) = tokio::join!(next, more);
+        let (made, over) = tokio::join!(next, more);
         assert!(made.is_some());
-        assert!(latest.elapsed() >= QUIET, "made {:?} after a connection waited", latest.elapsed());
+        assert!(over.elapsed() < QUIET * 2, "not made when nobody waited any more");
+        sessions.push(spares.wait(&key(80)).0.over());
+        let latest = Instant::now();
+        assert!(task.next(|| 0).await.is_some());
+        assert!(latest.elapsed() >= QUIET * 9 / 10, "made right after a connection had waited");
     }
 }

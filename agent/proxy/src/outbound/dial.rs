@@ -8,11 +8,12 @@ use std::{
     time::Duration,
 };
 
+use sluice_mesh::Snapshot;
 use sluice_sys::{socket, tcp::TcpStream};
 use sluice_tls::{Channel, Identity};
 use tokio::time::timeout;
 
-use super::{CONNECT_TIME, Failure};
+use super::{CONNECT_TIME, Failure, speaks_mesh};
 use crate::{
     descriptors::{self, Begins},
     pod::Pod,
@@ -41,22 +42,22 @@ pub(super) async fn connect(
     identity: &Identity,
     key: &Key,
 ) -> Result<Session, Failure> {
-    let mut session = make(worker, pod, identity, key).await?;
-    // Over a session within this process, any number of connections are opened by a call.
+    let (wait, provision) = worker.spares.wait(key);
+    if let Some(provision) = provision {
+        let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
+        tokio::spawn(async move {
+            let provided = async {
+                provide(&worker, &pod, &provision).await;
+                Ok(())
+            };
+            // Of a pod that has gone, nothing is kept.
+            drop(pod.while_there(provided).await);
+        });
+    }
+    let mut session = make(worker, pod, identity, key, None).await?;
+    // Over a session within this process, any number of connections are opened by a call: no burst needs more.
     if session.link.is_none() {
-        let (purpose, provision) = worker.spares.count(key);
-        session.purpose = Some(purpose);
-        if let Some(provision) = provision {
-            let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
-            tokio::spawn(async move {
-                let provided = async {
-                    provide(&worker, &pod, &provision).await;
-                    Ok(())
-                };
-                // Of a pod that has gone, nothing is kept.
-                drop(pod.while_there(provided).await);
-            });
-        }
+        session.purpose = Some(wait.over());
     }
     Ok(session)
 }
@@ -67,7 +68,7 @@ async fn provide(worker: &Worker, pod: &Pod, provision: &Provision) {
     let key = provision.key();
     for _ in 0..MAX_PER_KEY {
         let Some(purpose) = provision.next(|| worker.idle_sessions(key)).await else { return };
-        if worker.has_retired() {
+        if worker.has_retired() || !is_current(&worker.shared.snapshot(), key) {
             return;
         }
         match Box::pin(spare(worker, pod, key)).await {
@@ -83,22 +84,30 @@ async fn provide(worker: &Worker, pod: &Pod, provision: &Provision) {
     }
 }
 
+/// Returns whether connections still lead to the key's destination, and speak mutual TLS with the same identity there.
+fn is_current(snapshot: &Snapshot, key: &Key) -> bool {
+    let (address, port) = (key.destination.ip(), key.destination.port());
+    snapshot
+        .member_at(address)
+        .is_some_and(|member| member.workload.identity == key.expected && speaks_mesh(member, port))
+}
+
 async fn spare(worker: &Worker, pod: &Pod, key: &Key) -> Result<Session, Failure> {
     let identity = certificate(worker, pod).await?;
-    let mut session = make(worker, pod, &identity, key).await?;
-    // Descriptors that connections need are not spent on spares.
-    descriptors::check(&session, Begins::Outbound)?;
+    let mut session = make(worker, pod, &identity, key, Some(Begins::Spare)).await?;
     match timeout(TICKET_TIME, session.settle()).await {
         Ok(Err(broken)) => Err(broken.into()),
         Ok(Ok(())) | Err(_) => Ok(session),
     }
 }
 
+/// Makes a session. What `begins` with it must find enough descriptors; a connection has been checked already.
 async fn make(
     worker: &Worker,
     pod: &Pod,
     identity: &Identity,
     key: &Key,
+    begins: Option<Begins>,
 ) -> Result<Session, Failure> {
     let address = key.destination;
     let links = &worker.shared.links;
@@ -106,6 +115,9 @@ async fn make(
         let tcp = dial(worker, pod, key.source, address)
             .await
             .map_err(|source| Failure::Connect { address, source })?;
+        if let Some(begins) = begins {
+            descriptors::check(&tcp, begins)?;
+        }
         identity.acquaintance(&key.expected, address.ip()).await;
         let channel =
             Channel::connect(identity, &key.expected, address.ip()).map_err(Broken::from)?;
