@@ -11,7 +11,7 @@ use std::{
 use sluice_mesh::Snapshot;
 use sluice_sys::{socket, tcp::TcpStream};
 use sluice_tls::{Channel, Identity};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{CONNECT_TIME, Failure, speaks_mesh};
 use crate::{
@@ -27,6 +27,9 @@ use crate::{
 const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
 /// How long a spare waits for its tickets, with which the next handshake is cheaper.
 const TICKET_TIME: Duration = Duration::from_millis(100);
+
+/// The pause between two spares: a handshake holds up what else its workers carry, at both ends.
+const PACE: Duration = Duration::from_millis(20);
 
 /// Returns the certificate with which the pod speaks to others.
 pub(super) async fn certificate(worker: &Worker, pod: &Pod) -> Result<Arc<Identity>, Failure> {
@@ -75,6 +78,7 @@ async fn provide(worker: &Worker, pod: &Pod, provision: &Provision) {
             Ok(mut session) => {
                 session.purpose = Some(purpose);
                 worker.put_session(pod, key.clone(), session);
+                sleep(PACE).await;
             }
             Err(failure) => {
                 let (pod, destination) = (&pod.uid, key.destination);
