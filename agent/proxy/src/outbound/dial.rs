@@ -27,7 +27,6 @@ use crate::{
 const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
 /// How long a spare waits for its tickets, with which the next handshake is cheaper.
 const TICKET_TIME: Duration = Duration::from_millis(100);
-
 /// The pause between two spares: a handshake holds up what else its workers carry, at both ends.
 const PACE: Duration = Duration::from_millis(20);
 
