@@ -74,9 +74,6 @@ impl Pool {
             return session.close();
         }
         if self.count >= MAX_IDLE {
-            if session.is_spare() {
-                return session.close();
-            }
             self.drop_oldest();
         }
         self.idle.entry(key).or_default().push(session);

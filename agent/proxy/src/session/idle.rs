@@ -81,14 +81,9 @@ impl Session {
         .await
     }
 
-    /// Whether the session was made ahead and has not been used yet.
-    pub(crate) fn is_spare(&self) -> bool {
-        matches!(self.purpose, Some(Purpose::Spare { .. }))
-    }
-
     /// Takes the session for a stream: if it was a spare, it is none any more.
     pub(crate) fn begin_use(&mut self) {
-        if self.is_spare() {
+        if matches!(self.purpose, Some(Purpose::Spare { .. })) {
             self.purpose = None;
         }
     }
