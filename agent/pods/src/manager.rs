@@ -139,11 +139,6 @@ impl<H: Hooks> PodManager<H> {
         (self.wanted_direct, self.known_direct) = (None, None);
     }
 
-    /// Whether the manager is frozen and changes nothing.
-    pub fn is_frozen(&self) -> bool {
-        self.frozen
-    }
-
     /// Returns the pods that are no longer to be captured, but that the hooks have not released.
     pub fn lingering(&self) -> impl Iterator<Item = &WorkloadUid> {
         self.unwanted.values().filter_map(|(uid, _)| uid.as_ref())

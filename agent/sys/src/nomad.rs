@@ -53,7 +53,7 @@ pub fn leave(netns: &Netns) -> Result<()> {
 }
 
 /// Moves the calling thread into the agent's own namespace.
-pub fn go_home() -> Result<()> {
+fn go_home() -> Result<()> {
     enter(home()?)
 }
 

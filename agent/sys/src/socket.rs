@@ -76,11 +76,6 @@ pub fn bind_anew(socket: &Socket, source: SocketAddr) -> io::Result<()> {
     socket.bind(&source.into())
 }
 
-/// The CPU on which the kernel last handled a packet of this socket (`SO_INCOMING_CPU`).
-pub fn incoming_cpu(socket: impl AsFd) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_incoming_cpu(socket)?)
-}
-
 /// Makes closing the socket send a reset and discard unsent data (`SO_LINGER` of zero). Sockets that a
 /// listener accepts from then on have it too, because the kernel copies it.
 pub fn set_reset_on_close(socket: impl AsFd) -> io::Result<()> {
@@ -91,11 +86,6 @@ pub fn set_reset_on_close(socket: impl AsFd) -> io::Result<()> {
 /// [`set_reset_on_close`].
 pub fn set_end_on_close(socket: impl AsFd) -> io::Result<()> {
     SockRef::from(&socket).set_linger(None)
-}
-
-/// Ties the socket to a device by name (`SO_BINDTODEVICE`), such as `lo`.
-pub fn bind_to_device(socket: impl AsFd, device: &str) -> io::Result<()> {
-    SockRef::from(&socket).bind_device(Some(device.as_bytes()))
 }
 
 /// Returns and clears the socket's pending error (`SO_ERROR`).
