@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use sluice_tests::{
     Canary, Capture, Family, Lab, MeshFile, Netns, NodeName, Process, World, policies,
     traffic::{Probe, Server, Service, flood},
@@ -159,6 +160,37 @@ fn plaintext_is_counted_while_it_is_open() -> Result<()> {
     lab.agent(NodeName::A)?.wait_for_count("client", "outbound_plaintext", 1)?;
     lab.agent(NodeName::B)?.wait_for_count("server", "inbound_plaintext", 1)?;
     probe.echo(b"still open")
+}
+
+#[test]
+fn what_is_dropped_for_no_pod_is_reported() -> Result<()> {
+    let builder = World::builder().pod("client", NodeName::A);
+    let world = builder.pod_with_addresses("server", NodeName::B, 2).build()?;
+    let mut mesh = MeshFile::of(&world);
+    let primary = Family::BOTH.map(|family| world.pod("server").map(|pod| pod.ip(family)));
+    let primary = primary.into_iter().collect::<Result<Vec<_>>>()?;
+    let listed = &mut mesh.pod("server")?.addresses;
+    let unknown: Vec<_> = listed.extract_if(.., |ip| !primary.contains(ip)).collect();
+    assert_eq!((listed.len(), unknown.len()), (2, 2), "one of each family");
+    mesh.enrol("server", true)?;
+    let mut lab = Lab::start_with(world, mesh, &[])?;
+    let _server = Server::on_port(&lab.pod("server")?.netns, PORT, Service::Echo)?;
+    let client = lab.pod("client")?.netns.clone();
+    for ip in primary {
+        Probe::ensure_served(&client, (ip, PORT).into())?;
+    }
+    let table = lab.agent(NodeName::B)?.status_table()?;
+    ensure!(!table.contains("that no pod has"), "{table}");
+
+    for ip in unknown {
+        Probe::ensure_refused(&client, (ip, PORT).into())?;
+    }
+    let status = lab.agent(NodeName::B)?.status()?;
+    let dropped = status.pointer("/unattributed/inbound_dropped").and_then(Value::as_u64);
+    ensure!(dropped >= Some(2), "{status:#}");
+    let table = lab.agent(NodeName::B)?.status_table()?;
+    ensure!(table.contains("requests to connect to an address that no pod has"), "{table}");
+    Ok(())
 }
 
 /// How many open connections a namespace has an end of.

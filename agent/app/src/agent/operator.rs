@@ -6,7 +6,7 @@ use std::{
 };
 
 use sluice_identity::Trust;
-use sluice_kernel::{Datapath, Settings};
+use sluice_kernel::{Datapath, PodCounters, Settings};
 use sluice_pods::{PodManager, PodState, PodStatus};
 use sluice_proxy::{Direction, Live, PodStats, Shared, Transport};
 use sluice_source::AgentConfig;
@@ -17,7 +17,7 @@ use super::{expiry, facts, policies, source::StatusHandle};
 use crate::view::{
     model::{
         Capture, Certificate, Certs, Counters, Flow, NodeFacts, Peers, Pod, Policy, Source, Status,
-        TrustEntry,
+        TrustEntry, Unattributed,
     },
     server::Answers,
 };
@@ -76,6 +76,18 @@ impl Operator {
             counters: counters(status.counters.unwrap_or_default(), &agent),
         }
     }
+
+    fn unattributed(&self) -> Option<Unattributed> {
+        match self.parts.datapath.unattributed() {
+            Ok(PodCounters { inbound_dropped, guard_drops, .. }) => {
+                Some(Unattributed { inbound_dropped, guard_drops })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what the kernel dropped for no pod cannot be read");
+                None
+            }
+        }
+    }
 }
 
 impl Answers for Operator {
@@ -103,6 +115,7 @@ impl Answers for Operator {
                 lag_seconds: source.lag_seconds,
             },
             peers: Peers { known, capacity, capture_all: known > capacity },
+            unattributed: self.unattributed(),
             pods: pods.into_iter().map(|pod| self.pod(pod)).collect(),
             certificates: self
                 .parts
@@ -156,7 +169,7 @@ impl Answers for Operator {
     }
 }
 
-fn counters(kernel: sluice_kernel::PodCounters, agent: &PodStats) -> Counters {
+fn counters(kernel: PodCounters, agent: &PodStats) -> Counters {
     Counters {
         captured: kernel.captured,
         direct: kernel.direct,

@@ -80,7 +80,15 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Encoded
     gauges(encoder, "sluice_protected_addresses", "The kernel's table of peers", peers.into())?;
     let overflowed = i64::from(status.peers.capture_all);
     let help = "Whether every destination is captured because the table of peers overflowed";
-    gauges(encoder, "sluice_protected_addresses_overflowed", help, one(overflowed))
+    gauges(encoder, "sluice_protected_addresses_overflowed", help, one(overflowed))?;
+    let dropped = status.unattributed.map(|counts| {
+        [("inbound_dropped", counts.inbound_dropped), ("guard_drops", counts.guard_drops)]
+            .map(|(event, count)| (vec![("event", event.to_owned())], seconds(count)))
+    });
+    let help = "Kernel's counts of what it dropped in namespaces of pods, but for no pod that it knows; \
+                inbound_dropped: requests to connect to an address that no pod has in the mesh; guard_drops: packets \
+                from an unknown interface";
+    gauges(encoder, "sluice_kernel_unattributed", help, dropped.into_iter().flatten().collect())
 }
 
 /// Name, help text, and which of a pod's counters it sums up.

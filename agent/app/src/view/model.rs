@@ -15,6 +15,9 @@ pub(crate) struct Status {
     pub(crate) open_connections: usize,
     pub(crate) source: Source,
     pub(crate) peers: Peers,
+    /// Unknown (`None`) if the kernel could not be asked.
+    #[serde(default)]
+    pub(crate) unattributed: Option<Unattributed>,
     pub(crate) pods: Vec<Pod>,
     pub(crate) certificates: Vec<Certificate>,
     pub(crate) policies: Vec<Policy>,
@@ -50,6 +53,15 @@ pub(crate) struct Peers {
     pub(crate) capacity: usize,
     /// Whether every destination is captured because the table overflowed.
     pub(crate) capture_all: bool,
+}
+
+/// What the kernel has dropped in enrolled namespaces without knowing for which pod.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Unattributed {
+    /// Inbound connections to an address that no pod of this node has in the mesh.
+    pub(crate) inbound_dropped: u64,
+    /// Packets from a pod whose interface was not known.
+    pub(crate) guard_drops: u64,
 }
 
 /// A pod of this node.

@@ -4,7 +4,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     Shown, View, certs,
-    model::{Capture, Certificate, Pod, Status},
+    model::{Capture, Certificate, Pod, Status, Unattributed},
     policies,
     table::Table,
 };
@@ -100,11 +100,23 @@ fn header(status: &Status) -> String {
     let peers = &status.peers;
     format!(
         "sluice {version}  node {node}  trust domain {trust_domain}  up {uptime_seconds} s  {open_connections} open \
-         connections\n{}; {} of {} protected addresses\n",
+         connections\n{}; {} of {} protected addresses\n{}",
         known(status),
         peers.known,
-        peers.capacity
+        peers.capacity,
+        status.unattributed.map(unattributed).unwrap_or_default()
     )
+}
+
+/// A line that nobody needs while nothing was dropped.
+fn unattributed(counts: Unattributed) -> String {
+    match counts {
+        Unattributed { inbound_dropped: 0, guard_drops: 0 } => String::new(),
+        Unattributed { inbound_dropped, guard_drops } => format!(
+            "dropped in the pods' namespaces: {inbound_dropped} requests to connect to an address that no pod has \
+             in the mesh, {guard_drops} packets from an unknown interface\n"
+        ),
+    }
 }
 
 fn known(status: &Status) -> String {
