@@ -115,11 +115,10 @@ def http(cell, arguments):
 
 
 def new_connections(cell, arguments):
-    for at_once in (1, 32):
-        name = f"conn{at_once}"
+    for name, at_once, pause_us in (("paced", 1, 3000), ("conn1", 1, 0), ("conn32", 32, 0)):
         with measure.AwakeCpus(at_once == 1), cell.meter() as cpu:
             result = mbload("cr", "-a", cell.ip, "-p", topology.ECHO_PORT, "-P", topology.ECHO_PORTS, "-c", at_once,
-                            "-t", arguments.secs, "-n", 60000)
+                            "-g", pause_us, "-t", arguments.secs, "-n", 60000)
         cell.metrics[name + "_cps"] = result["cps"]
         cell.metrics[name + "_errors"] = result["errors"]
         for part in ("connect", "total"):

@@ -300,7 +300,7 @@ static int ping_pong(void) {
   return failed;
 }
 
-// ---- cr: connect, one request, close, in -c slots at once
+// ---- cr: connect, one request, close, in -c slots at once, each after a pause of -g microseconds
 
 typedef struct {
   int fd;
@@ -375,7 +375,7 @@ static int connect_request_close(void) {
              .size = (size_t)number_option("-s", 64)};
   t.answer = t.size;
   t.request = new_request(&t.size, t.answer);
-  long slots = number_option("-c", 1), most = number_option("-n", 100000);
+  long slots = number_option("-c", 1), most = number_option("-n", 100000), pause_us = number_option("-g", 0);
   samples connects = new_samples(1 << 16), totals = new_samples(1 << 16);
   uint64_t measured = now_ns() + (uint64_t)(seconds_option("-w", 0.2) * (double)SECOND);
   uint64_t end = measured + (uint64_t)(seconds_option("-t", 2) * (double)SECOND), last = measured;
@@ -398,7 +398,9 @@ static int connect_request_close(void) {
         add_sample(&totals, now - s->started);
         last = now;
       }
-      if (now < end && t.started < most) start_slot(&t, s);
+      if (now >= end || t.started >= most) continue;
+      if (pause_us) usleep((useconds_t)pause_us);
+      start_slot(&t, s);
     }
   }
   printf("{\"mode\":\"cr\",\"conc\":%ld,\"errors\":%ld,\"lasterr\":%d,\"total\":%ld,\"unfinished\":%d,\"cps\":%.1f,", slots,
@@ -504,7 +506,7 @@ static int spin(void) {
 
 static int usage(void) {
   fprintf(stderr, "usage: mbload serve|pp|cr|cold|idle|spin [-a ip] [-A ip,ip,...] [-p port] [-P ports] "
-                  "[-c slots or cpu] [-s size] [-n most] [-t seconds] [-w warm-up seconds]\n");
+                  "[-c slots or cpu] [-g pause in us] [-s size] [-n most] [-t seconds] [-w warm-up seconds]\n");
   return 2;
 }
 
