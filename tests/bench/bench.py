@@ -36,7 +36,7 @@ def measure_cell(spec, scope, run, arguments):
         if sut.encrypts(scope) and record["wire_plaintext"]:
             raise RuntimeError("plaintext on the wire: what follows would not measure a mesh")
         for name, case in cases.CASES.items():
-            if name in arguments.tests and (name != "mem" or cell.proxies):
+            if name in arguments.tests:
                 case(cell, arguments)
         if cell.proxies:
             cell.metrics["rss_end_mb"] = cell.proxy_rss()
