@@ -71,11 +71,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Returns what the agents and the controller have logged lately.
+    /// Returns what the agents and the controller have logged lately, except connections that went well.
     pub fn agents_logs(&self) -> String {
         let selector = "-lapp.kubernetes.io/component in (agent,controller)";
-        let logs = ["-n", SYSTEM, "logs", selector, "--all-containers", "--tail=60", "--prefix"];
-        self.kubectl(&logs).unwrap_or_else(|error| format!("{error:#}"))
+        let logs = ["-n", SYSTEM, "logs", selector, "--all-containers", "--tail=20000", "--prefix"];
+        self.kubectl(&logs).map_or_else(|error| format!("{error:#}"), |logs| without_traffic(&logs))
     }
 
     /// Returns the name of a node's agent pod.
@@ -191,4 +191,9 @@ spec:
 "
         )
     }
+}
+
+fn without_traffic(logs: &str) -> String {
+    let tells = |line: &&str| !line.contains("connection complete") || line.contains("error=");
+    logs.lines().filter(tells).collect::<Vec<_>>().join("\n")
 }
