@@ -25,9 +25,9 @@ def http_rows(connections):
 def connection_rows(name, label):
     rate = [] if name == "paced" else [(name + "_cps", label + ": connections/s")]
     return rate + [
-            (name + "_connect_p50_us", label + ": connect p50 us"), (name + "_connect_p99_us", label + ": connect p99 us"),
-            (name + "_total_p50_us", label + ": connect and request p50 us"), (name + "_total_p99_us", label + ": connect and request p99 us"),
-            (name + "_errors", label + ": errors")]
+        (name + "_connect_p50_us", label + ": connect p50 us"), (name + "_connect_p99_us", label + ": connect p99 us"),
+        (name + "_total_p50_us", label + ": connect and request p50 us"), (name + "_total_p99_us", label + ": connect and request p99 us"),
+        (name + "_errors", label + ": errors")]
 
 
 GROUPS = [
@@ -36,7 +36,7 @@ GROUPS = [
     ("Ping-pong on one kept-open connection, us",
      [(f"{name}_{key}_us", f"{label} {word}") for name, label in (("rr64", "64 B"), ("rr1k", "1 KiB")) for key, word in QUANTILES]),
     ("HTTP keep-alive (wrk, nginx)", [row for connections in (1, 16, 64) for row in http_rows(connections)]),
-    ("New connections (connect, 64 B request, close)", 
+    ("New connections (connect, 64 B request, close)",
      connection_rows("paced", "3 ms apart") + connection_rows("conn1", "1 at once") + connection_rows("conn32", "32 at once")),
     ("First connection (connect and 1 request), us",
      [("first_ever_us", "first after the proxies' start"), ("cold_p50_us", "new destination p50 (of 40)"), ("cold_p90_us", "new destination p90"),

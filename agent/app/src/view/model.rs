@@ -56,7 +56,7 @@ pub(crate) struct Peers {
 }
 
 /// What the kernel has dropped in enrolled namespaces without knowing for which pod.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Unattributed {
     /// Inbound connections to an address that no pod of this node has in the mesh.
     pub(crate) inbound_dropped: u64,

@@ -143,7 +143,11 @@ fn nodes(all: &[(&str, &Status)]) -> String {
         ];
         table.row_of(node, cells);
     }
-    table.render("no agent has answered")
+    let dropped = all.iter().filter_map(|(node, status)| {
+        let line = unattributed(status.unattributed?);
+        (!line.is_empty()).then(|| format!("{node}: {line}"))
+    });
+    table.render("no agent has answered") + &dropped.collect::<String>()
 }
 
 fn pods(all: &Shown<'_, Status>) -> String {
@@ -194,4 +198,30 @@ fn pod_cells(pod: &Pod) -> Vec<String> {
         counters.guard_drops.to_string(),
         counters.errors.to_string(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status(unattributed: Option<Unattributed>) -> Status {
+        serde_json::from_value(json!({
+            "version": "1", "node": "n", "instance": "n", "trust_domain": "td", "uptime_seconds": 1,
+            "open_connections": 0, "source": { "version": 1, "errors": [] },
+            "peers": { "known": 0, "capacity": 1, "capture_all": false },
+            "unattributed": unattributed, "pods": [], "certificates": [], "policies": [],
+        }))
+        .expect("a status")
+    }
+
+    #[test]
+    fn drops_for_no_pod_are_shown_with_their_node_and_only_if_there_are_any() {
+        let drops = |inbound_dropped| Some(Unattributed { inbound_dropped, guard_drops: 0 });
+        let (some, none, unknown) = (status(drops(3)), status(drops(0)), status(None));
+        let text = nodes(&[("one", &some), ("two", &none), ("three", &unknown)]);
+        assert_eq!(text.matches("dropped").count(), 1, "{text}");
+        assert!(text.contains("\none: dropped in the pods' namespaces: 3 requests"), "{text}");
+    }
 }
