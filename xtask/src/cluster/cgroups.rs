@@ -2,6 +2,9 @@
 //!
 //! This is how `down` ends everything of the cluster and nothing else. On a machine with version 1 controllers beside
 //! version 2 (hybrid), pods are in a subtree of the same name in each hierarchy.
+//!
+//! CPU time is shared as on a node of its own: pods as a whole against each component. If components stayed in the root
+//! group, each of their threads would weigh as much as all pods.
 
 use std::{
     fs,
@@ -16,6 +19,9 @@ use super::instance::Instance;
 
 /// How long processes may take to end: they release memory and mounts first, which takes seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many processes outside the cluster it weighs as much as, when there is too little CPU time for all.
+const WEIGHT: u32 = 10;
 
 /// The mount points of the cgroup hierarchies.
 pub(crate) struct Hierarchies {
@@ -60,6 +66,7 @@ impl Hierarchies {
                 hand_on_controllers(&self.unified.join(level));
             }
         }
+        self.weigh(instance);
         if let Some(cpuset) = self.legacy.iter().find(|path| path.ends_with("cpuset")) {
             // A version 1 cpuset begins empty, and an empty one accepts no process.
             for level in [root(instance), group] {
@@ -71,17 +78,38 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Makes the group of one component and returns its path. Each component has its own: Sluice recognises a kubelet
+    /// Gives the whole cluster its share of the CPU time.
+    fn weigh(&self, instance: &Instance) {
+        let (file, default) = match self.cpu() {
+            Some(legacy) => (legacy.join(root(instance)).join("cpu.shares"), 1024),
+            None => (self.unified.join(root(instance)).join("cpu.weight"), 100),
+        };
+        // A failure is ignored: without this the cluster is slower on a busy machine, and the same otherwise.
+        fs::write(&file, (WEIGHT * default).to_string()).ok();
+    }
+
+    /// The hierarchy of version 1 that shares CPU time, if version 2's does not.
+    fn cpu(&self) -> Option<&PathBuf> {
+        let is_cpu = |path: &&PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.split(',').any(|controller| controller == "cpu")
+        };
+        self.legacy.iter().find(is_cpu)
+    }
+
+    /// Makes the groups of one component and returns their paths. Each component has its own: Sluice recognises a kubelet
     /// by it, and `stop` checks by it that it kills the right process.
     pub(crate) fn make_for_unit(
         &self,
         instance: &Instance,
         place: &str,
         name: &str,
-    ) -> Result<PathBuf> {
-        let group = self.unified.join(root(instance)).join(place).join(name);
-        make_directories(&group)?;
-        Ok(group)
+    ) -> Result<Vec<PathBuf>> {
+        let group = Path::new(&root(instance)).join(place).join(name);
+        let groups: Vec<_> =
+            self.cpu().into_iter().chain([&self.unified]).map(|path| path.join(&group)).collect();
+        groups.iter().try_for_each(|group| make_directories(group))?;
+        Ok(groups)
     }
 
     /// Kills every process of the cluster and waits until the last one is gone.
@@ -172,12 +200,15 @@ mod tests {
         let unified = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
         let hierarchies = Hierarchies::read(unified).unwrap();
         assert_eq!(hierarchies.unified, Path::new("/sys/fs/cgroup"));
-        assert!(hierarchies.legacy.is_empty());
+        assert!(hierarchies.legacy.is_empty() && hierarchies.cpu().is_none());
         let hybrid = "cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0\n\
+                      cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         let hierarchies = Hierarchies::read(hybrid).unwrap();
         assert_eq!(hierarchies.unified, Path::new("/sys/fs/cgroup/unified"));
-        assert_eq!(hierarchies.legacy, [Path::new("/sys/fs/cgroup/cpuset")]);
+        let legacy = ["cpuset", "cpu,cpuacct"].map(|name| Path::new("/sys/fs/cgroup").join(name));
+        assert_eq!(hierarchies.legacy, legacy);
+        assert_eq!(hierarchies.cpu(), Some(&legacy[1]));
         assert!(Hierarchies::read("tmpfs /sys/fs/cgroup tmpfs rw 0 0\n").is_none());
     }
 }

@@ -64,13 +64,19 @@ impl Unit {
         line: &str,
     ) -> Result<Self> {
         let unit = Self::at(instance, place, name);
-        let group = Hierarchies::find()?.make_for_unit(instance, place, name)?;
+        let groups = Hierarchies::find()?.make_for_unit(instance, place, name)?;
+        let enter: Vec<_> = groups
+            .iter()
+            .map(|group| {
+                format!("echo $$ > {}/cgroup.procs\n", quoted(&group.display().to_string()))
+            })
+            .collect();
         let text = format!(
-            "#!/bin/sh\n# Starts {place}/{name} of the cluster `{cluster}`: in its cgroup and its namespaces.\nset -eu\n\
-             echo $$ > {group}/cgroup.procs\nexport PATH={path}\n\
+            "#!/bin/sh\n# Starts {place}/{name} of the cluster `{cluster}`: in its cgroups and its namespaces.\nset -eu\n\
+             {enter}export PATH={path}\n\
              exec >> {script}.log 2>&1 < /dev/null\necho $$ > {script}.pid\nexec {line}\n",
             cluster = instance.name(),
-            group = quoted(&group.display().to_string()),
+            enter = enter.concat(),
             path = quoted(&instance.path_variable()),
             script = quoted(&unit.script.display().to_string()),
         );
