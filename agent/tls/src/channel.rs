@@ -20,7 +20,7 @@ use self::records::Records;
 use crate::{
     binding::Binding,
     error::TlsError,
-    identity::{Identity, Peer, PeerError, TICKETS_PER_HANDSHAKE},
+    identity::{Identity, Peer, PeerError, TICKETS},
     witness::{self, TrafficSecrets},
 };
 
@@ -167,7 +167,8 @@ impl Channel {
         let is_over = match &self.end {
             End::Client(connection) => {
                 let tickets = usize::try_from(connection.tls13_tickets_received());
-                heard || tickets.is_ok_and(|tickets| tickets >= TICKETS_PER_HANDSHAKE)
+                let expected = connection.handshake_kind().map(|kind| TICKETS.after(kind));
+                heard || expected.is_some_and(|expected| tickets.is_ok_and(|had| had >= expected))
             }
             End::Server(_) => true,
             End::Settled(_) | End::Lost => false,

@@ -12,7 +12,7 @@ use std::{
 
 use rustls::{
     ClientConfig, CommonState, Error, HandshakeKind, ServerConfig,
-    client::{Resumption, UnbufferedClientConnection},
+    client::{Resumption, TicketRequest, UnbufferedClientConnection},
     crypto::{CryptoProvider, aws_lc_rs::Ticketer},
     server::{NoServerSessionStorage, ProducesTickets, UnbufferedServerConnection},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -37,9 +37,17 @@ use crate::{
 /// The protocol that agents speak inside TLS.
 pub const ALPN: &[u8] = b"sluice/1";
 
-/// Tickets that a server sends after a handshake. One replaces the ticket that was used up; the others let a burst of
-/// new connections resume, at less than half the CPU of full handshakes. Each costs about 5 us at both ends together.
-pub(crate) const TICKETS_PER_HANDSHAKE: usize = 4;
+/// Tickets that a server sends after a handshake (RFC 9149): see [`Tickets`].
+pub(crate) const TICKETS: Tickets = Tickets { full: 16, resumed: 4 };
+
+/// How many tickets a handshake brings. They let a burst of new connections resume, at less than half the CPU of full
+/// handshakes, and without waiting for the first of them to end. Each costs about 5 us at both ends together.
+pub(crate) struct Tickets {
+    /// After a full handshake, of which there is one in a while: enough for a burst.
+    full: u8,
+    /// After a resumed one. One replaces the ticket that was used up.
+    resumed: u8,
+}
 
 /// Counts the certificates that this process has had.
 static CERTIFICATES: AtomicU64 = AtomicU64::new(0);
@@ -109,6 +117,15 @@ pub enum PeerError {
     /// What it presented is not believed, or, when it resumed a session, not any more.
     #[error(transparent)]
     Refused(#[from] VerifyError),
+}
+
+// === impl Tickets ===
+
+impl Tickets {
+    /// Returns how many a handshake of this kind brings.
+    pub(crate) fn after(&self, kind: HandshakeKind) -> usize {
+        usize::from(if kind == HandshakeKind::Resumed { self.resumed } else { self.full })
+    }
 }
 
 // === impl Identity ===
@@ -283,6 +300,8 @@ fn client_config(
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone())));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::store(sessions.clone());
+    config.send_ticket_request =
+        Some(TicketRequest { new_session_count: TICKETS.full, resumption_count: TICKETS.resumed });
     config.enable_sni = false;
     config.enable_early_data = false;
     config.key_log = Arc::new(Witness);
@@ -304,7 +323,9 @@ fn server_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.ticketer = tickets;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = TICKETS_PER_HANDSHAKE;
+    // For a client that does not say how many it wants.
+    config.send_tls13_tickets = usize::from(TICKETS.resumed);
+    config.max_tls13_tickets = usize::from(TICKETS.full);
     config.max_early_data_size = 0;
     config.key_log = Arc::new(Witness);
     config.enable_secret_extraction = true;

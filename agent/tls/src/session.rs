@@ -9,6 +9,7 @@
 //! wait a moment for the tickets of the first: see [`Sessions::acquaintance`].
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -209,11 +210,12 @@ impl State {
         }
     }
 
-    /// Forgets the oldest ticket of the server that was used least recently among those with one.
+    /// Forgets the oldest ticket of the server with the most; among equals, of the one that was used least recently.
     fn drop_oldest_ticket(&mut self) {
-        let with_tickets = self.servers.values_mut().filter(|server| !server.tickets.is_empty());
-        if let Some(server) = with_tickets.min_by_key(|server| server.used) {
-            server.tickets.pop_front();
+        let richest = |server: &&mut Server| (server.tickets.len(), Reverse(server.used));
+        if let Some(server) = self.servers.values_mut().max_by_key(richest)
+            && server.tickets.pop_front().is_some()
+        {
             self.tickets -= 1;
         }
     }

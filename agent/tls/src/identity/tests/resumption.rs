@@ -68,6 +68,20 @@ async fn a_burst_to_a_new_server_makes_its_acquaintance_once() {
     assert_eq!((full, kinds.len()), (1, 16));
 }
 
+#[test]
+fn one_full_handshake_brings_tickets_for_a_burst() {
+    let mesh = Mesh::new();
+    let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
+    assert_eq!(connect(&cart, &web), HandshakeKind::Full);
+    // Each takes its ticket when it begins, and none has ended.
+    let mut links: Vec<_> = (0..17).map(|_| link(&cart, &web)).collect();
+    let kinds = links.iter_mut().map(|link| {
+        link.talk().unwrap();
+        link.client.handshake_kind().unwrap()
+    });
+    assert_eq!(kinds.filter(|kind| *kind == HandshakeKind::Resumed).count(), 16);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_long_for_the_tickets_of_another() {
     let mesh = Mesh::new();
@@ -244,13 +258,16 @@ fn sessions_are_bounded() {
     let mesh = Mesh::new();
     let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
     let connect_at = |host| connect_at(&cart, &web, host);
-    // Four tickets each: 64 places fill the store, and the next one displaces the first.
-    for host in 0..65 {
+    // Sixteen tickets each: as many places fill the store, and those that follow take of what all have.
+    for host in 0..256 {
         assert_eq!(connect_at(host), HandshakeKind::Full);
     }
-    assert_eq!(connect_at(64), HandshakeKind::Resumed);
-    assert_eq!(connect_at(32), HandshakeKind::Resumed);
-    assert_eq!(connect_at(0), HandshakeKind::Full);
+    for host in [0, 128, 255] {
+        assert_eq!(connect_at(host), HandshakeKind::Resumed, "{host}");
+    }
+    // One place more displaces the one that was used least recently.
+    assert_eq!(connect_at(256), HandshakeKind::Full);
+    assert_eq!(connect_at(1), HandshakeKind::Full);
 }
 
 #[test]
@@ -258,7 +275,7 @@ fn many_connections_to_one_server_leave_another_its_tickets() {
     let mesh = Mesh::new();
     let (cart, web) = (mesh.identity(CART), mesh.identity(WEB));
     assert_eq!(connect_at(&cart, &web, 1), HandshakeKind::Full);
-    // Each takes one ticket and brings four.
+    // Each takes one ticket and brings several.
     for _ in 0..100 {
         connect_at(&cart, &web, 2);
     }
