@@ -28,8 +28,8 @@ use tokio::{
 
 use crate::{clock::Clock, identity::half_life};
 
-/// Tickets kept per identity, about 2 KiB each.
-const MAX_TICKETS: usize = 256;
+/// Tickets kept per identity, about 1.4 KiB each: a dozen servers have ten each.
+const MAX_TICKETS: usize = 128;
 /// Tickets kept for one server: a burst of connections to it leaves the others theirs.
 const MAX_PER_SERVER: usize = 64;
 /// How long a connection waits for the tickets of others: several round trips within a data centre, and a small delay
