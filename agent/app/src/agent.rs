@@ -41,10 +41,10 @@ use tokio::{
 };
 
 use self::{
-    control::{Control, Ended, Farewell},
+    control::{Control, Ended, Farewell, Parts, Pods},
     fronts::Fronts,
     handover::{Keeper, Predecessor, Stage},
-    operator::{Operator, Parts},
+    operator::Operator,
 };
 use crate::{args::AgentOptions, authority, cni, datapath::find_cgroup, logging, view::server};
 
@@ -132,16 +132,16 @@ async fn start(config: &AgentConfig) -> anyhow::Result<Agent> {
     let proxy = Arc::new(Proxy::start(Arc::clone(&shared), config.workers)?);
     tokio::spawn(expiry::watch(Arc::clone(&shared)));
     tokio::spawn(trust::enforce(Arc::clone(&shared), Arc::clone(&proxy)));
-    let pods = Arc::new(Mutex::new({
-        let served = Arc::clone(&proxy) as Arc<dyn Workers>;
-        let manager = PodManager::new(Arc::clone(&datapath), served, config.workers);
-        manager.with_processes(config.proc.clone())
-    }));
+    let pods = Arc::new(Mutex::new(manager(config, &datapath, &proxy)));
     let (stage, stages) = watch::channel(Stage::Serving);
     follow_node(config, &settings, &datapath, &stages);
     let source::Started { snapshots, status, announced, reports, own_pod, has_plugin } = source;
-    let parts = (Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&datapath));
-    let operator = operator(config, settings, parts.clone(), (status, trust));
+    let parts = Parts {
+        shared: Arc::clone(&shared),
+        pods: Arc::clone(&pods),
+        datapath: Arc::clone(&datapath),
+    };
+    let operator = Arc::new(Operator::new(config, settings, parts.clone(), status, trust));
     let control = Control::new(config.node.clone(), parts, wanted)
         .telling(reports)
         .leaving(Farewell::new(own_pod.clone(), has_plugin));
@@ -201,13 +201,10 @@ impl Succession {
     }
 }
 
-fn operator(
-    config: &AgentConfig,
-    settings: Settings,
-    (shared, pods, datapath): control::Parts,
-    (source, trust): (source::StatusHandle, Arc<Trust>),
-) -> Arc<Operator> {
-    Arc::new(Operator::new(config, settings, Parts { shared, pods, datapath, source, trust }))
+fn manager(config: &AgentConfig, datapath: &Arc<Datapath>, proxy: &Arc<Proxy>) -> Pods {
+    let served = Arc::clone(proxy) as Arc<dyn Workers>;
+    let manager = PodManager::new(Arc::clone(datapath), served, config.workers);
+    manager.with_processes(config.proc.clone())
 }
 
 fn follow_node(

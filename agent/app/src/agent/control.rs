@@ -25,8 +25,13 @@ const FAREWELL_INTERVAL: Duration = Duration::from_millis(500);
 /// The manager of this node's pods, on the real kernel.
 pub(super) type Pods = PodManager<Arc<Datapath>>;
 
-/// The parts of the agent that the control loop acts on.
-pub(super) type Parts = (Arc<Shared>, Arc<Mutex<Pods>>, Arc<Datapath>);
+/// What is known of the node's pods and their connections, and what changes it.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pods: Arc<Mutex<Pods>>,
+    pub(super) datapath: Arc<Datapath>,
+}
 
 /// The control loop and its state.
 pub(super) struct Control {
@@ -76,11 +81,8 @@ pub(super) enum Ended {
 
 impl Control {
     /// Creates the loop. `wanted` names the identities for which certificates are kept already.
-    pub(super) fn new(
-        node: String,
-        (shared, pods, datapath): Parts,
-        wanted: HashSet<SpiffeId>,
-    ) -> Self {
+    pub(super) fn new(node: String, parts: Parts, wanted: HashSet<SpiffeId>) -> Self {
+        let Parts { shared, pods, datapath } = parts;
         let turns = watch::Sender::new(0);
         Self {
             node,

@@ -1,19 +1,19 @@
 //! Gathers the answers to the operator's questions from the parts of the agent.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::Instant,
 };
 
 use sluice_identity::Trust;
-use sluice_kernel::{Datapath, PodCounters, Settings};
-use sluice_pods::{PodManager, PodState, PodStatus};
-use sluice_proxy::{Direction, Live, PodStats, Shared, Transport};
+use sluice_kernel::{PodCounters, Settings};
+use sluice_pods::{PodState, PodStatus};
+use sluice_proxy::{Direction, Live, PodStats, Transport};
 use sluice_source::AgentConfig;
 use sluice_tls::{AuthorityStatus, CertStatus, Crl, UnixTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{expiry, facts, policies, source::StatusHandle};
+use super::{control::Parts, expiry, facts, policies, source::StatusHandle};
 use crate::view::{
     model::{
         Capture, Certificate, Certs, Counters, Flow, NodeFacts, Peers, Pod, Policy, Source, Status,
@@ -29,27 +29,28 @@ pub(super) struct Operator {
     started: Instant,
     settings: Settings,
     parts: Parts,
-}
-
-/// The parts of the agent that hold the answers.
-pub(super) struct Parts {
-    pub(super) shared: Arc<Shared>,
-    pub(super) pods: Arc<Mutex<PodManager<Arc<Datapath>>>>,
-    pub(super) datapath: Arc<Datapath>,
-    pub(super) source: StatusHandle,
-    pub(super) trust: Arc<Trust>,
+    source: StatusHandle,
+    trust: Arc<Trust>,
 }
 
 // === impl Operator ===
 
 impl Operator {
-    pub(super) fn new(config: &AgentConfig, settings: Settings, parts: Parts) -> Self {
+    pub(super) fn new(
+        config: &AgentConfig,
+        settings: Settings,
+        parts: Parts,
+        source: StatusHandle,
+        trust: Arc<Trust>,
+    ) -> Self {
         Self {
             node: config.node.clone(),
             instance: config.instance.clone(),
             started: Instant::now(),
             settings,
             parts,
+            source,
+            trust,
         }
     }
 
@@ -94,7 +95,7 @@ impl Answers for Operator {
     fn status(&self) -> Status {
         let snapshot = self.parts.shared.snapshot();
         let pods = self.parts.pods.lock().unwrap_or_else(PoisonError::into_inner).status();
-        let source = self.parts.source.report();
+        let source = self.source.report();
         let policies = policies::of(&snapshot, &source);
         let known = snapshot.protected_addresses().count();
         let capacity = usize::try_from(self.settings.max_peers).unwrap_or(usize::MAX);
@@ -152,12 +153,12 @@ impl Answers for Operator {
             denied: trust.revocations().denied().len(),
             warnings: expiry::warnings(store),
             trust_warnings,
-            faults: self.parts.trust.faults().borrow().to_vec(),
+            faults: self.trust.faults().borrow().to_vec(),
         }
     }
 
     fn policies(&self) -> Vec<Policy> {
-        policies::of(&self.parts.shared.snapshot(), &self.parts.source.report())
+        policies::of(&self.parts.shared.snapshot(), &self.source.report())
     }
 
     fn node(&self) -> NodeFacts {
