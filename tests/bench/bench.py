@@ -57,7 +57,7 @@ def host():
     names = ["net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem", "net/core/rmem_max", "net/core/wmem_max", "net/core/default_qdisc"]
     sysctl = {name: " ".join(measure.read("/proc/sys/" + name).split()) for name in names}
     sysctl["congestion control in the namespaces"] = topology.CONGESTION_CONTROL
-    return {"kernel": platform.release(), "cpus": os.cpu_count(), "cpu": cpu, "sysctl": sysctl}
+    return {"kernel": platform.release(), "cpus": os.cpu_count(), "cpu": cpu, "sysctl": sysctl, "trace_events": measure.trace_events()}
 
 
 def parse():
@@ -87,6 +87,8 @@ def parse():
 def main():
     arguments = parse()
     results = {"started": time.strftime("%F %T"), "host": host(), "args": vars(arguments), "cells": []}
+    if results["host"]["trace_events"]:
+        print(report.slowed_by(results["host"]["trace_events"]), file=sys.stderr, flush=True)
     measure.AwakeCpus.enabled = not arguments.no_spin
     for number in (signal.SIGTERM, signal.SIGINT):
         # As an exception, so that the cell at work clears up.

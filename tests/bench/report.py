@@ -91,6 +91,11 @@ def scope_table(results, scope):
     return lines
 
 
+def slowed_by(trace_events):
+    return (f"SLOWED: the kernel traces {', '.join(trace_events)}, which takes time in every SUT. "
+            "To end it: echo 0 > /sys/kernel/tracing/events/enable")
+
+
 def table(results):
     cells, about, arguments = results["cells"], results["host"], results["args"]
     others = [cell.get("others", 0) for cell in cells]
@@ -98,6 +103,8 @@ def table(results):
              f"{results['total_secs']:.0f} s in all. Median (min..max); x is the ratio to {arguments['sut'][0]}.",
              f"Load of others before the cells: median {statistics.median(others):.0%}, most {max(others):.0%} of the machine; "
              f"steal {sum(cell['steal_s'] for cell in cells):.1f} s."]
+    if about.get("trace_events"):
+        lines.append(slowed_by(about["trace_events"]))
     lines += [f"FAILED: {cell['sut']} {cell['scope']} run {cell['run']}: {cell['error']}" for cell in cells if "error" in cell]
     for scope in arguments["scopes"]:
         lines += scope_table(results, scope)
