@@ -37,6 +37,7 @@ mod spares;
 mod stats;
 #[cfg(test)]
 mod testing;
+mod turns;
 mod worker;
 
 pub use live::{Direction, Facts, Live, LiveTable, Transport};

@@ -27,19 +27,17 @@ use std::{
 use futures_util::task::AtomicWaker;
 use sluice_tls::Binding;
 use sluice_wire::ResetReason;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     inbound::Host,
     live::{Listed, Live},
-    pool::Key,
     scratch::Scratch,
     session::Session,
 };
 
 /// Most streams that are being opened at once between two pods of one node, and so the most sessions in use. Each is
 /// free again at once, so a burst of connections needs few handshakes and descriptors.
-const OPENING: usize = 16;
+pub(crate) const OPENING: usize = 16;
 
 /// Handshakes whose server, in this process, waits to see whether the client is here too.
 #[derive(Debug, Default)]
@@ -85,18 +83,6 @@ pub(crate) struct Local {
     pub(crate) delivered: Delivered,
     /// What the client has already sent.
     pub(crate) head: Vec<u8>,
-}
-
-/// Limits how many streams are being opened at once to pods of the same node.
-#[derive(Debug, Default)]
-pub(crate) struct Turns(Mutex<HashMap<Key, Arc<Semaphore>>>);
-
-/// Permission to open a stream, held until the stream is open.
-#[derive(Debug)]
-pub(crate) struct Turn<'a> {
-    turns: &'a Turns,
-    key: &'a Key,
-    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A server's announcement, withdrawn when this is dropped.
@@ -191,33 +177,6 @@ impl Link {
 impl Drop for Offer {
     fn drop(&mut self) {
         *lock(&self.0.server) = Server::Ended;
-    }
-}
-
-// === impl Turns ===
-
-impl Turns {
-    /// Waits until few enough streams are being opened with this key. Callers get their turns in the order of their
-    /// calls.
-    pub(crate) async fn wait<'a>(&'a self, key: &'a Key) -> Turn<'a> {
-        let permits = {
-            let mut turns = lock(&self.0);
-            let fresh = || Arc::new(Semaphore::new(OPENING));
-            Arc::clone(turns.entry(key.clone()).or_insert_with(fresh))
-        };
-        // The semaphore is never closed.
-        let permit = permits.acquire_owned().await.ok();
-        Turn { turns: self, key, permit }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        drop(self.permit.take());
-        let mut turns = lock(&self.turns.0);
-        if turns.get(self.key).is_some_and(|permits| Arc::strong_count(permits) == 1) {
-            turns.remove(self.key);
-        }
     }
 }
 

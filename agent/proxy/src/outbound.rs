@@ -266,17 +266,15 @@ impl Captured {
     ) -> Result<(Session, bool), Failure> {
         let certificates = &*self.worker.shared.certificates;
         loop {
-            let pooled = self.worker.session(key).await;
-            let reused = pooled.is_some();
-            let mut session = match pooled {
-                Some(session) if !certificates.may_reuse(&session.peer, identity) => {
-                    session.close();
-                    continue;
-                }
-                Some(session) => session,
+            let (mut session, reused) = match self.worker.session(key).await {
+                Some(session) => (session, true),
                 // Boxed: otherwise an idle connection would keep the space of its handshake.
                 None => Box::pin(connect(&self.worker, &self.pod, identity, key)).await?,
             };
+            if reused && !certificates.may_reuse(&session.peer, identity) {
+                session.close();
+                continue;
+            }
             live.rests_on(&session.peer.chain);
             match session.still_trusted(certificates, &key.source_identity) {
                 Ok(()) => return Ok((session, reused)),

@@ -17,11 +17,15 @@ use sluice_tls::CertStore;
 
 use crate::{
     live::{Facts, Listed, Live, LiveTable},
-    local::{Links, Turns},
+    local::{Links, OPENING},
     series::SeriesTable,
     stats::StatsTable,
+    turns::Turns,
 };
 
+/// Most handshakes at once for connections of a pod to one destination, unless they take long. Of a burst, the first are
+/// served sooner if not all handshakes are begun before one is complete; so many are enough to keep both agents busy.
+const HANDSHAKES: usize = 4;
 /// How long a pod's own agent may take to capture it once it is in the mesh. Until then its plaintext is judged like
 /// a stranger's: otherwise a pod that joins a PERMISSIVE mesh would lose connections.
 const CAPTURE_TIME: Duration = Duration::from_secs(5);
@@ -46,6 +50,8 @@ pub struct Shared {
     pub(crate) links: Links,
     /// Limits on how many streams are being opened at once between pods of this node.
     pub(crate) turns: Turns,
+    /// Limits on how many handshakes are made at once for connections that wait for them.
+    pub(crate) handshakes: Turns,
     turn: AtomicUsize,
 }
 
@@ -68,7 +74,8 @@ impl Shared {
             series: SeriesTable::new(workers),
             stats: StatsTable::default(),
             links: Links::default(),
-            turns: Turns::default(),
+            turns: Turns::new(OPENING),
+            handshakes: Turns::new(HANDSHAKES),
             turn: AtomicUsize::new(0),
         }
     }

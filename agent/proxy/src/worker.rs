@@ -100,7 +100,7 @@ enum Side {
 impl Worker {
     /// Takes an idle session for `key`: one of this worker's own, or else another worker's. To take over another's
     /// costs two system calls, far less than a handshake.
-    fn take_session(&self, key: &Key) -> Option<Session> {
+    pub(crate) fn take_session(&self, key: &Key) -> Option<Session> {
         let own = lock(self.pools.get(self.index)?).take(key);
         if own.is_some() {
             return own;

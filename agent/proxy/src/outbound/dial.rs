@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +21,7 @@ use crate::{
     pool::{Key, MAX_PER_KEY},
     session::{Broken, Session},
     spares::Provision,
+    turns::Turn,
     worker::Worker,
 };
 
@@ -27,6 +29,8 @@ use crate::{
 const CERTIFICATE_TIME: Duration = Duration::from_secs(5);
 /// How long a spare waits for its tickets, with which the next handshake is cheaper.
 const TICKET_TIME: Duration = Duration::from_millis(100);
+/// How long a handshake may hold up those that wait for their turn.
+const TURN_TIME: Duration = Duration::from_millis(4);
 /// The pause between two spares: a handshake holds up what else its workers carry, at both ends.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -37,13 +41,14 @@ pub(super) async fn certificate(worker: &Worker, pod: &Pod) -> Result<Arc<Identi
     certificate.map_err(|source| Failure::NoCertificate { identity: identity.clone(), source })
 }
 
-/// Makes a session for a connection that waits for it. A burst of them is followed by spares.
+/// Makes a session for a connection that waits for it, or takes one that is idle when its turn comes. Returns whether it
+/// has carried others. A burst of connections that wait is followed by spares.
 pub(super) async fn connect(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
     identity: &Identity,
     key: &Key,
-) -> Result<Session, Failure> {
+) -> Result<(Session, bool), Failure> {
     let (wait, provision) = worker.spares.wait(key);
     if let Some(provision) = provision {
         let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
@@ -56,12 +61,27 @@ pub(super) async fn connect(
             drop(pod.while_there(provided).await);
         });
     }
-    let mut session = make(worker, pod, identity, key, None).await?;
+    let turn = timeout(CONNECT_TIME, worker.shared.handshakes.wait(key)).await;
+    let turn = turn.map_err(|_elapsed| Failure::AgentTimeout(key.destination))?;
+    if let Some(session) = worker.take_session(key) {
+        return Ok((session, true));
+    }
+    let mut session = in_turn(turn, make(worker, pod, identity, key, None)).await?;
     // Over a session within this process, any number of connections are opened by a call: no burst needs more.
     if session.link.is_none() {
         session.purpose = Some(wait.over());
     }
-    Ok(session)
+    Ok((session, false))
+}
+
+/// Makes a session, and gives up the turn when it takes long: a peer that is far away, or gone, holds up nobody else.
+async fn in_turn<T>(turn: Turn<'_>, making: impl Future<Output = T>) -> T {
+    let mut making = pin!(making);
+    if let Ok(made) = timeout(TURN_TIME, &mut making).await {
+        return made;
+    }
+    drop(turn);
+    making.await
 }
 
 /// Makes the spares that a burst of connections calls for, one after another. A failure ends that: if connections find
@@ -150,4 +170,23 @@ pub(super) async fn dial(
         socket
     };
     TcpStream::connect(socket, destination).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+    use crate::{testing::key, turns::Turns};
+
+    #[tokio::test]
+    async fn a_handshake_that_takes_long_holds_up_others_for_a_moment_only() {
+        let (turns, key) = (Turns::new(1), key(80));
+        let soon = Duration::from_secs(1);
+        let slow = in_turn(turns.wait(&key).await, timeout(2 * soon, pending::<()>()));
+        let next = timeout(soon, async { in_turn(turns.wait(&key).await, ready(())).await });
+        let (slow, next) = tokio::join!(slow, next);
+        assert!(next.is_ok(), "it waited for one that gets no answer");
+        assert!(slow.is_err(), "the slow one was given up with its turn");
+    }
 }

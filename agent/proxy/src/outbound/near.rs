@@ -10,13 +10,14 @@ use super::{CONNECT_TIME, Captured, Failure, ending::complete};
 use crate::{
     closing,
     live::Live,
-    local::{Delivered, Found, Local, Turn},
+    local::{Delivered, Found, Local},
     plain::{self, PlainEnd},
     pool::Key,
     relay::Side,
     returning::Return,
     session::Session,
     shared::Shared,
+    turns::Turn,
 };
 
 /// What came of an attempt to open a stream in memory.
