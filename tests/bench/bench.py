@@ -35,9 +35,10 @@ def measure_cell(spec, scope, run, arguments):
         record["wire_plaintext"] = record["wire"]["marker_hits"] > 0
         if sut.encrypts(scope) and record["wire_plaintext"]:
             raise RuntimeError("plaintext on the wire: what follows would not measure a mesh")
-        for name, case in cases.CASES.items():
-            if name in arguments.tests:
-                case(cell, arguments)
+        with measure.NodeCpus(arguments.node_cpus and scope == "cross", cell.proxies, servers):
+            for name, case in cases.CASES.items():
+                if name in arguments.tests:
+                    case(cell, arguments)
         if cell.proxies:
             cell.metrics["rss_end_mb"] = cell.proxy_rss()
     except Exception as error:  # one cell's failure is a row of the table, not the end of a long run
@@ -71,6 +72,7 @@ def parse():
     parser.add_argument("--bulk-secs-same", type=int, default=3)
     parser.add_argument("--quiet-wait", type=float, default=5, help="wait at most this long per cell for other load to fall below 10%%")
     parser.add_argument("--nice", type=int, default=0, help="niceness of all we start (negative: less disturbed by other jobs, at their cost)")
+    parser.add_argument("--node-cpus", action="store_true", help="between nodes, give each node half of the CPUs")
     parser.add_argument("--no-spin", action="store_true", help="let CPUs halt while one request is in flight")
     parser.add_argument("--out", default=os.path.abspath("bench.json"))
     parser.add_argument("--workdir", default=os.path.abspath("bench-work"))
@@ -80,6 +82,8 @@ def parse():
     unknown = [name for name in arguments.tests if name not in cases.CASES] + [name for name in arguments.scopes if name not in ("cross", "same")]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
+    if arguments.node_cpus and len(measure.CPUS) < 2:
+        parser.error("--node-cpus: there is one CPU for both nodes")
     arguments.workdir = os.path.abspath(arguments.workdir)
     return arguments
 

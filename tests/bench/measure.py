@@ -6,6 +6,7 @@ import time
 import topology
 
 TICKS = os.sysconf("SC_CLK_TCK")
+CPUS = sorted(os.sched_getaffinity(0))
 
 
 def read(path):
@@ -89,6 +90,31 @@ class Meter:
             metrics[f"{name}_{who}_cpu_per_{unit}"] = spent / amount
 
 
+class NodeCpus:
+    """Gives each of the two nodes half of the CPUs, as if it were a machine: clients are on node a, servers on node b.
+
+    Only once everything runs: a proxy that finds fewer CPUs when it starts has fewer threads."""
+
+    def __init__(self, wanted, proxies, servers):
+        self.wanted = wanted
+        half = len(CPUS) // 2
+        self.of_clients, of_servers = CPUS[:half], CPUS[half:]
+        self.of_others = {pid: self.of_clients if name.endswith("-a") else of_servers for name, pid in proxies.items()}
+        self.of_others.update({pid: of_servers for pid in servers})
+
+    def __enter__(self):
+        if not self.wanted:
+            return
+        for pid, cpus in self.of_others.items():
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setaffinity(int(thread), cpus)
+        # What we start from here on inherits this.
+        os.sched_setaffinity(0, self.of_clients)
+
+    def __exit__(self, *_):
+        os.sched_setaffinity(0, CPUS)
+
+
 def trace_events():
     """The kernel's trace events that somebody has switched on, in so far as it shows: they cost time even while nothing
     is recorded, those of system calls most."""
@@ -113,8 +139,7 @@ class AwakeCpus:
 
     def __enter__(self):
         if self.enabled and self.wanted:
-            cpus = sorted(os.sched_getaffinity(0))
-            self.spinners = [subprocess.Popen([topology.MBLOAD, "spin", "-c", str(cpu), "-t", "60"]) for cpu in cpus]
+            self.spinners = [subprocess.Popen([topology.MBLOAD, "spin", "-c", str(cpu), "-t", "60"]) for cpu in CPUS]
             time.sleep(0.05)
 
     def __exit__(self, *_):

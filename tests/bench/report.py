@@ -103,6 +103,8 @@ def table(results):
              f"{results['total_secs']:.0f} s in all. Median (min..max); x is the ratio to {arguments['sut'][0]}.",
              f"Load of others before the cells: median {statistics.median(others):.0%}, most {max(others):.0%} of the machine; "
              f"steal {sum(cell['steal_s'] for cell in cells):.1f} s."]
+    if arguments.get("node_cpus"):
+        lines.append("Between nodes, each node had half of the CPUs.")
     if about.get("trace_events"):
         lines.append(slowed_by(about["trace_events"]))
     lines += [f"FAILED: {cell['sut']} {cell['scope']} run {cell['run']}: {cell['error']}" for cell in cells if "error" in cell]
