@@ -1,4 +1,5 @@
 """CPU and memory of processes and of the machine, and the conditions that a measurement needs."""
+import contextlib
 import os
 import subprocess
 import time
@@ -107,7 +108,9 @@ class NodeCpus:
             return
         for pid, cpus in self.of_others.items():
             for thread in os.listdir(f"/proc/{pid}/task"):
-                os.sched_setaffinity(int(thread), cpus)
+                # A thread may have ended meanwhile.
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread), cpus)
         # What we start from here on inherits this.
         os.sched_setaffinity(0, self.of_clients)
 

@@ -49,7 +49,7 @@ pub struct Shared {
     /// Handshakes whose two ends may both be in this process.
     pub(crate) links: Links,
     /// Limits on how many streams are being opened at once between pods of this node.
-    pub(crate) turns: Turns,
+    pub(crate) openings: Turns,
     /// Limits on how many handshakes are made at once for connections that wait for them.
     pub(crate) handshakes: Turns,
     turn: AtomicUsize,
@@ -74,7 +74,7 @@ impl Shared {
             series: SeriesTable::new(workers),
             stats: StatsTable::default(),
             links: Links::default(),
-            turns: Turns::new(OPENING),
+            openings: Turns::new(OPENING),
             handshakes: Turns::new(HANDSHAKES),
             turn: AtomicUsize::new(0),
         }

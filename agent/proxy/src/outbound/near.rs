@@ -40,7 +40,7 @@ impl Captured {
         if !self.near {
             return Ok(None);
         }
-        let turn = timeout(CONNECT_TIME, shared.turns.wait(key)).await;
+        let turn = timeout(CONNECT_TIME, shared.openings.wait(key)).await;
         turn.map(Some).map_err(|_elapsed| Failure::AgentTimeout(key.destination))
     }
 
